@@ -22,6 +22,7 @@ from softless.measure import audit, cost
 from softless.models import create_model, load_weights
 from softless.models.registration import register
 from softless.models.registration import register_installed as _register_installed
+from softless.moved import find_moved_modules as _find_moved_modules
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,7 @@ _VERBS = {
     "eval": "softless.cli.eval",
     "predict": "softless.cli.predict",
     "list": "softless.cli.list",
-    "explain": "softless.saliency",
+    "explain": "softless.tasks.opened",
     "stream": "softless.slides",
     "slide": "softless.cli.slide",
     "swap": "softless.convert",
@@ -82,4 +83,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_VERBS, *CLASSES, "testing"})
 
 
+_find_moved_modules()
 _register_installed()

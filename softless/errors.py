@@ -75,8 +75,8 @@ class Interrupted(SoftlessError):
     signal.
     """
 
-    def __init__(self, said: str, exit_code: int) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
         self.exit_code = exit_code
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -160,16 +160,16 @@ def located(path: str | Path) -> Path:
             links, or `~` and no such user.
     """
     try:
-        place = Path(path).expanduser()
+        expanded = Path(path).expanduser()
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             # Path.exists raises for some of these and is silent for others
-            os.stat(place)  # noqa: PTH116
+            os.stat(expanded)  # noqa: PTH116
     except (OSError, ValueError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
             f"the path {clipped(path)} cannot be used ({why}): name another"
         ) from error
-    return place
+    return expanded
 
 
 def of_the_system(error: OSError) -> str:
@@ -199,14 +199,14 @@ def _installed(module: str) -> bool:
         return False
 
 
-def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.5) -> str:
     """«Did you mean 'sima'? » for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)
     return f"Did you mean '{close[0]}'? " if close else ""
 
 
-def unknown(kind: str, word: str, known: Iterable[str], *, show: int = 30) -> UsageError:
+def unknown(kind: str, word: str, names: Iterable[str], *, show: int = 30) -> UsageError:
     """An error for a name that is not in a list, with the nearest one and the list itself."""
-    known = sorted(known)
-    listed = ", ".join(known[:show]) + (f", … ({len(known)} in all)" if len(known) > show else "")
-    return UsageError(f"no {kind} named '{clipped(word)}'. {nearest(word, known)}Known: {listed}")
+    names = sorted(names)
+    listed = ", ".join(names[:show]) + (f", … ({len(names)} in all)" if len(names) > show else "")
+    return UsageError(f"no {kind} named '{clipped(word)}'. {nearest(word, names)}Known: {listed}")

@@ -34,9 +34,9 @@ def gather(mine: T) -> list[T]:
     """What every rank has, by rank."""
     if size() == 1:
         return [mine]
-    found: list[Any] = [None] * size()
-    dist.all_gather_object(found, mine)
-    return found
+    gathered: list[Any] = [None] * size()
+    dist.all_gather_object(gathered, mine)
+    return gathered
 
 
 def first(work: Callable[[], T]) -> T:
@@ -69,14 +69,14 @@ def together(work: Callable[[], T]) -> T:
     done, error = None, None
     try:
         done = work()
-    except (SoftlessError, OSError) as found:
-        error = found
-    said = gather(None if error is None else str(error))
-    if all(text is not None for text in said):
+    except (SoftlessError, OSError) as caught:
+        error = caught
+    messages = gather(None if error is None else str(error))
+    if all(text is not None for text in messages):
         raise shared(error)
     if error is not None:
         raise error if rank() == 0 else shared(error)
-    for number, text in enumerate(said):
+    for number, text in enumerate(messages):
         if text is not None:
             raise shared(UsageError(f"rank {number} of {size()}: {text}"))
     return done  # type: ignore[return-value]
@@ -102,7 +102,7 @@ def abreast(mine: Iterable[T], rounds: int) -> Iterator[T]:
     """
     source = iter(mine)
     for _ in range(rounds):
-        yield from together(lambda: [one] if (one := next(source, _END)) is not _END else [])
+        yield from together(lambda: [item] if (item := next(source, _END)) is not _END else [])
 
 
 def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
@@ -112,10 +112,10 @@ def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
     >>> interleaved([[1, 4], [2, 5], [3]])
     [1, 2, 3, 4, 5]
     """
-    whole: list[Any] = [None] * sum(map(len, parts))
+    merged: list[Any] = [None] * sum(map(len, parts))
     for number, part in enumerate(parts):
-        whole[number :: len(parts)] = part
-    return whole
+        merged[number :: len(parts)] = part
+    return merged
 
 
 def in_order(mine: Iterable[T], total: int) -> Iterator[T]:
@@ -126,16 +126,16 @@ def in_order(mine: Iterable[T], total: int) -> Iterator[T]:
         mine: this rank's items of the whole: rank r has the places r, r + size, r + 2 size, …
         total: items of the whole.
     """
-    for found in _rounds(mine, total, everywhere=False):
-        yield from found
+    for round_items in _rounds(mine, total, everywhere=False):
+        yield from round_items
 
 
 def everywhere(mine: Iterable[T], total: int) -> Iterator[T]:
     """What all ranks have in the order of the whole, on every rank, as it comes; the arguments are
     those of `in_order`.
     """
-    for found in _rounds(mine, total, everywhere=True):
-        yield from found
+    for round_items in _rounds(mine, total, everywhere=True):
+        yield from round_items
 
 
 def _rounds(mine: Iterable[T], total: int, *, everywhere: bool) -> Iterator[list[T]]:
@@ -154,6 +154,6 @@ def _collected(item: Any, *, everywhere: bool) -> list[Any]:
     """The items of one round by rank; nothing on ranks that do not need them."""
     if everywhere:
         return gather(item)
-    found: list[Any] | None = [None] * size() if rank() == 0 else None
-    dist.gather_object(item, found, dst=0)
-    return found or []
+    gathered: list[Any] | None = [None] * size() if rank() == 0 else None
+    dist.gather_object(item, gathered, dst=0)
+    return gathered or []

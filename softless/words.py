@@ -3,20 +3,22 @@ nothing that steers a terminal.
 """
 
 from collections.abc import Iterable
-from unicodedata import category
+from unicodedata import category, normalize
 
 POINTER = b"version https://git-lfs"  # begins a file that stands for another
 POINTED = "a Git LFS pointer and not the file itself: fetch it with git lfs pull"
+ALIKE = "differ only in case, or in how an accent is encoded; rename or merge them"
+NO_TEXT = "a name that is not UTF-8, and results and pages name their classes: rename it"
 SPACE = "Zs"  # of Unicode: the narrow space between thousands is one
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def counted(number: int, singular: str, plural: str | None = None) -> str:
     """A number with its noun.
 
     >>> counted(1, "image"), counted(1200, "image"), counted(0, "class", "classes")
     ('1 image', '1,200 images', '0 classes')
     """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def few(items: Iterable[str], show: int = 10) -> str:
@@ -56,20 +58,21 @@ def visible(text: object, *, lines: bool = False) -> str:
     text = str(text)
     if text.isprintable():
         return text
-    kept = "\n" if lines else ""
+    allowed = "\n" if lines else ""
     return "".join(
-        c if c.isprintable() or c in kept or category(c) == SPACE else repr(c)[1:-1] for c in text
+        c if c.isprintable() or c in allowed or category(c) == SPACE else repr(c)[1:-1]
+        for c in text
     )
 
 
-def clipped(text: object, most: int = 200) -> str:
+def clipped(text: object, limit: int = 200) -> str:
     """Text as a sentence repeats it: whole, or its beginning where it is longer than anybody reads.
 
-    >>> clipped("abcdef", most=4)
+    >>> clipped("abcdef", limit=4)
     'abcd… (6 signs)'
     """
     text = str(text)
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} signs)"
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} signs)"
 
 
 def aligned(pairs: Iterable[tuple[object, object]]) -> list[str]:
@@ -78,9 +81,9 @@ def aligned(pairs: Iterable[tuple[object, object]]) -> list[str]:
     >>> aligned([("cat", 3), ("horse", 12)])
     ['  cat    3', '  horse  12']
     """
-    shown = [(visible(name), said) for name, said in pairs]
-    width = max((len(name) for name, _ in shown), default=0)
-    return [f"  {name:<{width}}  {said}" for name, said in shown]
+    rows = [(visible(name), value) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]
 
 
 def is_text(name: str) -> bool:
@@ -106,3 +109,15 @@ def as_cell(text: str) -> str:
 
 # the wide signs count in some languages
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def composed(name: str) -> str:
+    """A class's name, whose accents some file systems write apart from their letters."""
+    return normalize("NFC", name)
+
+
+def twins_of(names: Iterable[str]) -> dict[str, str]:
+    """Names that people read as one before them: name -> that one."""
+    first_by_form: dict[str, str] = {}
+    first = {name: first_by_form.setdefault(composed(name).casefold(), name) for name in names}
+    return {name: twin for name, twin in first.items() if twin != name}

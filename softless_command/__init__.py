@@ -49,7 +49,7 @@ def answer(words: Sequence[str]) -> str | None:
 
 def parser(stored: Mapping[str, Any]) -> argparse.ArgumentParser:
     """A verb's parser with what its help is made of."""
-    made = argparse.ArgumentParser(
+    argument_parser = argparse.ArgumentParser(
         prog=stored["prog"],
         usage=stored["usage"],
         description=stored["description"],
@@ -63,5 +63,5 @@ def parser(stored: Mapping[str, Any]) -> argparse.ArgumentParser:
             how["action"] = ACTIONS[how["action"]]
         if how.get("help") is None:
             how["help"] = argparse.SUPPRESS
-        made.add_argument(*names, default=argparse.SUPPRESS, **how)
-    return made
+        argument_parser.add_argument(*names, default=argparse.SUPPRESS, **how)
+    return argument_parser

@@ -380,10 +380,10 @@ NAMED = 10  # an error so many times the claim names the data it comes from
 
 def settings() -> str:
     """Every field of a recipe: its default, what it takes and what it is
-    (`softless.training.recipe`).
+    (`softless.experiment.recipe`).
     """
-    from softless.training.fields import shown, walk
-    from softless.training.recipe import Recipe
+    from softless.experiment.fields import shown, walk
+    from softless.experiment.recipe import Recipe
 
     groups: dict[str, list[tuple[str, ...]]] = {}
     for row in walk(Recipe):
@@ -391,8 +391,8 @@ def settings() -> str:
         cells = (
             f"`{row.name}`",
             f"`{shown(row.value)}`",
-            row.about.takes(row.hint),
-            row.about.says,
+            row.setting.takes(row.hint),
+            row.setting.says,
         )
         groups.setdefault(group, []).append(cells)
     head = ["field", "default", "takes", "what it is"]

@@ -21,12 +21,13 @@ from softless.attention.record import (
     Views,
 )
 from softless.attention.registry import OPERATORS, get
-from softless.attention.streaming import Place, Streaming, Sweep, Tokens
+from softless.attention.streaming import ChunkPosition, Streaming, Sweep, Tokens
 
 __all__ = [
     "OPERATORS",
     "Backend",
     "Bounds",
+    "ChunkPosition",
     "Claims",
     "Dims",
     "Half",
@@ -35,7 +36,6 @@ __all__ = [
     "Learned",
     "Operator",
     "Option",
-    "Place",
     "Roads",
     "Sizes",
     "Streaming",

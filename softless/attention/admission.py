@@ -117,7 +117,8 @@ def _functions(record: Operator) -> None:
     if record.class_row is not None:
         row = inspect.signature(record.class_row).parameters
         if len(row) < 3 or not (
-            "eps" in row or any(one.kind is one.VAR_KEYWORD for one in row.values())
+            "eps" in row
+            or any(parameter.kind is parameter.VAR_KEYWORD for parameter in row.values())
         ):
             raise UsageError(
                 f"operator '{record.name}': views.class_row is called with q, k and eps=: write "
@@ -129,7 +130,9 @@ def _choices(record: Operator) -> None:
     """What takes one of a few values has one of them."""
     for name, values in CHOICES.items():
         value = getattr(record, name)
-        if not any(value is one or (isinstance(value, str) and value == one) for one in values):
+        if not any(
+            value is choice or (isinstance(value, str) and value == choice) for choice in values
+        ):
             raise UsageError(
                 f"operator '{record.name}': claims.{name}={value!r} must be one of "
                 f"{', '.join(map(repr, values))}: "
@@ -196,20 +199,20 @@ def _options(record: Operator) -> None:
 def _learned(record: Operator) -> None:
     """A tensor that is trained, and one that is only drawn."""
     for name, claim in record.learned.items():
-        where = f"operator '{record.name}': learned[{name!r}]"
+        label = f"operator '{record.name}': learned[{name!r}]"
         if claim.trained and claim.redraw_every:
             raise UsageError(
-                f"{where} is trained and drawn anew: set trained=False, or leave redraw_every out"
+                f"{label} is trained and drawn anew: set trained=False, or leave redraw_every out"
             )
         if not claim.trained and not (callable(claim.start) and claim.redraw_every):
             raise UsageError(
-                f"{where} is neither trained nor drawn anew: set trained=True, or start=a "
+                f"{label} is neither trained nor drawn anew: set trained=True, or start=a "
                 "function that draws it and "
                 "redraw_every=the option that says how often"
             )
         if claim.redraw_every and claim.redraw_every not in record.options:
             raise UsageError(
-                f"{where}.redraw_every={claim.redraw_every!r} must be the name of an option that "
+                f"{label}.redraw_every={claim.redraw_every!r} must be the name of an option that "
                 "says how often"
             )
 
@@ -217,8 +220,12 @@ def _learned(record: Operator) -> None:
 def keywords_of(function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     """The parameters of a function behind its first three, and whether it takes any keyword."""
     parameters = list(inspect.signature(function).parameters.values())
-    rest = {one.name: one for one in parameters[3:] if one.kind is not one.VAR_KEYWORD}
-    return rest, any(one.kind is one.VAR_KEYWORD for one in parameters)
+    rest = {
+        parameter.name: parameter
+        for parameter in parameters[3:]
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    return rest, any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def expected(record: Operator) -> Iterator[str]:
@@ -242,9 +249,13 @@ def _signature(record: Operator) -> None:
         )
     parameters = list(inspect.signature(record.reference).parameters.values())
     first = [
-        one for one in parameters if one.kind in {one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD}
+        parameter
+        for parameter in parameters
+        if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
     ][:3]
-    if len(first) < 3 or any(one.kind is one.VAR_POSITIONAL for one in parameters):
+    if len(first) < 3 or any(
+        parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters
+    ):
         raise UsageError(
             f"operator '{record.name}': reference does not take q, k and v, in that order: write "
             f"{line}"

@@ -104,8 +104,8 @@ def attend_packed(
     ):
         plan = remembered(record, qkv, num_heads, out_dtype, backend, checked)
     else:
-        about = {"grid": grid, "learned": learned, "out_dtype": out_dtype, "backend": backend}
-        plan = planned(of_buffer(record, qkv, num_heads, checked, mask, **about))
+        settings = {"grid": grid, "learned": learned, "out_dtype": out_dtype, "backend": backend}
+        plan = planned(of_buffer(record, qkv, num_heads, checked, mask, **settings))
     if plan.backend.packed is None or plan.widened:
         return _joined(_run(plan, of_buffer(record, qkv, num_heads, checked, mask)))
     with autocast_off(qkv.device.type):
@@ -131,16 +131,16 @@ def output_matrix(
         return None
     checked = check_options(record, options)
     # the matrix is: float16 need not hold the output
-    wide = torch.float32 if qkv.dtype == torch.float16 else None
-    call = of_buffer(record, qkv, num_heads, checked, out_dtype=wide, backend=backend)
+    out_dtype = torch.float32 if qkv.dtype == torch.float16 else None
+    call = of_buffer(record, qkv, num_heads, checked, out_dtype=out_dtype, backend=backend)
     plan, q, k, v = planned(call), call.q, call.k, call.v
     if plan.backend.matrix is None:
         return None
     if plan.widened:
         q, k, v = q.float(), k.float(), v.float()
     with autocast_off(q.device.type):
-        found = plan.backend.matrix(q, k, v, **plan.extras)
-    return None if may_overflow(found, q[:, :, :1], k[:, :, :1]) else found
+        matrix = plan.backend.matrix(q, k, v, **plan.extras)
+    return None if may_overflow(matrix, q[:, :, :1], k[:, :, :1]) else matrix
 
 
 def attend_projected(
@@ -159,8 +159,8 @@ def attend_projected(
     tokens: what lies between is not kept.
     """
     record = get(op)
-    tensors = [one for one in (x, *qkv, *proj) if one is not None]
-    if record.learned or "grid" in record.needs or len({one.dtype for one in tensors}) > 1:
+    tensors = [tensor for tensor in (x, *qkv, *proj) if tensor is not None]
+    if record.learned or "grid" in record.needs or len({tensor.dtype for tensor in tensors}) > 1:
         return None
     # its shape decides; it is not there yet
     buffer = x.new_empty(()).expand(*x.shape[:2], len(qkv[0]))
@@ -199,15 +199,15 @@ def _in_double(plan: Plan, call: Call, o: Tensor) -> Tensor:
     """
     q, k, v = call.q, call.k, call.v
     first = torch.stack([x[:, :, 0].abs().flatten(1).amax(1) for x in (q, k)]).amax(0)
-    seen = ~o[:, :, 0].isfinite().flatten(1).all(1) | ~(first <= LARGE)
+    suspect = ~o[:, :, 0].isfinite().flatten(1).all(1) | ~(first <= LARGE)
     largest = torch.stack([x.abs().flatten(1).amax(1) for x in (q, k, v)]).amax(0)
-    again = seen & largest.isfinite() & (largest > LARGE)
+    again = suspect & largest.isfinite() & (largest > LARGE)
     if not again.any():
         return o
     q, k, v = q.double(), k.double(), v.double()
     extras = {name: _double(value) for name, value in plan.extras.items()}
-    wide = replace(call, q=q, k=k, v=v)
-    exact = chosen(wide, extras, "auto").fn(
+    doubled = replace(call, q=q, k=k, v=v)
+    exact = chosen(doubled, extras, "auto").fn(
         q, k, v, mask=call.mask, query_mask=call.query_mask, **extras
     )
     return torch.where(again[:, None, None, None], exact.to(plan.out_dtype), o.to(plan.out_dtype))

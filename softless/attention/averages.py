@@ -52,17 +52,17 @@ def merge(a: Summary, b: Summary) -> Summary:
     }
 
 
-def without(whole: Summary, part: Summary) -> Summary:
+def without(total: Summary, part: Summary) -> Summary:
     """The keys of a whole that are not in a part of it: `merge` undone."""
-    count = whole["count"] - part["count"]
-    share, there = part["count"] / count.clamp_min(1), count > 0
+    count = total["count"] - part["count"]
+    share, nonempty = part["count"] / count.clamp_min(1), count > 0
     key, value = (
-        (whole[name] + (whole[name] - part[name]) * share).masked_fill(~there, 0)
+        (total[name] + (total[name] - part[name]) * share).masked_fill(~nonempty, 0)
         for name in ("key", "value")
     )
-    weight = count * part["count"] / whole["count"].clamp_min(1)
+    weight = count * part["count"] / total["count"].clamp_min(1)
     apart = (part["key"] - key).mT * (part["value"] - value)
-    products = (whole["products"] - part["products"] - weight * apart).masked_fill(~there, 0)
+    products = (total["products"] - part["products"] - weight * apart).masked_fill(~nonempty, 0)
     return {"count": count, "key": key, "value": value, "products": products}
 
 

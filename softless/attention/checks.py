@@ -30,11 +30,12 @@ def check_options(record: Operator, options: Mapping[str, Any]) -> dict[str, Any
         if name not in record.options:
             raise unknown(f"option of operator '{record.name}'", name, record.options)
         if not record.options[name].takes(value):
-            shown = (
+            description = (
                 f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             )
             raise UsageError(
-                f"operator '{record.name}': {name}={shown} is not {record.options[name].values}"
+                f"operator '{record.name}': {name}={description} is not "
+                f"{record.options[name].values}"
             )
     return dict(options)
 
@@ -60,7 +61,7 @@ def check_grid(record: Operator, grid: Grid | None, options: Mapping[str, Any]) 
 
 
 def keys_of(record: Operator, q: Tensor, k: Tensor | None, options: Mapping[str, Any]) -> Tensor:
-    """The keys of a call: q where they are tied.
+    """The keys (B,H,M,D) of a call: q (B,H,N,D) where they are tied.
 
     Raises:
         UsageError: keys for an operator whose q and k are tied, or none for another.
@@ -103,31 +104,31 @@ def check_call(call: Call) -> None:
 
 
 def _check_pairs(call: Call, pairs: Tensor) -> None:
-    whole = (*call.q.shape[:3], call.k.shape[2])
-    fits = 2 <= pairs.ndim <= len(whole)
+    full_shape = (*call.q.shape[:3], call.k.shape[2])
+    fits = 2 <= pairs.ndim <= len(full_shape)
     if not fits or any(
-        n not in (1, m) for n, m in zip(pairs.shape[::-1], whole[::-1], strict=False)
+        n not in (1, m) for n, m in zip(pairs.shape[::-1], full_shape[::-1], strict=False)
     ):
         raise UsageError(
             f"operator '{call.record.name}': pairwise={pairs.dtype} {tuple(pairs.shape)} does not "
             "broadcast to "
-            f"(batch, heads, queries, keys) = {whole}: give it the last two, three or four of "
+            f"(batch, heads, queries, keys) = {full_shape}: give it the last two, three or four of "
             "these, 1 where all share it"
         )
 
 
 def _check_masks(call: Call) -> None:
     batch = call.q.shape[0]
-    for name, given, length in (
+    for name, token_mask, length in (
         ("mask", call.mask, call.k.shape[2]),
         ("query_mask", call.query_mask, call.q.shape[2]),
     ):
-        if given is not None and (
-            given.dtype != torch.bool or tuple(given.shape) != (batch, length)
+        if token_mask is not None and (
+            token_mask.dtype != torch.bool or tuple(token_mask.shape) != (batch, length)
         ):
             raise UsageError(
-                f"{name} is {given.dtype} {tuple(given.shape)}: it must be torch.bool of shape "
-                f"({batch}, {length}), "
+                f"{name} is {token_mask.dtype} {tuple(token_mask.shape)}: it must be torch.bool "
+                f"of shape ({batch}, {length}), "
                 "True where a token counts"
             )
     looks = not (torch.compiler.is_compiling() or recording() or transformed())
@@ -142,13 +143,11 @@ def _shapes(call: Call) -> str:
 
 def _check_cells(call: Call) -> None:
     record, tokens = call.record, call.k.shape[2]
-    if record.wants("grid", call.options) and (
-        given := check_grid(record, call.grid, call.options)
-    ):
-        prefix, height, width = given
+    if record.wants("grid", call.options) and (grid := check_grid(record, call.grid, call.options)):
+        prefix, height, width = grid
         if prefix + height * width != tokens:
             raise UsageError(
-                f"operator '{record.name}': grid={given} has {prefix} + {height} x {width} = "
+                f"operator '{record.name}': grid={grid} has {prefix} + {height} x {width} = "
                 f"{prefix + height * width} "
                 f"tokens, and there are {tokens}: pass the grid that these tokens stand on"
             )

@@ -39,12 +39,12 @@ def use_backend(name: str) -> "Until":
         UsageError: no operator has a backend of that name. An operator that lacks it, or whose
             backend cannot run a call, raises `BackendRefused` at the call.
     """
-    known = dict.fromkeys([
+    names = dict.fromkeys([
         AUTO,
         *(backend.name for record in OPERATORS.values() for backend in record.backends),
     ])
-    if name not in known:
-        raise unknown("backend", name, known)
+    if name not in names:
+        raise unknown("backend", name, names)
     before, _thread.backend = asked_for(), name
     return Until(before)
 

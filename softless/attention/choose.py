@@ -54,9 +54,9 @@ def planned(call: Call) -> Plan:
     half = record.half_refusal if out_dtype == torch.float16 else None
     if half is not None and (why := half(call.dims, **extras)):
         raise PrecisionError(f"operator '{record.name}': {why}")
-    wide = call.q.dtype in HALF and out_dtype not in HALF
+    wide_output = call.q.dtype in HALF and out_dtype not in HALF
     backend = chosen(call, extras, asked_for(call.backend))
-    widened = call.q.dtype in HALF and (wide or not backend.native_half)
+    widened = call.q.dtype in HALF and (wide_output or not backend.native_half)
     if widened:
         extras = {name: widen(value) for name, value in extras.items()}
     return Plan(record, backend, extras, out_dtype, widened)
@@ -68,9 +68,9 @@ def of_buffer(
     num_heads: int,
     options: Mapping[str, Any],
     mask: Tensor | None = None,
-    **about: Any,
+    **fields: Any,
 ) -> Call:
-    """The call of self-attention on the parts of a buffer (B, N, 3 H D); `about` are further fields
+    """The call of self-attention on the parts of a buffer (B, N, 3 H D); `fields` are further ones
     of `Call`.
 
     Raises:
@@ -82,7 +82,7 @@ def of_buffer(
             "num_heads x features)"
         )
     q, k, v = unpacked(qkv, num_heads)
-    return Call(record, q, keys_of(record, q, k, options), v, options, mask, mask, **about)
+    return Call(record, q, keys_of(record, q, k, options), v, options, mask, mask, **fields)
 
 
 REMEMBERED = 512
@@ -99,7 +99,7 @@ def remembered(
     options: Mapping[str, Any],
 ) -> Plan:
     """The plan of a call without masks, grid and tensors of the operator's own, which its shapes
-    decide.
+    decide. Here qkv is the buffer (B, N, 3 H D).
     """
     backend = asked_for(backend)
     key = (
@@ -136,7 +136,9 @@ def backend_of(
     learned: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> Backend:
-    """The backend that `attend` would take for these tensors without masks."""
+    """The backend that `attend` would take for these tensors without masks. Shapes: q (B,H,N,D), k
+    (B,H,M,D), v (B,H,M,E).
+    """
     record = get(op)
     call = Call(record, q, k, v, check_options(record, options), grid=grid, learned=learned)
     return chosen(call, extras_of(call), asked_for())
@@ -168,8 +170,8 @@ def chosen(call: Call, extras: Mapping[str, Any], name: str) -> Backend:
         raise BackendRefused(
             f"operator '{record.name}' has no backend '{name}'. It has: {', '.join(reasons)}"
         )
-    told = "; ".join(f"{backend}: {' and '.join(why)}" for backend, why in reasons.items())
+    explanation = "; ".join(f"{backend}: {' and '.join(why)}" for backend, why in reasons.items())
     raise BackendRefused(
         f"backend '{name}' cannot run {record.name} on q {tuple(q.shape)} {q.dtype} {q.device}: "
-        f"{told}"
+        f"{explanation}"
     )

@@ -17,7 +17,7 @@ from softless.attention.kernels import native
 from softless.attention.overflow import in_range
 from softless.attention.record import Dims, Grid, Operator
 from softless.attention.registry import get
-from softless.attention.streaming import Place, Summary, Sweep, Tokens
+from softless.attention.streaming import ChunkPosition, Summary, Sweep, Tokens
 from softless.errors import PrecisionError, UsageError
 
 
@@ -39,8 +39,8 @@ def attend_chunks(
 
     Args:
         chunks: The tokens, cut anywhere (`split`); a chunk may hold queries only or keys only
-            (zero-length tensors). Operators that look at places need each chunk's `Place`. With
-            tied q and k, k is not looked at.
+            (zero-length tensors). Operators that look at positions need each chunk's
+            `ChunkPosition`. With tied q and k, k is not looked at.
         op: Name in `softless.OPERATORS`, or a record.
         learned: The operator's own tensors; None takes those of a new module, random ones drawn
             from seed 0.
@@ -133,11 +133,11 @@ def split(tokens: Tokens, sizes: Iterable[int]) -> list[Tokens]:
     return parts
 
 
-def _place(total: int, mask: Tensor | None, start: int) -> Place:
+def _place(total: int, mask: Tensor | None, start: int) -> ChunkPosition:
     """The place of a chunk that starts at `start` among `total` tokens under the mask of all."""
     if mask is None:
-        return Place(start, total)
-    return Place(start, total, mask[:, :start].sum(-1), mask.sum(-1))
+        return ChunkPosition(start, total)
+    return ChunkPosition(start, total, mask[:, :start].sum(-1), mask.sum(-1))
 
 
 def implied_matrix(q: Tensor, k: Tensor, op: str | Operator = "sima", **extras: Any) -> Tensor:

@@ -38,22 +38,22 @@ def features(x: Tensor, table: Tensor | None, mask: Tensor | None) -> Tensor:
 
 
 def summarise(k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor | None) -> Summary:
-    """Both sums over some keys."""
-    made = features(k, table, mask)
-    return {"context": product(made, keep(v, mask)), "total": made.sum(-2, keepdim=True)}
+    """Both sums over some keys k (B,H,m,D): "context" (B,H,TD,E) and "total" (B,H,1,TD)."""
+    f_k = features(k, table, mask)
+    return {"context": product(f_k, keep(v, mask)), "total": f_k.sum(-2, keepdim=True)}
 
 
 def read(
     q: Tensor, summary: Summary, table: Tensor | None, mask: Tensor | None, eps: float
 ) -> Tensor:
     """The output of some queries; 0 for a query that no feature lets through, NaN where the sum of
-    weights overflows: a quotient would be 0.
+    weights overflows: a quotient would be 0. Shapes: q (B,H,n,D), the output (B,H,n,E).
     """
-    made = features(q, table, mask)
-    weights = (made * summary["total"]).sum(-1, keepdim=True).clamp_min(eps)
-    return (made @ summary["context"]) / weights.masked_fill(weights == float("inf"), float("nan"))
+    f_q = features(q, table, mask)
+    weights = (f_q * summary["total"]).sum(-1, keepdim=True).clamp_min(eps)
+    return (f_q @ summary["context"]) / weights.masked_fill(weights == float("inf"), float("nan"))
 
 
 def waves(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of an angle, in its own dtype."""
+    """cos and sin of angles of any shape, in their own dtype."""
     return torch.cos(angle), torch.sin(angle)

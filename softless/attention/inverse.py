@@ -26,7 +26,7 @@ PUBLISHED_PRODUCTS = (
 )
 
 
-class Found(NamedTuple):
+class Inversion(NamedTuple):
     """An inverse, how many steps each matrix took, and which of them fell back to Cholesky."""
 
     inverse: Tensor  # (..., R, R)
@@ -43,13 +43,13 @@ def inverse(a: Tensor, ridge: float, method: str = "cholesky") -> Tensor:
     """
     ridged = a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     if recording():  # a graph holds torch's own operators, which have derivatives of their own
-        return _found(ridged, ridge, method)
+        return _by_method(ridged, ridge, method)
     with torch.no_grad():
-        x = _found(ridged, ridge, method)
+        x = _by_method(ridged, ridge, method)
     return _with_derivatives(ridged, x)
 
 
-def _found(a: Tensor, ridge: float, method: str) -> Tensor:
+def _by_method(a: Tensor, ridge: float, method: str) -> Tensor:
     """A^-1 by a method; in an ONNX graph, which has no Cholesky, by Newton's iteration."""
     return newton(a, ridge).inverse if method == "newton" or recording_for_onnx() else cholesky(a)
 
@@ -57,8 +57,8 @@ def _found(a: Tensor, ridge: float, method: str) -> Tensor:
 def _with_derivatives(a: Tensor, x: Tensor) -> Tensor:
     """X, the inverse of A, with its derivatives by A."""
     kind = Inverse if torch.compiler.is_compiling() else ForwardInverse
-    found: Tensor = kind.apply(a, x)
-    return found
+    differentiable: Tensor = kind.apply(a, x)
+    return differentiable
 
 
 class Inverse(torch.autograd.Function):
@@ -85,8 +85,8 @@ class ForwardInverse(Inverse):
     """The same with forward-mode differentiation, which dynamo does not trace."""
 
     @staticmethod
-    def setup_context(ctx: Any, given: tuple[Tensor, Tensor], output: Tensor) -> None:
-        Inverse.setup_context(ctx, given, output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        Inverse.setup_context(ctx, inputs, output)
         ctx.save_for_forward(output)
 
     @staticmethod
@@ -96,13 +96,13 @@ class ForwardInverse(Inverse):
 
 
 def cholesky(a: Tensor) -> Tensor:
-    """A^-1 of symmetric positive definite A.
+    """A^-1 of symmetric positive definite A (...,R,R).
 
     A matrix that holds NaN gives NaN, and no error for the others.
     """
     factor, _ = torch.linalg.cholesky_ex(a)
-    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
-    return torch.cholesky_solve(one, factor)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
+    return torch.cholesky_solve(identity, factor)
 
 
 def most_steps(size: int, ridge: float) -> int:
@@ -113,40 +113,40 @@ def most_steps(size: int, ridge: float) -> int:
     return math.ceil(2 * math.log2((size + ridge) / ridge)) + 6
 
 
-def newton(a: Tensor, ridge: float) -> Found:
+def newton(a: Tensor, ridge: float) -> Inversion:
     """X <- 2 X - X A X from X_0 = 1.8 A / |A|_1^2, until |I - A X| (Frobenius) is at most 1e-3, and
-    two steps more; each matrix by itself.
+    two steps more; each matrix by itself. A is (...,R,R); `steps` and `fell_back` are (...).
 
     A matrix that has not come so far within the limit is inverted by Cholesky, and counted; in an
     ONNX graph, which has none, it is NaN.
     """
-    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     rows = a.abs().sum(-1).amax(-1)[..., None, None]
     x = (1.8 / rows.square()) * a
     steps = torch.zeros(a.shape[:-2], dtype=torch.int64, device=a.device)
     going = torch.ones(a.shape[:-2], dtype=torch.bool, device=a.device)
     for _ in range(most_steps(a.shape[-1], ridge)):
-        residual = one - a @ x
+        residual = identity - a @ x
         going = going & ~(residual.square().sum((-2, -1)) <= RESIDUAL**2)
         x = torch.where(going[..., None, None], x + x @ residual, x)
         steps = steps + going
-    fell_back = ~((one - a @ x).square().sum((-2, -1)) <= RESIDUAL**2)
+    fell_back = ~((identity - a @ x).square().sum((-2, -1)) <= RESIDUAL**2)
     for _ in range(FURTHER):
-        x = x + x @ (one - a @ x)
+        x = x + x @ (identity - a @ x)
     rest = torch.full_like(x, torch.nan) if recording_for_onnx() else cholesky(a)
-    return Found(torch.where(fell_back[..., None, None], rest, x), steps, fell_back)
+    return Inversion(torch.where(fell_back[..., None, None], rest, x), steps, fell_back)
 
 
 def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
     """SOFT's code: 20 steps from a start chosen before the ridge is added, no stop, and the
-    derivative of an exact inverse.
+    derivative of an exact inverse. A is (...,R,R).
 
     The derivative is -X dA X with the X that was reached, right only where the steps sufficed.
     """
-    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     with torch.set_grad_enabled(recording() and torch.is_grad_enabled()):
         start = 1.8 / a.abs().sum(-1).amax(-1)[..., None, None].square()
-        ridged = a + ridge * one
+        ridged = a + ridge * identity
         x = start * ridged
         for _ in range(steps):
             x = 2 * x - x @ ridged @ x
@@ -155,14 +155,14 @@ def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
 
 def published_norm(a: Tensor, steps: int = 20, halvings: int = 10) -> Tensor:
     """The code of the normalised variant: no ridge, one start for the whole batch and all heads,
-    and gradients through the steps.
+    and gradients through the steps. A is (B,H,R,R).
 
     The start is halved while |I - start A A|_1 exceeds 1.01, at most ten times.
     """
-    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     start = 2 / a.abs().sum(-1).amax().square()
     for _ in range(halvings):
-        far = (one - start * (a @ a)).abs().sum(-2).amax() > 1.01
+        far = (identity - start * (a @ a)).abs().sum(-2).amax() > 1.01
         start = torch.where(far, start / 2, start)
     x = start * a
     for _ in range(steps):

@@ -56,7 +56,9 @@ FLOOR = Option(
 
 
 def gain(queries: Tensor | int, token_scale: str | float | None) -> Tensor | float:
-    """What token_scale multiplies the output by, for so many queries that count."""
+    """What token_scale multiplies the output by, for so many queries that count. A tensor (B, 1, 1,
+    1) where `queries` is one, else a number.
+    """
     if token_scale is None:
         return 1.0
     return queries if isinstance(token_scale, str) else queries / token_scale
@@ -79,7 +81,9 @@ def reference(
     eps: float,
     order: str,
 ) -> Tensor:
-    """The formula as printed: normalise q and k over the tokens, then multiply."""
+    """The formula as printed: normalise q and k over the tokens, then multiply. Shapes: q
+    (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     q_hat, k_hat = normalise(q, norm, query_mask, eps), normalise(k, norm, mask, eps)
     v = keep(v, mask)
     o = (q_hat @ k_hat.mT) @ v if tokens_first(Dims.of(q, k, v), order) else q_hat @ (k_hat.mT @ v)
@@ -144,17 +148,17 @@ def eager(
     order: str,
 ) -> Tensor:
     """The same value with the norms folded into the smaller factor: the D x E product, or k where N
-    x M is smaller.
+    x M is smaller. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
     """
     if not tokens_first(Dims.of(q, k, v), order):
-        whole = Tokens(q, k, v, mask, query_mask)
+        tokens = Tokens(q, k, v, mask, query_mask)
         matrix = finish(
-            summarise(whole, None, norm=norm, token_scale=token_scale),
+            summarise(tokens, None, norm=norm, token_scale=token_scale),
             norm=norm,
             token_scale=token_scale,
             eps=eps,
         )
-        return read(whole, matrix, norm=norm)
+        return read(tokens, matrix, norm=norm)
     q, k, v = settle(keep(q, query_mask), norm), settle(keep(k, mask), norm), keep(v, mask)
     for x in (q, k) if norm != "none" else ():
         k = k / divisor(magnitude(x, norm), norm, eps)
@@ -196,7 +200,9 @@ def tokens_first(d: Dims, order: str) -> bool:
 
 
 def native_refuses(q: Tensor, k: Tensor, v: Tensor, *, order: str, **_: Any) -> list[str]:
-    """Why the native kernels cannot run a call: what they are, and the order of the products."""
+    """Why the native kernels cannot run a call: what they are, and the order of the products.
+    Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E).
+    """
     reasons = native.refuses(q, k, v)
     if not reasons and tokens_first(Dims.of(q, k, v), order):
         why = (

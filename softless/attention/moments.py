@@ -18,7 +18,7 @@ from softless.attention.norms import keep, product
 
 
 def precise(x: Tensor) -> Tensor:
-    """x in float64, or as it is on a device that has none."""
+    """x of any shape in float64, or as it is on a device that has none."""
     return x if x.device.type == "mps" else x.double()
 
 
@@ -39,7 +39,7 @@ def mean(x: Tensor, mask: Tensor | None, count: Tensor) -> Tensor:
 
 def centred(x: Tensor, middle: Tensor, mask: Tensor | None) -> Tensor:
     """x - middle in x's dtype, with what the dtype cannot hold of a large middle taken off
-    afterwards; 0 where a token does not count.
+    afterwards; 0 where a token does not count. Here x is (B,H,n,D), middle (B,H,1,D).
     """
     high = middle.to(x.dtype)
     low = (middle - high).to(x.dtype)
@@ -60,7 +60,7 @@ def shift(
     mean_a: Tensor, mean_b: Tensor, count_a: Tensor, count_b: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The mean of both, and the weight that the product of two such differences of means enters
-    second moments with.
+    second moments with. Means are (B,H,1,D).
     """
-    both = (count_a + count_b).clamp_min(1)
-    return mean_a + (mean_b - mean_a) * (count_b / both), count_a * count_b / both
+    count = (count_a + count_b).clamp_min(1)
+    return mean_a + (mean_b - mean_a) * (count_b / count), count_a * count_b / count

@@ -37,7 +37,7 @@ def magnitude(x: Tensor, norm: Norm) -> Tensor:
 
 
 def root(total: Tensor, norm: Norm) -> Tensor:
-    """The norm itself, from what `magnitude` sums."""
+    """The norm itself, (B,H,1,D), from what `magnitude` sums."""
     return total if norm == "l1" else total.sqrt()
 
 
@@ -46,6 +46,8 @@ def seen(total: Tensor) -> Tensor:
     looks right.
 
     `attend` computes what holds NaN again in float64 where it may look at values.
+
+    Any shape is taken, that of `magnitude` (B,H,1,D) for one.
     """
     if recording():
         return total  # nobody looks there
@@ -54,13 +56,13 @@ def seen(total: Tensor) -> Tensor:
 
 def divisor(total: Tensor, norm: Norm, eps: float) -> Tensor:
     """What a channel is divided by, from what `magnitude` sums: max(|x|, eps), NaN where the sum
-    overflowed.
+    overflowed. Both are (B,H,1,D).
     """
     return root(seen(total), norm).clamp_min(eps)
 
 
 def settle(x: Tensor, norm: Norm) -> Tensor:
-    """x, cut off from its gradient in channels that are next to nothing.
+    """x (B,H,n,D), cut off from its gradient in channels that are next to nothing.
 
     The gradient of x / |x| grows as 1 / |x|: 1e12 on an all-zero channel. It is the formula's while
     the channel's norm exceeds 1e-6 of the head's median channel norm, and defined as zero below

@@ -22,7 +22,7 @@ MOST = torch.finfo(torch.float16).max
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether a call may depend on the values of its result."""
+    """Whether a call may depend on the values of its result x, of any shape."""
     # first: a graph would hold even the question after the size
     if torch.compiler.is_compiling() or recording():
         return False
@@ -31,9 +31,9 @@ def may_look(x: Tensor) -> bool:
     return not (is_in_torch_dispatch_mode() or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
-def may_overflow(row: Tensor, *given: Tensor) -> bool:
+def may_overflow(row: Tensor, *inputs: Tensor) -> bool:
     """Whether the output of the first query is not finite, or the first tokens given hold large
-    values.
+    values. Any shapes are taken, (B,H,1,D) for one.
 
     Sums over tokens that overflow spoil every row, by NaN, infinity or zero, so the first tokens
     are enough and nothing is read as a whole.
@@ -43,18 +43,18 @@ def may_overflow(row: Tensor, *given: Tensor) -> bool:
     if not torch.linalg.vector_norm(row, 1).item() < math.inf:  # NaN is not
         return True
     return any(
-        x.numel() and not torch.linalg.vector_norm(x, math.inf).item() <= LARGE for x in given
+        x.numel() and not torch.linalg.vector_norm(x, math.inf).item() <= LARGE for x in inputs
     )
 
 
-def in_range(o: Tensor, dtype: torch.dtype, op: str, *given: Tensor) -> Tensor:
+def in_range(o: Tensor, dtype: torch.dtype, op: str, *inputs: Tensor) -> Tensor:
     """The output o of an operator, cast to a dtype that holds it.
 
     Args:
         o: (B, ...), first axis the images.
         dtype: what the caller gets.
         op: name of the operator.
-        given: what the output was made of, (B, ...) each; an image of which holds NaN or infinity
+        inputs: what the output was made of, (B, ...) each; an image of which holds NaN or infinity
             answers so.
 
     Raises:
@@ -63,8 +63,8 @@ def in_range(o: Tensor, dtype: torch.dtype, op: str, *given: Tensor) -> Tensor:
     cast = o if o.dtype == dtype else o.to(dtype)
     if dtype != torch.float16 or not may_look(cast) or _is_finite(cast):
         return cast
-    whole = torch.stack([x.isfinite().flatten(1).all(1) for x in given]).all(0)
-    lost = whole & ~cast.isfinite().flatten(1).all(1)
+    finite_inputs = torch.stack([x.isfinite().flatten(1).all(1) for x in inputs]).all(0)
+    lost = finite_inputs & ~cast.isfinite().flatten(1).all(1)
     if lost.any():
         raise PrecisionError(
             f"operator '{op}': float16 ends at {MOST:,.0f}, and the answer to these values "
@@ -75,5 +75,5 @@ def in_range(o: Tensor, dtype: torch.dtype, op: str, *given: Tensor) -> Tensor:
 
 def _is_finite(x: Tensor) -> bool:
     """Whether all of x is, in one quick pass over halves."""
-    least, most = x.aminmax()
-    return least.item() > -math.inf and most.item() < math.inf  # NaN is not
+    smallest, largest = x.aminmax()
+    return smallest.item() > -math.inf and largest.item() < math.inf  # NaN is not

@@ -35,7 +35,7 @@ def product(x: Tensor, matrix: Tensor) -> Tensor:
     slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not BFLOAT16
     if not slow or torch.compiler.is_compiling():
         return x @ matrix.to(x.dtype)
-    y, wide = x.new_empty(len(x), matrix.shape[1]), matrix.float()
+    y, widened = x.new_empty(len(x), matrix.shape[1]), matrix.float()
     for first in range(0, len(x), STRETCH):
-        y[first : first + STRETCH] = torch.matmul(x[first : first + STRETCH].float(), wide)
+        y[first : first + STRETCH] = torch.matmul(x[first : first + STRETCH].float(), widened)
     return y

@@ -46,6 +46,7 @@ class Dims:
         grid: Grid | None = None,
         options: Options | None = None,
     ) -> "Dims":
+        """The sizes of q (B,H,N,D), k (B,H,M,D) and v (B,H,M,E)."""
         B, H, N, D = q.shape
         return cls(
             B=B, H=H, N=N, M=k.shape[2], D=D, E=v.shape[3], grid=grid, options=dict(options or {})
@@ -280,8 +281,8 @@ class Operator:
         for name, (kind, line) in KINDS.items():
             of_kind(getattr(self, name), kind, name, line)
         for name, (kind, line) in MEMBERS.items():
-            for key, one in getattr(self, name).items():
-                of_kind(one, kind, f"{name}[{key!r}]", line)
+            for key, member in getattr(self, name).items():
+                of_kind(member, kind, f"{name}[{key!r}]", line)
         for backend in self.own:
             of_kind(backend, Backend, "own", "own=(Backend('eager', function),)")
         if self.streaming is not None and self.no_stream:
@@ -293,12 +294,12 @@ class Operator:
             object.__setattr__(self, "no_stream", NO_STREAM)
         tolerance = self.own[-1].bounds.tolerance if self.own else TOLERANCE
         last = Backend(name="reference", fn=self.reference, bounds=Bounds(tolerance=tolerance))
-        made = (
+        added = (
             ()
-            if any(one.name == "eager" for one in self.own)
+            if any(backend.name == "eager" for backend in self.own)
             else (Backend(name="eager", fn=self.reference, bounds=last.bounds),)
         )
-        object.__setattr__(self, "backends", (*self.own, *made, last))
+        object.__setattr__(self, "backends", (*self.own, *added, last))
         object.__setattr__(self, "has_matrix", any(backend.roads.matrix for backend in self.own))
         for group in GROUPS:
             self.__dict__.update(getattr(self, group).__dict__)
@@ -329,7 +330,12 @@ class Operator:
         groups = {name: getattr(self, name) for name in GROUPS}
         for name, value in fields.items():
             home = next(
-                (group for group, held in groups.items() if name in held.__dataclass_fields__), None
+                (
+                    group
+                    for group, instance in groups.items()
+                    if name in instance.__dataclass_fields__
+                ),
+                None,
             )
             if home is not None:
                 groups[home] = replace(groups[home], **{name: value})
@@ -373,8 +379,11 @@ GROUPS = ("identity", "claims", "half", "host", "views")
 def field_names() -> list[str]:
     """Every field of a record, those of the groups in place of the groups."""
     kinds = (Identity, Claims, Half, HostNeeds, Views)
-    inside = [one.name for kind in kinds for one in fields(kind)]
-    return [*inside, *(one.name for one in fields(Operator) if one.init and one.name not in GROUPS)]
+    inside = [member.name for kind in kinds for member in fields(kind)]
+    return [
+        *inside,
+        *(member.name for member in fields(Operator) if member.init and member.name not in GROUPS),
+    ]
 
 
 KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType({

@@ -38,9 +38,9 @@ def registered(op: str | Operator) -> Operator:
     """
     record = get(op)
     if OPERATORS.get(record.name) is not record:
-        other = " (another record has that name)" if record.name in OPERATORS else ""
+        hint = " (another record has that name)" if record.name in OPERATORS else ""
         raise UsageError(
-            f"operator '{record.name}' is not registered{other}: call softless.register(record) "
+            f"operator '{record.name}' is not registered{hint}: call softless.register(record) "
             "first, "
             "for models, classes and pickles know an operator by its name"
         )

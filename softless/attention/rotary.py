@@ -16,7 +16,7 @@ from torch import Tensor
 from softless.attention.moments import precise
 from softless.attention.places import cells, indices
 from softless.attention.record import Grid
-from softless.attention.streaming import Place
+from softless.attention.streaming import ChunkPosition
 
 BASE = 10000.0
 
@@ -31,23 +31,23 @@ def why_not(head_dim: int) -> str | None:
     )
 
 
-def angles(x: Tensor, grid: Grid, place: Place | None) -> tuple[Tensor, Tensor]:
+def angles(x: Tensor, grid: Grid, position: ChunkPosition | None) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle of each pair of tokens x (B,H,n,D): (n, D/2), each row and each
     column evaluated once.
     """
     _, height, width = grid
-    line, column, _ = cells(indices(x.shape[-2], place, x.device), grid)
+    line, column, _ = cells(indices(x.shape[-2], position, x.device), grid)
     quarter = x.shape[-1] // 4
-    wide = torch.promote_types(x.dtype, torch.float32)
+    dtype = torch.promote_types(x.dtype, torch.float32)
     powers = [BASE ** -(i / max(1, quarter - 1)) for i in range(quarter)]
     frequencies = torch.tensor(
-        powers, dtype=precise(x.new_empty(0, dtype=wide)).dtype, device=x.device
+        powers, dtype=precise(x.new_empty(0, dtype=dtype)).dtype, device=x.device
     )
-    found = []
-    for side, where in ((height, line), (width, column)):
+    waves = []
+    for side, coordinate in ((height, line), (width, column)):
         of_side = torch.arange(side, device=x.device)[:, None] * frequencies
-        found.append((of_side.cos()[where], of_side.sin()[where]))
-    cos, sin = (torch.cat(both, dim=-1).to(wide) for both in zip(*found, strict=True))
+        waves.append((of_side.cos()[coordinate], of_side.sin()[coordinate]))
+    cos, sin = (torch.cat(halves, dim=-1).to(dtype) for halves in zip(*waves, strict=True))
     return cos, sin
 
 
@@ -59,9 +59,9 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
-def at(x: Tensor, grid: Grid, place: Place | None = None) -> Tensor:
-    """Tokens x (B,H,n,D) turned where they stand; `place` is that of a chunk."""
-    return turned(x, *angles(x, grid, place))
+def at(x: Tensor, grid: Grid, position: ChunkPosition | None = None) -> Tensor:
+    """Tokens x (B,H,n,D) turned where they stand; `position` is that of a chunk."""
+    return turned(x, *angles(x, grid, position))
 
 
 def exps(head_dim: int, grid: Grid) -> int:

@@ -17,7 +17,7 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 def grid_of(tokens: int) -> tuple[int, int, int]:
     """The squarest grid of so many tokens, with or without one prefix token."""
-    found = [
+    candidates = [
         (height, prefix, (tokens - prefix) // height)
         for prefix in (0, 1)
         for height in range(1, math.isqrt(tokens) + 1)
@@ -25,7 +25,7 @@ def grid_of(tokens: int) -> tuple[int, int, int]:
         and (tokens - prefix) % height == 0
         and height * height <= tokens - prefix
     ]
-    height, prefix, width = max(found)
+    height, prefix, width = max(candidates)
     return prefix, height, width
 
 

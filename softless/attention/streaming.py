@@ -14,7 +14,7 @@ Summary = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
+class ChunkPosition:
     """Where the tokens of a chunk stand in their sequence.
 
     `start` and `total` count every token; under a mask, `before` and `counted` (B,) are those that
@@ -40,8 +40,8 @@ class Tokens:
     v: Tensor
     mask: Tensor | None = None
     query_mask: Tensor | None = None
-    keys: Place | None = None  # None: these are all
-    queries: Place | None = None
+    keys: ChunkPosition | None = None  # None: these are all
+    queries: ChunkPosition | None = None
 
 
 def no_reason(*_: Any, **__: Any) -> None:
@@ -106,7 +106,9 @@ class Streaming:
 
 
 def at_once(streaming: Streaming) -> Callable[..., Tensor]:
-    """The streaming form over all tokens at once, as the function of a backend."""
+    """The streaming form over all tokens at once, as the function of a backend. It maps q
+    (B,H,N,D), k (B,H,M,D), v (B,H,M,E) to (B,H,N,E).
+    """
 
     def eager(
         q: Tensor,
@@ -117,9 +119,9 @@ def at_once(streaming: Streaming) -> Callable[..., Tensor]:
         query_mask: Tensor | None = None,
         **extras: Any,
     ) -> Tensor:
-        whole, reader = Tokens(q, k, v, mask, query_mask), None
+        tokens, reader = Tokens(q, k, v, mask, query_mask), None
         for sweep in streaming.sweeps:
-            reader = sweep.finish(sweep.summarise(whole, reader, **extras), **extras)
-        return streaming.read(whole, reader, **extras)
+            reader = sweep.finish(sweep.summarise(tokens, reader, **extras), **extras)
+        return streaming.read(tokens, reader, **extras)
 
     return eager

@@ -31,11 +31,13 @@ def pull(streaming: Streaming, first: Tokens, total: Summary, extras: Mapping[st
         leaves = {name: _leaf(x) for name, x in total.items()}
         reader = streaming.sweeps[-1].finish(leaves, **apart)
         out = streaming.read(_detached(first), reader, **apart)
-        wanted = {name: x for name, x in leaves.items() if x.requires_grad}
-        slopes = torch.autograd.grad(out[..., 0, 0].sum(), list(wanted.values()), allow_unused=True)
+        differentiable = {name: x for name, x in leaves.items() if x.requires_grad}
+        slopes = torch.autograd.grad(
+            out[..., 0, 0].sum(), list(differentiable.values()), allow_unused=True
+        )
     return {
         name: slope.detach()
-        for name, slope in zip(wanted, slopes, strict=True)
+        for name, slope in zip(differentiable, slopes, strict=True)
         if slope is not None
     }
 
@@ -61,17 +63,19 @@ def row(
     sweep, tokens = streaming.sweeps[-1], _detached(tokens)
     with torch.enable_grad():
         v = tokens.v.requires_grad_()
-        found = sweep.summarise(
+        chunk_summary = sweep.summarise(
             replace(tokens, v=v), reader, **{name: detached(x) for name, x in extras.items()}
         )
-        summary = {name: y.to(total[name].dtype) for name, y in found.items()}
+        summary = {name: y.to(total[name].dtype) for name, y in chunk_summary.items()}
         rest = (
             total
             if sweep.without is None
             else sweep.without(total, {name: y.detach() for name, y in summary.items()})
         )
-        whole = sweep.merge(rest, summary)
-        through = torch.stack([(whole[name] * slope).sum() for name, slope in pulled.items()]).sum()
+        merged = sweep.merge(rest, summary)
+        through = torch.stack([
+            (merged[name] * slope).sum() for name, slope in pulled.items()
+        ]).sum()
         (weights,) = torch.autograd.grad(through, v)
     return weights[..., 0]
 

@@ -55,10 +55,10 @@ class Autograd:
     @property
     def counts(self) -> Mapping[str, Mapping[str, int]]:
         """Right, refused and wrong by transform."""
-        found: dict[str, Counter[str]] = {}
+        by_transform: dict[str, Counter[str]] = {}
         for cell in self.cells:
-            found.setdefault(cell.transform, Counter())[cell.outcome] += 1
-        return found
+            by_transform.setdefault(cell.transform, Counter())[cell.outcome] += 1
+        return by_transform
 
     @property
     def wrong(self) -> list[Cell]:
@@ -80,12 +80,12 @@ class Autograd:
             [name, *(counts.get(outcome, 0) for outcome in OUTCOMES)]
             for name, counts in self.counts.items()
         ]
-        said = [
+        sentences = [
             f"wrong: {cell.transform} of {cell.operator}, {cell.backend}: {cell.error or cell.why}"
             for cell in self.wrong
         ]
-        said += [f"recorded: {self.recorded}"] if self.recorded else []
-        return "\n".join([table(["transform", *OUTCOMES], rows), *said])
+        sentences += [f"recorded: {self.recorded}"] if self.recorded else []
+        return "\n".join([table(["transform", *OUTCOMES], rows), *sentences])
 
 
 def autograd(
@@ -107,31 +107,31 @@ def autograd(
     """
     target = record_path("autograd") if record else None
     records = [get(name) for name in ops or OPERATORS]
-    asked = [(name, one) for one in records for name in names or TRANSFORMS]
+    planned = [(name, operator) for operator in records for name in names or TRANSFORMS]
     cells = [
         cell
-        for name, one in track(asked, len(asked), "differentiating")
-        for cell in measured(name, one)
+        for name, operator in track(planned, len(planned), "differentiating")
+        for cell in measured(name, operator)
     ]
-    made = Autograd(tuple(cells), target)
+    summary = Autograd(tuple(cells), target)
     if target is not None:
         rows = [
-            {"transform": name, **{one: counts.get(one, 0) for one in OUTCOMES}}
-            for name, counts in made.counts.items()
+            {"transform": name, **{outcome: counts.get(outcome, 0) for outcome in OUTCOMES}}
+            for name, counts in summary.counts.items()
         ]
         write_csv(target, rows)
-    return made
+    return summary
 
 
 def measured(transform: str, record: Operator) -> list[Cell]:
     """A transform of an operator, by every backend and by the one that is taken where none is
     named.
     """
-    found = []
-    for backend in ("auto", *(one.name for one in record.backends)):
+    cells = []
+    for backend in ("auto", *(candidate.name for candidate in record.backends)):
         outcome, error, why = judged(TRANSFORMS[transform], record, backend)
-        found.append(Cell(transform, record.name, backend, outcome, error, why))
-    return found
+        cells.append(Cell(transform, record.name, backend, outcome, error, why))
+    return cells
 
 
 def judged(transform: "Transform", record: Operator, backend: str) -> tuple[str, float | None, str]:
@@ -162,42 +162,44 @@ Transform = Callable[[Operator, str], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([one.detach().double().flatten() for one in tensors])
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
 
 
 def _call(record: Operator, seed: int = 0) -> Call:
-    made = call(record, "gauss", TOKENS, WIDTH, seed, torch.float32)
-    more = {
+    sample = call(record, "gauss", TOKENS, WIDTH, seed, torch.float32)
+    small_options = {
         name: value
         for name, value in SMALL.items()
-        if name in record.options and (name != "ratio" or "grid" in made.extras)
+        if name in record.options and (name != "ratio" or "grid" in sample.extras)
     }
-    if not more:
-        return made
-    again = Call(record, made.q, made.k, made.v, {**made.extras, **more})
-    return again if "learned" not in made.extras else _with_learned(again)
+    if not small_options:
+        return sample
+    again = Call(record, sample.q, sample.k, sample.v, {**sample.extras, **small_options})
+    return again if "learned" not in sample.extras else _with_learned(again)
 
 
-def _with_learned(made: Call) -> Call:
+def _with_learned(sample: Call) -> Call:
     """The call with tensors of the operator's own that fit its options."""
     from softless.attention.learned import starting
     from softless.attention.options import Sizes
 
-    options = {name: value for name, value in made.extras.items() if name in made.record.options}
-    sizes = Sizes(1, WIDTH, made.record.filled(options), TOKENS, WIDTH)
-    own = starting(made.record, sizes, torch.Generator().manual_seed(0))
+    options = {
+        name: value for name, value in sample.extras.items() if name in sample.record.options
+    }
+    sizes = Sizes(1, WIDTH, sample.record.filled(options), TOKENS, WIDTH)
+    own = starting(sample.record, sizes, torch.Generator().manual_seed(0))
     return Call(
-        made.record,
-        made.q,
-        made.k,
-        made.v,
-        {**made.extras, "learned": {name: x.float() for name, x in own.items()}},
+        sample.record,
+        sample.q,
+        sample.k,
+        sample.v,
+        {**sample.extras, "learned": {name: x.float() for name, x in own.items()}},
     )
 
 
-def _function(made: Call, backend: str) -> Callable[..., Tensor]:
-    names = list(made.leaves)
-    return lambda *leaves: made.with_leaves(**dict(zip(names, leaves, strict=True))).run(
+def _function(sample: Call, backend: str) -> Callable[..., Tensor]:
+    names = list(sample.leaves)
+    return lambda *leaves: sample.with_leaves(**dict(zip(names, leaves, strict=True))).run(
         backend=backend
     )
 
@@ -222,10 +224,10 @@ class Problem:
 
     @classmethod
     def of(cls, record: Operator, backend: str, seed: int = 0) -> "Problem":
-        made = _call(record, seed)
-        at = tuple(made.leaves.values())
+        sample = _call(record, seed)
+        at = tuple(sample.leaves.values())
         return cls(
-            _function(made, backend), _function(made.double(), "reference"), at, _like(at, 5)
+            _function(sample, backend), _function(sample.double(), "reference"), at, _like(at, 5)
         )
 
     def doubled(self) -> Leaves:
@@ -240,9 +242,9 @@ def _loss(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *leaves: f(*leaves).square().sum()
 
 
-def _gradient(f: Callable[..., Tensor], at: Leaves, **more: Any) -> Leaves:
+def _gradient(f: Callable[..., Tensor], at: Leaves, **options: Any) -> Leaves:
     leaves = tuple(x.detach().requires_grad_() for x in at)
-    return torch.autograd.grad(_loss(f)(*leaves), leaves, **more)
+    return torch.autograd.grad(_loss(f)(*leaves), leaves, **options)
 
 
 def _difference(f: Callable[..., Sequence[Tensor]], problem: Problem) -> list[Tensor]:
@@ -267,8 +269,8 @@ def _forward(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence
         o = problem.f(
             *(forward_ad.make_dual(x, t) for x, t in zip(problem.at, problem.along, strict=True))
         )
-        found = forward_ad.unpack_dual(o).tangent
-    return [torch.zeros_like(o) if found is None else found], _difference(
+        tangent = forward_ad.unpack_dual(o).tangent
+    return [torch.zeros_like(o) if tangent is None else tangent], _difference(
         lambda *x: [problem.exact(*x)], problem
     )
 
@@ -282,34 +284,38 @@ def _vjp(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Ten
 
 def _jacrev(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     problem = Problem.of(record, backend)
-    found = torch.func.jacrev(lambda *x: problem.f(*x)[0, 0, 0], argnums=_all(problem))(*problem.at)
+    jacobian = torch.func.jacrev(lambda *x: problem.f(*x)[0, 0, 0], argnums=_all(problem))(
+        *problem.at
+    )
     exact = torch.autograd.functional.jacobian(
         lambda *x: problem.exact(*x)[0, 0, 0], problem.doubled()
     )
-    return found, exact
+    return jacobian, exact
 
 
 def _stacked(record: Operator, backend: str) -> tuple[Callable[..., Tensor], Leaves, list[Problem]]:
     """A function, three sets of its arguments, and the problem of each; what the operator itself
     holds is the same.
     """
-    made, several = _call(record), [_call(record, seed) for seed in (1, 2, 3)]
-    leaves = [tuple(one.leaves.values()) for one in several]
-    exact = _function(made.double(), "reference")
-    problems = [Problem(_function(made, backend), exact, one, one) for one in leaves]
-    return problems[0].f, tuple(torch.stack(one) for one in zip(*leaves, strict=True)), problems
+    sample, several = _call(record), [_call(record, seed) for seed in (1, 2, 3)]
+    leaves = [tuple(draw.leaves.values()) for draw in several]
+    exact = _function(sample.double(), "reference")
+    problems = [Problem(_function(sample, backend), exact, point, point) for point in leaves]
+    return problems[0].f, tuple(torch.stack(parts) for parts in zip(*leaves, strict=True)), problems
 
 
 def _vmap(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     f, stacked, problems = _stacked(record, backend)
-    return [torch.func.vmap(f)(*stacked)], [one.exact(*one.doubled()) for one in problems]
+    return [torch.func.vmap(f)(*stacked)], [
+        problem.exact(*problem.doubled()) for problem in problems
+    ]
 
 
 def _vmap_grad(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     f, stacked, problems = _stacked(record, backend)
-    found = torch.func.vmap(torch.func.grad(_loss(f), argnums=_all(problems[0])))(*stacked)
-    exact = [_gradient(one.exact, one.doubled()) for one in problems]
-    return found, [torch.stack(parts) for parts in zip(*exact, strict=True)]
+    gradients = torch.func.vmap(torch.func.grad(_loss(f), argnums=_all(problems[0])))(*stacked)
+    exact = [_gradient(problem.exact, problem.doubled()) for problem in problems]
+    return gradients, [torch.stack(parts) for parts in zip(*exact, strict=True)]
 
 
 def _batched_backward(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -320,9 +326,9 @@ def _batched_backward(record: Operator, backend: str) -> tuple[Sequence[Tensor],
     leaves = tuple(x.clone().requires_grad_() for x in problem.at)
     o = problem.f(*leaves)
     several = torch.stack([o.detach() * factor for factor in (2.0, 3.0)])
-    found = torch.autograd.grad(o, leaves, several, is_grads_batched=True)
+    gradients = torch.autograd.grad(o, leaves, several, is_grads_batched=True)
     exact = _gradient(problem.exact, problem.doubled())
-    return found, [torch.stack([x, 1.5 * x]) for x in exact]
+    return gradients, [torch.stack([x, 1.5 * x]) for x in exact]
 
 
 def _curvature(problem: Problem) -> list[Tensor]:
@@ -347,10 +353,10 @@ def _forward_over_reverse(
 
 def _gradgradcheck(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """torch's own check in float64: one where it passes, zero where it does not."""
-    made = _call(record).double()
-    leaves = tuple(x.clone().requires_grad_() for x in made.leaves.values())
+    sample = _call(record).double()
+    leaves = tuple(x.clone().requires_grad_() for x in sample.leaves.values())
     passed = torch.autograd.gradgradcheck(
-        _function(made, backend), leaves, raise_exception=False, fast_mode=True
+        _function(sample, backend), leaves, raise_exception=False, fast_mode=True
     )
     return [torch.tensor([float(passed)])], [torch.ones(1)]
 
@@ -365,12 +371,14 @@ def _module(record: Operator, seed: int) -> Any:
         for name, value in SMALL.items()
         if name in record.options and (name != "ratio" or record.wants("grid", {}))
     }
-    made: Any = Attention(HEADS * WIDTH, HEADS, op=record, qkv_bias=True, tokens=TOKENS, **options)
-    made.set_grid((0, 4, 6))
+    module: Any = Attention(
+        HEADS * WIDTH, HEADS, op=record, qkv_bias=True, tokens=TOKENS, **options
+    )
+    module.set_grid((0, 4, 6))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.3)
-    return made
+    return module
 
 
 def _tokens() -> Tensor:
@@ -385,39 +393,39 @@ def _functional_call(record: Operator, backend: str) -> tuple[Sequence[Tensor], 
     """Another module's weights in every way that a pass may go: few tokens, both projections
     inside, the output projection merged.
     """
-    module, other, x = _module(record, 0), _module(record, 1), _tokens()
-    given = _weights(other)
-    found: list[Tensor] = []
+    module, donor, x = _module(record, 0), _module(record, 1), _tokens()
+    weights = _weights(donor)
+    outputs: list[Tensor] = []
     for merged, inside, grad in ((1e9, 1e9, True), (1e9, 0, True), (0, 1e9, False)):
         module.merged_from, module.projected_from = merged, inside
         with use_backend(backend), torch.set_grad_enabled(grad):
-            found.append(torch.func.functional_call(module, given, (x,)))
-    wide = other.double()
+            outputs.append(torch.func.functional_call(module, weights, (x,)))
+    exact_module = donor.double()
     with use_backend("reference"):
-        exact, own = wide(x.double()), _module(record, 0).double()(x.double())
+        exact, own = exact_module(x.double()), _module(record, 0).double()(x.double())
     assert (own - exact).norm() > 1e-2 * exact.norm(), "the other weights must tell"
-    return found, [exact] * 3
+    return outputs, [exact] * 3
 
 
 def _checkpointing(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Gradients of a module that is computed again in the backward pass, few tokens and both
     projections inside.
     """
-    found: list[Tensor] = []
+    gradients: list[Tensor] = []
     for inside in (1e9, 0):
         module, x = _module(record, 0), _tokens().requires_grad_()
         module.projected_from = inside
         with use_backend(backend):
             checkpoint(module, x, use_reentrant=False).square().sum().backward()
-        found += _gradients(x, module)
-    wide, x = _module(record, 0).double(), _tokens().double().requires_grad_()
+        gradients += _gradients(x, module)
+    exact_module, x = _module(record, 0).double(), _tokens().double().requires_grad_()
     with use_backend("reference"):
-        wide(x).square().sum().backward()
-    return found, 2 * _gradients(x, wide)
+        exact_module(x).square().sum().backward()
+    return gradients, 2 * _gradients(x, exact_module)
 
 
 def _gradients(x: Tensor, module: Any) -> list[Tensor]:
-    return [one.grad for one in (x, *module.parameters()) if one.grad is not None]
+    return [leaf.grad for leaf in (x, *module.parameters()) if leaf.grad is not None]
 
 
 TRANSFORMS: Mapping[str, Transform] = {

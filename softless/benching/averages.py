@@ -13,10 +13,10 @@ from softless.benching.comparison import prepared, trained
 from softless.benching.record import record_path, table, write_csv
 from softless.benching.uses import rising
 from softless.errors import UsageError
-from softless.evaluation.measures import MEASURES
+from softless.experiment.candidates import AVERAGED, KEYS, RAW
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
 from softless.report.runs import RunRecord, read_run
-from softless.training.candidates import AVERAGED, KEYS, RAW
-from softless.training.recipe import Recipe
 from softless.words import counted
 
 STATES = {RAW: "model", AVERAGED: "ema"}  # of a checkpoint
@@ -47,10 +47,10 @@ class Ended:
         """Split and weights -> value: of what the run published, and of what it ended with."""
         return {
             f"{split}_{name}": float(scores[measure])
-            for split, found in self.last.items()
+            for split, scores_by_kind in self.last.items()
             for name, scores in {
                 "shipped": self.run.result[split],
-                **{f"last_{kind}": found[kind] for kind in sorted(found)},
+                **{f"last_{kind}": scores_by_kind[kind] for kind in sorted(scores_by_kind)},
             }.items()
         }
 
@@ -64,7 +64,7 @@ class Ended:
             "batch": self.batch,
             "epochs": result["epochs"],
             "steps": self.images // self.batch * result["epochs"],
-            "amp": self.run.recipe["amp"],
+            "amp": self.run.recipe.amp,
             "measure": measure,
             "best_epoch": result["best_epoch"],
             "weights": result["weights"],
@@ -87,17 +87,18 @@ class Averages:
         """A row per run and measure, then one of means per number of images and measure."""
         rows = [run.row(measure) for run in self.runs for measure in run.measures]
         for limit in dict.fromkeys(run.limit for run in self.runs):
-            ours = [run for run in self.runs if run.limit == limit]
-            for measure in ours[0].measures:
-                values = [run.values(measure) for run in ours]
+            runs = [run for run in self.runs if run.limit == limit]
+            for measure in runs[0].measures:
+                values = [run.values(measure) for run in runs]
                 rows.append({
                     "limit": limit,
                     "kind": "mean",
-                    "seed": counted(len(ours), "seed"),
-                    "images": ours[0].images,
+                    "seed": counted(len(runs), "seed"),
+                    "images": runs[0].images,
                     "measure": measure,
                     **_rounded({
-                        name: float(np.mean([one[name] for one in values])) for name in values[0]
+                        name: float(np.mean([run_values[name] for run_values in values]))
+                        for name in values[0]
                     }),
                 })
         return rows
@@ -117,13 +118,13 @@ class Averages:
             ]
             for row in rows
         ]
-        said = [f"{name} diverged: {why}" for name, why in self.diverged.items()]
-        said += [
+        sentences = [f"{name} diverged: {why}" for name, why in self.diverged.items()]
+        sentences += [
             f"report: {self.report}",
             *([f"recorded: {self.recorded}"] if self.recorded else []),
         ]
         head = ["images", "", "", *(name.replace("_", " ") for name in names)]
-        return "\n".join([table(head, cells), "", *said])
+        return "\n".join([table(head, cells), "", *sentences])
 
 
 def averages(
@@ -168,7 +169,7 @@ def averages(
             these runs.
         DivergedError: every run diverged.
     """
-    from softless import report
+    from softless.tasks import page
 
     if len(dict.fromkeys(limits)) < len(limits):
         raise UsageError(f"limits {' '.join(map(str, limits))}: each once")
@@ -178,52 +179,54 @@ def averages(
     recipes = {str(limit): chosen.with_fields(**{"data.limit": limit}) for limit in limits} or {
         "all": chosen
     }
-    for one in recipes.values():
-        one.check()
+    for limited in recipes.values():
+        limited.check()
     named = name or chosen.name
     target = record_path(f"averages_{named}") if record else None
     folder = Path(out or Path("runs") / f"{named}-averages")
-    places, diverged = trained(
+    run_dirs, diverged = trained(
         recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device
     )
-    ended = tuple(_ended(place, recipes[place.name.rpartition("-")[0]], device) for place in places)
-    found = Averages(ended, report.write(places, folder / "report.html"), diverged, target)
+    ended = tuple(
+        _ended(run_dir, recipes[run_dir.name.rpartition("-")[0]], device) for run_dir in run_dirs
+    )
+    outcome = Averages(ended, page.write(run_dirs, folder / "report.html"), diverged, target)
     if target is not None:
-        write_csv(target, found.rows())
-    return found
+        write_csv(target, outcome.rows())
+    return outcome
 
 
-def _ended(place: Path, recipe: Recipe, device: str) -> Ended:
+def _ended(folder: Path, recipe: Recipe, device: str) -> Ended:
     """A finished run, with what its last checkpoint answers."""
-    from softless.tasks import open_task
+    from softless.experiment.checkpoints import Checkpoints
+    from softless.experiment.folder import CHECKPOINTS
+    from softless.tasks.table import open_task
     from softless.training.model import build_for
-    from softless.training.run_folder import CHECKPOINTS
-    from softless.training.store import Checkpoints
     from softless.training.world import choose_device
 
-    run = read_run(place)
-    state = Checkpoints(place / CHECKPOINTS).newest()
+    run = read_run(folder)
+    state = Checkpoints(folder / CHECKPOINTS).newest()
     if state is None or state["epoch"] != run.result["epochs"]:
         raise UsageError(
-            f"{place} does not hold the checkpoint of its last epoch: train it anew with "
+            f"{folder} does not hold the checkpoint of its last epoch: train it anew with "
             "--overwrite"
         )
-    task, where = open_task(replace(recipe, seed=run.seed)), choose_device(device)
-    task = task.to(where)
+    task, chosen_device = open_task(replace(recipe, seed=run.seed)), choose_device(device)
+    task = task.to(chosen_device)
     line = run.epochs[-1]
     last = {"val": {kind: line[key] for kind, key in KEYS.items() if key in line}}
     if task.splits.test is not None:
-        model = build_for(task).to(where)
+        model = build_for(task).to(chosen_device)
         last["test"] = {}
         for kind in last["val"]:
             model.load_state_dict(state[STATES[kind]])
             loader = task.eval_loader(task.splits.test, 0, 1)
-            found = task.evaluate(
-                task.evaluated(model), loader, amp=recipe.amp, label=f"{place.name}, {kind}"
+            evaluation = task.evaluate(
+                task.evaluated(model), loader, amp=recipe.amp, label=f"{folder.name}, {kind}"
             )
-            last["test"][kind] = found.summary()
+            last["test"][kind] = evaluation.summary()
     return Ended(
-        place.name.rpartition("-")[0], run, len(task.splits.train), task.recipe.batch_size, last
+        folder.name.rpartition("-")[0], run, len(task.splits.train), task.recipe.batch_size, last
     )
 
 

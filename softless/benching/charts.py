@@ -77,9 +77,9 @@ def draw_resolution(points: Sequence["Point"], names: Mapping[str, str]) -> Draw
     by_arm = {arm: [point for point in points if point.arm == arm] for arm in names}
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 4.6))
-        left, right = figure.subplots(1, 2)
-        for number, (arm, ours) in enumerate(by_arm.items()):
-            if not ours:
+        accuracy_axes, branch_axes = figure.subplots(1, 2)
+        for number, (arm, arm_points) in enumerate(by_arm.items()):
+            if not arm_points:
                 continue
             look: dict[str, Any] = {
                 "color": COLOURS[number],
@@ -87,31 +87,33 @@ def draw_resolution(points: Sequence["Point"], names: Mapping[str, str]) -> Draw
                 "markersize": 5,
                 "linewidth": 1.8,
             }
-            factors = [point.factor for point in ours]
-            left.plot(factors, [100 * point.accuracy for point in ours], label=names[arm], **look)
-            left.fill_between(
+            factors = [point.factor for point in arm_points]
+            accuracy_axes.plot(
+                factors, [100 * point.accuracy for point in arm_points], label=names[arm], **look
+            )
+            accuracy_axes.fill_between(
                 factors,
-                [100 * p.low for p in ours],
-                [100 * p.high for p in ours],
+                [100 * p.low for p in arm_points],
+                [100 * p.high for p in arm_points],
                 color=COLOURS[number],
                 alpha=0.08,
                 linewidth=0,
             )
-            right.plot(factors, [point.branch for point in ours], **look)
+            branch_axes.plot(factors, [point.branch for point in arm_points], **look)
         first = points[0]
         trained_at = next(point.pixels for point in points if point.factor == 1)
-        left.set_title(
+        accuracy_axes.set_title(
             f"Test accuracy [%], trained at {trained_at} pixels", loc="left", fontsize=11, color=INK
         )
-        right.set_title(
+        branch_axes.set_title(
             "Size of the attention's branch, at the training size = 1",
             loc="left",
             fontsize=11,
             color=INK,
         )
-        right.set_yscale("log")
+        branch_axes.set_yscale("log")
         sizes = {point.factor: point for point in points if point.arm == first.arm}
-        for axes in (left, right):
+        for axes in (accuracy_axes, branch_axes):
             axes.set_xscale("log", base=2)
             axes.minorticks_off()
             axes.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
@@ -206,11 +208,11 @@ def _draw(axes: Any, panel: Panel) -> None:
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > NARROW * low else FINE))
     axes.yaxis.set_major_formatter("{x:,g}")
-    for place, word in panel.marks:
-        axes.axvline(place, color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
+    for position, word in panel.marks:
+        axes.axvline(position, color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
         axes.annotate(
             word,
-            (place, 0.97),
+            (position, 0.97),
             xycoords=("data", "axes fraction"),
             ha="right",
             va="top",

@@ -22,12 +22,12 @@ from softless.benching.record import record_path, write_csv
 from softless.benching.steps import StepCost, steps
 from softless.benching.throughput import throughput
 from softless.errors import DivergedError, UsageError
+from softless.experiment.recipe import Recipe
 from softless.ranks import Done
 from softless.report.groups import grouped
 from softless.report.runs import read_run
 from softless.report.statistics import Estimate, accuracy, difference
 from softless.training.own_data import with_data
-from softless.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from softless.benching.uses import Used
@@ -93,8 +93,8 @@ def twins(
     else:
         plain = chosen.with_fields(**{"model.name": twin})
         recipes = {own: with_operator(chosen, own), twin: plain}
-    for one in recipes.values():
-        one.check()
+    for candidate in recipes.values():
+        candidate.check()
     if chosen.task != "classification":
         from softless.benching.uses import used
 
@@ -176,7 +176,7 @@ def _compared(
 
     One that diverges is told, and the others go on.
     """
-    from softless import report
+    from softless.tasks import page
 
     target = record_path(f"{name}_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-{name}")
@@ -184,8 +184,8 @@ def _compared(
         recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device
     )
     groups = grouped([read_run(run) for run in runs])
-    place = _place(device)
-    speeds = throughput([group.first.folder for group in groups], device=place)
+    chosen_device = _device_name(device)
+    speeds = throughput([group.first.folder for group in groups], device=chosen_device)
     accuracies = tuple(_known(accuracy(group), chosen) for group in groups)
     costs: Mapping[str, StepCost] = {}
     if measure_steps:
@@ -196,7 +196,7 @@ def _compared(
             if any(group.first.operator == op for group in groups)
         }
         costs = steps(
-            finished, classes=len(spec.classes), in_chans=chosen.data.in_chans, device=place
+            finished, classes=len(spec.classes), in_chans=chosen.data.in_chans, device=chosen_device
         )
     compared = Compared(
         recipe=chosen.name,
@@ -205,7 +205,7 @@ def _compared(
         differences=tuple(_known(difference(group, groups[-1]), chosen) for group in groups[:-1]),
         speeds=speeds,
         only=lacking(chosen, recipes),
-        report=report.write(runs, folder / "report.html", speeds=speeds),
+        report=page.write(runs, folder / "report.html", speeds=speeds),
         recorded=target,
         steps=costs,
         settings={op: settings(recipe) for op, recipe in recipes.items()},
@@ -242,8 +242,10 @@ def trained(
 
     if seeds < 1:
         raise UsageError(f"seeds={seeds}: at least one")
-    ours = {name: range(recipe.seed, recipe.seed + seeds) for name, recipe in recipes.items()}
-    planned = [(name, list(ours[name])[turn]) for turn in range(seeds) for name in recipes]
+    seeds_by_name = {
+        name: range(recipe.seed, recipe.seed + seeds) for name, recipe in recipes.items()
+    }
+    planned = [(name, list(seeds_by_name[name])[turn]) for turn in range(seeds) for name in recipes]
     diverged: dict[str, str] = {}
     for number, (name, seed) in enumerate(planned, 1):
         _log.info("%s, seed %d (run %d of %d)", name, seed, number, len(planned))
@@ -259,8 +261,8 @@ def trained(
         except DivergedError as error:
             diverged[run_folder(folder, name, seed).name] = str(error)
             _log.warning("%s, seed %d diverged: %s", name, seed, error)
-    places = [run_folder(folder, name, seed) for name in recipes for seed in ours[name]]
-    runs = [place for place in places if place.name not in diverged]
+    run_dirs = [run_folder(folder, name, seed) for name in recipes for seed in seeds_by_name[name]]
+    runs = [run_dir for run_dir in run_dirs if run_dir.name not in diverged]
     if not runs:
         raise DivergedError(f"every run diverged: {next(iter(diverged.values()))}")
     if os.environ.get("RANK", "0") != "0":
@@ -272,7 +274,7 @@ def run_folder(out: Path, op: str, seed: int) -> Path:
     return out / f"{op}-seed{seed}"
 
 
-def _place(device: str) -> str:
+def _device_name(device: str) -> str:
     from softless.training.world import choose_device
 
     return str(choose_device(device))
@@ -302,13 +304,13 @@ def prepared(
     Raises:
         UsageError: a recipe, a field or data that cannot be used, or two lengths.
     """
-    given = dict(fields or {})
-    if epochs is not None and str(given.setdefault("schedule.epochs", epochs)) != str(epochs):
+    overrides = dict(fields or {})
+    if epochs is not None and str(overrides.setdefault("schedule.epochs", epochs)) != str(epochs):
         raise UsageError(
-            f"epochs={epochs} and schedule.epochs={given['schedule.epochs']} are two lengths: "
+            f"epochs={epochs} and schedule.epochs={overrides['schedule.epochs']} are two lengths: "
             "give one of them"
         )
-    return with_data(as_recipe(recipe).with_fields(**given), data, given)
+    return with_data(as_recipe(recipe).with_fields(**overrides), data, overrides)
 
 
 def lacking(chosen: Recipe, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, object]]:

@@ -39,22 +39,27 @@ class Counted:
     @property
     def differing(self) -> list[str]:
         """The counts that are not the same on all devices."""
-        first, *others = (found.to_dict() for found in self.counts.values())
-        return sorted({name for other in others for name in first if first[name] != other[name]})
+        first, *remaining = (device_cost.to_dict() for device_cost in self.counts.values())
+        return sorted({
+            name
+            for device_counts in remaining
+            for name in first
+            if first[name] != device_counts[name]
+        })
 
     def row(self) -> dict[str, Any]:
-        found = self.counts[DEVICES[0]]
+        totals = self.counts[DEVICES[0]]
         return {
             "model": self.model,
             "op": self.op,
             "pixels": self.pixels,
-            "macs": found.macs,
-            "exps": found.exps,
-            "activation_exps": found.activation_exps,
-            "activation_bytes": found.activation_bytes,
-            "peak_bytes": found.peak_bytes,
+            "macs": totals.macs,
+            "exps": totals.exps,
+            "activation_exps": totals.activation_exps,
+            "activation_bytes": totals.activation_bytes,
+            "peak_bytes": totals.peak_bytes,
             "differing": " ".join(self.differing),
-            "uncounted": " ".join(found.uncounted),
+            "uncounted": " ".join(totals.uncounted),
         }
 
 
@@ -62,14 +67,16 @@ class Counted:
 class Counts:
     """All of them."""
 
-    found: tuple[Counted, ...]
+    models: tuple[Counted, ...]
     refused: tuple[str, ...] = ()  # operators that have no place in a host, as it says itself
     recorded: Path | None = None
 
     @property
     def wrong(self) -> list[Counted]:
         """Those that differ between devices, or in which a product may not be counted."""
-        return [one for one in self.found if one.differing or one.counts[DEVICES[0]].uncounted]
+        return [
+            model for model in self.models if model.differing or model.counts[DEVICES[0]].uncounted
+        ]
 
     @property
     def exit_code(self) -> int:
@@ -77,7 +84,7 @@ class Counts:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "rows": [one.row() for one in self.found],
+            "rows": [model.row() for model in self.models],
             "wrong": len(self.wrong),
             "refused": list(self.refused),
             "exit_code": self.exit_code,
@@ -94,17 +101,17 @@ class Counts:
                 row["differing"],
                 row["uncounted"],
             ]
-            for row in (one.row() for one in self.found)
+            for row in (model.row() for model in self.models)
         ]
-        said = (
-            f"{len(self.found)} counted on {' and '.join(DEVICES)}, {len(self.wrong)} differ "
+        summary = (
+            f"{len(self.models)} counted on {' and '.join(DEVICES)}, {len(self.wrong)} differ "
             "or miss a formula"
         )
         return "\n".join([
             table(head, rows),
             "",
             *self.refused,
-            said,
+            summary,
             *([f"recorded: {self.recorded}"] if self.recorded else []),
         ])
 
@@ -128,22 +135,28 @@ def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool =
     from softless.models.create import check_host
 
     target = record_path("counts") if record else None
-    asked = list(dict.fromkeys(_asked(names, ops)))
-    for model, op in asked:
+    planned = list(dict.fromkeys(_planned(names, ops)))
+    for model, op in planned:
         check_host(model, op)
     tried = [
-        one for model, op in track(asked, len(asked), "counting") for one in _counted(model, op)
+        outcome
+        for model, op in track(planned, len(planned), "counting")
+        for outcome in _counted(model, op)
     ]
-    found = tuple(one for one in tried if isinstance(one, Counted))
+    models = tuple(outcome for outcome in tried if isinstance(outcome, Counted))
     if target is not None:
-        write_csv(target, [one.row() for one in found])
-    return Counts(found, tuple(dict.fromkeys(one for one in tried if isinstance(one, str))), target)
+        write_csv(target, [counted.row() for counted in models])
+    return Counts(
+        models,
+        tuple(dict.fromkeys(outcome for outcome in tried if isinstance(outcome, str))),
+        target,
+    )
 
 
-def _asked(names: Sequence[str], ops: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _planned(names: Sequence[str], ops: Sequence[str]) -> Iterator[tuple[str, str]]:
     from softless.benching.models import host_and_operator
     from softless.benching.sizes import listed
-    from softless.training.recipe import ModelSpec
+    from softless.experiment.groups import ModelSpec
 
     for name in names or listed():
         yield host_and_operator(ModelSpec(name))
@@ -159,14 +172,16 @@ def _counted(name: str, op: str) -> Iterator[Counted | str]:
         UsageError: the model is refused on one device alone.
     """
     for pixels in next(pixels for host, pixels in SIZES.items() if host in name):
-        found = {device: _on(device, name, op, pixels) for device in DEVICES}
-        counted = {device: one for device, one in found.items() if isinstance(one, Cost)}
+        outcomes = {device: _on(device, name, op, pixels) for device in DEVICES}
+        counted = {
+            device: outcome for device, outcome in outcomes.items() if isinstance(outcome, Cost)
+        }
         if counted and len(counted) < len(DEVICES):
-            raise UsageError(f"{name} with {op} is refused on some devices: {found}")
+            raise UsageError(f"{name} with {op} is refused on some devices: {outcomes}")
         yield (
             Counted(name, op, pixels, counted)
             if counted
-            else f"{name} with {op}: {found[DEVICES[0]]}"
+            else f"{name} with {op}: {outcomes[DEVICES[0]]}"
         )
 
 

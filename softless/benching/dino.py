@@ -18,12 +18,13 @@ from softless.benching.record import record_path, table, write_csv
 from softless.data import Pipeline, Samples, eval_loader, open_parts
 from softless.data.pictures import for_people
 from softless.errors import UsageError, need
-from softless.evaluation import load_run, wilson
+from softless.evaluation import wilson
 from softless.evaluation.features import Reading, extract, layers, output
 from softless.evaluation.knn import K, nearest
+from softless.experiment.recipe import Recipe
 from softless.report.groups import operator_title
 from softless.report.runs import read_run
-from softless.training.recipe import Recipe
+from softless.tasks.loaded import load_run
 
 PIXELS = 32  # side to which images are reduced where their pixels are the features
 # C of the linear classifier, chosen on the validation part
@@ -88,10 +89,10 @@ class SelfSupervised:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        left = {op: dict(options) for op, options in self.only.items()}
+        missing_options = {op: dict(options) for op, options in self.only.items()}
         return {
             "rows": self.rows(),
-            "left_out": left,
+            "left_out": missing_options,
             "report": str(self.report),
             "diverged": dict(self.diverged),
         }
@@ -121,14 +122,14 @@ class SelfSupervised:
             "epochs",
             "seconds",
         ]
-        said = [
+        sentences = [
             f"{op} does not have, and so ran without: {', '.join(map(str, options))}"
             for op, options in self.only.items()
         ]
-        said += [f"{name} diverged: {why}" for name, why in self.diverged.items()]
-        said += [f"report: {self.report}"] if self.report else []
-        said += [f"recorded: {self.recorded}"] if self.recorded else []
-        return "\n".join([table(head, cells), "", *said])
+        sentences += [f"{name} diverged: {why}" for name, why in self.diverged.items()]
+        sentences += [f"report: {self.report}"] if self.report else []
+        sentences += [f"recorded: {self.recorded}"] if self.recorded else []
+        return "\n".join([table(head, cells), "", *sentences])
 
 
 def dino(
@@ -149,8 +150,8 @@ def dino(
     features are worth.
 
     All rows are measured alike: 20-NN as in DINO; and multinomial logistic regression on
-    standardised features (those of `features.layers`, or the pixels), whose C the validation part
-    chooses among powers of ten, as SGD with the papers' settings makes too few steps on small data.
+    standardised features (those of `features.layers`, or the pixels). The validation part chooses
+    its C among powers of ten. SGD with the papers' settings makes too few steps on small data.
 
     Args:
         recipe: name, or a Recipe.
@@ -169,8 +170,8 @@ def dino(
         UsageError: a recipe of another task, data without labels or without a test part, or a
             folder that already holds these runs.
     """
-    from softless import report
-    from softless.tasks import open_task
+    from softless.tasks import page
+    from softless.tasks.table import open_task
     from softless.training.world import choose_device
 
     chosen = prepared(recipe, data, epochs, set)
@@ -183,23 +184,25 @@ def dino(
     task = open_task(chosen)
     labelled = Labelled.of(chosen, task.splits.train, task.splits.val)
     rows = [labelled.pixels()]
-    place = choose_device(device)
-    for op, one in recipes.items():
-        seeded = [replace(one, seed=one.seed + number) for number in range(seeds)]
+    chosen_device = choose_device(device)
+    for op, variant in recipes.items():
+        seeded = [replace(variant, seed=variant.seed + number) for number in range(seeds)]
         rows += [
-            labelled.row(each, op, _untrained(each, place), task.transform(train=False))
+            labelled.row(each, op, _untrained(each, chosen_device), task.transform(train=False))
             for each in seeded
         ]
     folder = Path(out or Path("runs") / f"{chosen.name}-bench")
     runs, diverged = trained(
         recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device
     )
-    for op, one in recipes.items():
-        for seed in range(one.seed, one.seed + seeds):
-            if (where := run_folder(folder, op, seed)) in runs:
-                loaded = load_run(where, place)
+    for op, variant in recipes.items():
+        for seed in range(variant.seed, variant.seed + seeds):
+            if (run_dir := run_folder(folder, op, seed)) in runs:
+                loaded = load_run(run_dir, chosen_device)
                 rows.append(
-                    labelled.row(replace(one, seed=seed), op, loaded.model, loaded.transform, where)
+                    labelled.row(
+                        replace(variant, seed=seed), op, loaded.model, loaded.transform, run_dir
+                    )
                 )
     compared = SelfSupervised(
         recipe=chosen.name,
@@ -207,7 +210,7 @@ def dino(
         images={"train": len(labelled.train), "val": len(labelled.val), "test": len(labelled.test)},
         only={op: options for op in recipes if (options := left_out(chosen, op))},
         diverged=diverged,
-        report=report.write(runs, folder / "report.html"),
+        report=page.write(runs, folder / "report.html"),
         recorded=target,
     )
     if target is not None:
@@ -217,7 +220,7 @@ def dino(
 
 def _untrained(recipe: Recipe, device: torch.device) -> nn.Module:
     """The network from which the run of this seed starts."""
-    from softless.tasks import open_task
+    from softless.tasks.table import open_task
     from softless.training.model import build_for
 
     task = open_task(recipe)
@@ -231,20 +234,25 @@ class Labelled:
     """
 
     train: Samples
-    kept: Samples  # of the train folder, without what was cut off for validation
+    train_without_val: Samples  # of the train folder, without what was cut off for validation
     val: Samples
     test: Samples
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, recipe: Recipe, kept: Samples, val: Samples) -> "Labelled":
+    def of(cls, recipe: Recipe, train_without_val: Samples, val: Samples) -> "Labelled":
+        """The parts of the recipe's data, with what was cut off for validation.
+
+        Raises:
+            UsageError: the data have no train part or no test part.
+        """
         parts, classes = open_parts(recipe.data)
         if not {"train", "test"} <= parts.keys():
             raise UsageError(
                 f"{recipe.data.path} has no train and test parts: features of a train part answer "
                 "a test part"
             )
-        return cls(parts["train"], kept, val, parts["test"], classes)
+        return cls(parts["train"], train_without_val, val, parts["test"], classes)
 
     def row(
         self,
@@ -259,7 +267,7 @@ class Labelled:
         def of(read: Reading) -> list[tuple[Tensor, Tensor]]:
             loaders = [
                 eval_loader(part, transform, batch=64)
-                for part in (self.train, self.kept, self.val, self.test)
+                for part in (self.train, self.train_without_val, self.val, self.test)
             ]
             return [extract(model, loader, read, label=f"features of {op}") for loader in loaders]
 
@@ -273,10 +281,10 @@ class Labelled:
 
     def pixels(self) -> Row:
         """The images themselves, reduced."""
-        parts = [self.train, self.kept, self.val, self.test]
+        parts = [self.train, self.train_without_val, self.val, self.test]
         raw = [
             torch.from_numpy(
-                np.stack([_reduced(part, place) for place in range(len(part))])
+                np.stack([_reduced(part, index) for index in range(len(part))])
             ).float()
             for part in parts
         ]
@@ -307,11 +315,11 @@ class Labelled:
         epochs: int,
         seconds: float,
     ) -> Row:
-        from softless.models.self_supervised import spread
+        from softless.tasks.dino.model import spread
 
-        bank, _, _, asked = shallow
-        probe = nearest(bank, asked, self.classes, min(K, len(bank[0])))
-        right, images, strength = logistic(*deep)
+        bank, _, _, test_part = shallow
+        probe = nearest(bank, test_part, self.classes, min(K, len(bank[0])))
+        correct, images, strength = logistic(*deep)
         return Row(
             model=name,
             operator=op,
@@ -319,10 +327,10 @@ class Labelled:
             seed=seed,
             knn=probe.accuracy,
             knn_interval=probe.interval,
-            linear=right / images,
-            linear_interval=wilson(right, images),
+            linear=correct / images,
+            linear_interval=wilson(correct, images),
             strength=strength,
-            spread=spread(asked[0]) if op else None,
+            spread=spread(test_part[0]) if op else None,
             epochs=epochs,
             seconds=seconds,
             width=deep[0][0].shape[1],
@@ -331,21 +339,36 @@ class Labelled:
 
 def logistic(
     train: tuple[Tensor, Tensor],
-    kept: tuple[Tensor, Tensor],
+    train_without_val: tuple[Tensor, Tensor],
     val: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
 ) -> tuple[int, int, float]:
-    """Logistic regression on standardised features (n, D): how many of how many test images are
-    right, and C.
+    """Logistic regression on standardised features: how many of how many test images are right,
+    and C.
 
-    C is what a classifier of `kept` answers `val` best with (the smallest of equals); the
-    classifier of `train` with that C answers `test`.
+    C is what a classifier of `train_without_val` answers `val` best with (the smallest of equals);
+    the classifier of `train` with that C answers `test`. Mean and deviation are those of `train`.
+
+    Args:
+        train: features (n, D) and classes (n,), as each of the other parts.
+        train_without_val: what chooses C is fitted on it.
+        val: what chooses C is scored on it.
+        test: what is answered.
+
+    Returns:
+        Test images that are right, all of them, C.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
     """
     need("sklearn")
     from sklearn.linear_model import LogisticRegression
 
     mean, std = train[0].mean(0), train[0].std(0).clamp_min(1e-6)
-    scaled = [(((x - mean) / std).double().numpy(), y.numpy()) for x, y in (train, kept, val, test)]
+    scaled = [
+        (((x - mean) / std).double().numpy(), y.numpy())
+        for x, y in (train, train_without_val, val, test)
+    ]
 
     def classifier(strength: float, part: tuple[np.ndarray, np.ndarray]) -> Any:
         return LogisticRegression(C=strength, max_iter=5000).fit(*part)
@@ -354,12 +377,12 @@ def logistic(
         STRENGTHS,
         key=lambda strength: (classifier(strength, scaled[1]).score(*scaled[2]), -strength),
     )
-    said = classifier(best, scaled[0]).predict(scaled[3][0])
-    return int((said == scaled[3][1]).sum()), len(said), best
+    answers = classifier(best, scaled[0]).predict(scaled[3][0])
+    return int((answers == scaled[3][1]).sum()), len(answers), best
 
 
-def _reduced(samples: Samples, place: int) -> np.ndarray:
-    image = for_people(samples.image(place)).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+def _reduced(samples: Samples, index: int) -> np.ndarray:
+    image = for_people(samples.image(index)).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.float32).reshape(-1) / 255
 
 

@@ -25,8 +25,8 @@ class Deviation:
 
 
 def deviation(result: Tensor, exact: Tensor) -> Deviation:
-    """Compare a result with the float64 one; values that are not finite count as infinitely
-    wrong.
+    """Compare a result with the float64 one of the same shape, whatever it is; values that are not
+    finite count as infinitely wrong.
     """
     result = result.double()
     apart = (result - exact).abs()
@@ -50,8 +50,15 @@ def gradients(
     """The value of a call, and the gradients of its inputs for a fixed random weighting of the
     value.
 
-    `like` are the exact gradients: float16 ones are taken under a loss scale, a power of two that
-    brings the largest of those near 1, as training does.
+    Args:
+        run: gives the value of a call: q (B, H, N, D), k (B, H, M, D) and v (B, H, M, E) to
+            (B, H, N, E).
+        call: what is differentiated; float16 under a loss scale where `like` is given.
+        like: the exact gradients, by input. The scale is a power of two that brings the largest of
+            them near 1, as training does.
+
+    Returns:
+        The value in its own dtype, and by input the gradient in float64, of the input's shape.
     """
     leaves = {name: x.detach().requires_grad_() for name, x in call.leaves.items()}
     value = run(call.with_leaves(**leaves))
@@ -65,22 +72,29 @@ def gradients(
     loss = (value.double() * weights).sum() * scale
     if not loss.requires_grad:  # a constant
         return value, {name: torch.zeros_like(x, dtype=torch.float64) for name, x in leaves.items()}
-    found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return value.detach(), {name: x.double() / scale for name, x in zip(leaves, found, strict=True)}
+    slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return value.detach(), {
+        name: x.double() / scale for name, x in zip(leaves, slopes, strict=True)
+    }
 
 
-def gradient_deviation(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
+def gradient_deviation(computed: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
     """The largest relative error (Frobenius) of the gradients of q, k and v.
 
     One that is next to nothing beside the others (exactly nothing for the queries of a softmax over
-    a single key) is judged by a thousandth of the largest.
+    a single key) is judged by a thousandth of the largest. Both mappings are from an input's name
+    to a gradient of that input's shape.
     """
     sizes = {name: float(gradient.norm()) for name, gradient in exact.items()}
-    least = LEAST * max(sizes.values())
+    floor = LEAST * max(sizes.values())
     return max(
         _relative(
-            float(torch.where(found[name].isfinite(), found[name] - exact[name], torch.inf).norm()),
-            max(size, least),
+            float(
+                torch.where(
+                    computed[name].isfinite(), computed[name] - exact[name], torch.inf
+                ).norm()
+            ),
+            max(size, floor),
         )
         for name, size in sizes.items()
     )

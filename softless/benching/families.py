@@ -13,22 +13,23 @@ Draw = Callable[[int, int, Generator], Tensor]  # (N, D, generator) -> (N, D) fl
 
 
 def gauss(N: int, D: int, generator: Generator) -> Tensor:
+    """Independent standard normal values (N, D), float64."""
     return torch.randn(N, D, dtype=torch.float64, generator=generator)
 
 
 def biased(N: int, D: int, generator: Generator) -> Tensor:
-    """A mean per channel: the l1 norm grows past what float16 holds."""
+    """(N, D) with a mean per channel: the l1 norm grows past what float16 holds."""
     return gauss(N, D, generator) + gauss(1, D, generator)
 
 
 def wide(N: int, D: int, generator: Generator) -> Tensor:
-    """Log-normal scales of the channels."""
+    """(N, D) with log-normal scales of the channels."""
     return gauss(N, D, generator) * gauss(1, D, generator).exp()
 
 
 def outlier(N: int, D: int, generator: Generator) -> Tensor:
-    """One token in the middle ten thousand times as large (in q and k: with it in v, the answer
-    would not fit float16).
+    """(N, D) with one token in the middle ten thousand times as large (in q and k: with it in v,
+    the answer would not fit float16).
     """
     x = gauss(N, D, generator)
     x[N // 2] *= 1e4
@@ -36,13 +37,13 @@ def outlier(N: int, D: int, generator: Generator) -> Tensor:
 
 
 def constant(N: int, D: int, generator: Generator) -> Tensor:
-    """The same token N times."""
+    """The same token N times, (N, D)."""
     return gauss(1, D, generator).repeat(N, 1)
 
 
 def one_hot(N: int, D: int, generator: Generator) -> Tensor:
-    """Each token has one channel, drawn at random: most products are exactly zero, and with few
-    tokens whole channels are.
+    """(N, D), one channel of each token 1, drawn at random: most products are exactly zero, and
+    with few tokens whole channels are.
     """
     return torch.nn.functional.one_hot(torch.randint(D, (N,), generator=generator), D).double()
 

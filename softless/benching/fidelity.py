@@ -1,7 +1,7 @@
 """How far our models stand from the published functions on the same weights: SOFT's by default and
 by `parity=True`, and SimA's, XCiT's and CvT's.
 
-What a random pyramid computes says nothing of this: its bottleneck tokens lie so far from the
+What a random pyramid computes says nothing of this. Its bottleneck tokens lie so far from the
 tokens that every kernel is next to 0, and the convolution of v is the whole branch. So the weights
 here are such that the kernels carry most of every branch, and a control switches them off and
 leaves the convolution.
@@ -70,20 +70,20 @@ class Fidelity:
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """As they are recorded: name of the file -> rows."""
-        found = {
+        rows_by_file = {
             "fidelity": [_row(line) for line in self.lines],
             "fidelity_hosts": [_row(line) for line in self.hosts],
         }
-        return {name: rows for name, rows in found.items() if rows}
+        return {name: rows for name, rows in rows_by_file.items() if rows}
 
     def __str__(self) -> str:
-        shown = [
+        sections = [
             table(
                 [name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows]
             )
             for rows in self.tables().values()
         ]
-        return "\n\n".join([*shown, *(f"recorded: {path}" for path in self.recorded)])
+        return "\n\n".join([*sections, *(f"recorded: {path}" for path in self.recorded)])
 
 
 EXACT = {"kernels", "kernels_most"}
@@ -118,28 +118,33 @@ def fidelity(
         UsageError: an operator or a host that was not published so.
     """
     places = {**dict.fromkeys(OPS, SIZES), **published.HOSTS}
-    known = {name for op in ops or places for name in places.get(op, ())}
-    if wrong := [*({*ops} - {*places}), *({*names} - known)]:
+    published_names = {name for op in ops or places for name in places.get(op, ())}
+    if wrong := [*({*ops} - {*places}), *({*names} - published_names)]:
         raise UsageError(
             f"nothing published as '{min(wrong)}': choose from {', '.join(places)} and "
-            f"{', '.join(sorted(known))}"
+            f"{', '.join(sorted(published_names))}"
         )
-    asked = [(op, name) for op in ops or places for name in places[op] if name in (names or known)]
+    planned = [
+        (op, name)
+        for op in ops or places
+        for name in places[op]
+        if name in (names or published_names)
+    ]
     for name in ("fidelity", "fidelity_hosts") if record else ():
         record_path(name)  # before anything is measured
     lines: list[Distance] = []
     hosts: list[published.Parity] = []
-    for op, name in track(asked, len(asked), "measuring"):
+    for op, name in track(planned, len(planned), "measuring"):
         if op in OPS:
             lines.append(measured(f"{op}_{name}"))
         else:
             hosts.append(published.measured(op, name))
-    found = Fidelity(tuple(lines), tuple(hosts))
+    outcome = Fidelity(tuple(lines), tuple(hosts))
     if not record:
-        return found
-    for name, rows in found.tables().items():
+        return outcome
+    for name, rows in outcome.tables().items():
         write_csv(record_path(name), rows)
-    return replace(found, recorded=tuple(record_path(name) for name in found.tables()))
+    return replace(outcome, recorded=tuple(record_path(name) for name in outcome.tables()))
 
 
 @torch.no_grad()
@@ -168,12 +173,16 @@ def measured(name: str, **smaller: Any) -> Distance:
 
 def gaussian(model: nn.Module) -> list[Attention]:
     """The attention modules with a Gaussian kernel, in the order of the pass."""
-    return [one for one in model.modules() if isinstance(one, Attention) and one.op.name in OPS]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, Attention) and module.op.name in OPS
+    ]
 
 
-def distance(found: Tensor, want: Tensor) -> float:
-    """Relative to the size of what is right."""
-    return float((found - want).norm() / want.norm())
+def distance(computed: Tensor, want: Tensor) -> float:
+    """|computed - want| / |want|, Frobenius, of two tensors of one shape."""
+    return float((computed - want).norm() / want.norm())
 
 
 def parts(module: Attention, x: Tensor, grid: Any) -> tuple[Tensor, Tensor]:
@@ -194,19 +203,22 @@ def _hooked(
 ) -> Iterator[None]:
     """A hook (module, args, kwargs[, output]) on some modules."""
     if before:
-        held = [one.register_forward_pre_hook(hook, with_kwargs=True) for one in modules]
+        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
     else:
-        held = [one.register_forward_hook(hook, with_kwargs=True) for one in modules]
+        handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
     try:
         yield
     finally:
-        for one in held:
-            one.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def enlivened(model: nn.Module, images: Tensor) -> list[float]:
-    """Give a model weights on which its kernels count, block by block as a pass comes to them; the
-    kernels' share of each branch.
+    """Give a model weights on which its kernels count, block by block as a pass over images
+    (B, 3, h, w) comes to them.
+
+    Returns:
+        The kernels' share of each block's branch, RMS over RMS.
     """
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
@@ -238,7 +250,9 @@ def _rms(x: Tensor) -> float:
 
 
 def silenced(model: nn.Module, images: Tensor) -> Tensor:
-    """The control: what the model answers with its kernels switched off."""
+    """The control: what the model answers for images (B, 3, h, w) with its kernels switched off,
+    (B, classes).
+    """
 
     def silence(module: Attention, args: Any, kwargs: Any, _: Tensor) -> Tensor:
         return module.proj(parts(module, args[0], kwargs["grid"])[1])

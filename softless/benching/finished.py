@@ -27,7 +27,7 @@ def finished(
     Raises:
         UsageError: no runs, runs of different models, or a run without test images.
     """
-    from softless import report
+    from softless.tasks import page
 
     if not runs:
         raise UsageError(
@@ -53,13 +53,13 @@ def finished(
         )
     target = record_path(f"runs_{name}") if record else None
     result = Compared(
-        recipe=name or groups[0].first.recipe["name"],
+        recipe=name or groups[0].first.recipe.name,
         groups=tuple(groups),
         accuracies=(estimate,),
         differences=(),
         speeds={},
         only={},
-        report=report.write(folders, folders[0].parent / f"{name or folders[0].name}.html"),
+        report=page.write(folders, folders[0].parent / f"{name or folders[0].name}.html"),
         recorded=target,
     )
     if target is not None:

@@ -34,7 +34,7 @@ class Call:
     def run(
         self, *, backend: str = "auto", out: torch.dtype | None = None, **options: Any
     ) -> Tensor:
-        """The operator's output through `attend`."""
+        """The operator's output through `attend`, (B, H, N, E); in `out` where that is a dtype."""
         k = None if self.tied else self.k
         return attend(
             self.q,
@@ -53,11 +53,15 @@ class Call:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """The inputs that a gradient reaches, by name."""
+        """The inputs that a gradient reaches, by name: q (B, H, N, D), k (B, H, M, D) unless q
+        stands for both, v (B, H, M, E).
+        """
         return {"q": self.q, "v": self.v} if self.tied else {"q": self.q, "k": self.k, "v": self.v}
 
     def with_leaves(self, **leaves: Tensor) -> "Call":
-        """The same call of other q, k, v."""
+        """The same call of other q, k, v, of any shapes that the operator takes; without a k, q
+        is k too.
+        """
         q = leaves["q"]
         return replace(self, q=q, k=leaves.get("k", q), v=leaves["v"])
 
@@ -79,11 +83,11 @@ class Call:
 
     def setting(self) -> str:
         """Grid and window in words."""
-        said = []
+        words = []
         if grid := self.extras.get("grid"):
-            said.append(f"grid={grid[0]}+{grid[1]}x{grid[2]}")
+            words.append(f"grid={grid[0]}+{grid[1]}x{grid[2]}")
         return " ".join(
-            said + [f"{name}={self.extras[name]}" for name in ("ratio",) if name in self.extras]
+            words + [f"{name}={self.extras[name]}" for name in ("ratio",) if name in self.extras]
         )
 
 
@@ -118,11 +122,11 @@ def call(
 
 def squarest(tokens: int) -> Grid:
     """The squarest grid of so many tokens, with or without a class token."""
-    found = []
+    candidates = []
     for prefix in (0, 1):
         cells = tokens - prefix
         if cells:
             height = next(side for side in range(math.isqrt(cells), 0, -1) if cells % side == 0)
-            found.append((height / cells * height, prefix, height))
-    _, prefix, height = max(found, key=lambda one: (one[0], -one[1]))
+            candidates.append((height / cells * height, prefix, height))
+    _, prefix, height = max(candidates, key=lambda candidate: (candidate[0], -candidate[1]))
     return prefix, height, (tokens - prefix) // height

@@ -56,19 +56,19 @@ class Inverses:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per family and size, a column per method: value error / gradient error."""
-        found: dict[tuple[str, int], dict[str, Any]] = {}
+        by_case: dict[tuple[str, int], dict[str, Any]] = {}
         for line in self.lines:
-            row = found.setdefault(
+            row = by_case.setdefault(
                 (line.kernel, line.tokens), {"kernel": line.kernel, "tokens": line.tokens}
             )
             row[line.method] = f"{line.error:.1e} / {line.gradient_error:.1e}"
-        return list(found.values())
+        return list(by_case.values())
 
     def __str__(self) -> str:
-        shown = self.rows()
-        lines = table(list(shown[0]), [list(row.values()) for row in shown])
-        told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
-        return f"relative error of the value / of the gradient, against float64\n\n{lines}{told}"
+        rows = self.rows()
+        lines = table(list(rows[0]), [list(row.values()) for row in rows])
+        footer = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
+        return f"relative error of the value / of the gradient, against float64\n\n{lines}{footer}"
 
 
 def compare_inverses(*, record: bool = False) -> Inverses:
@@ -77,6 +77,9 @@ def compare_inverses(*, record: bool = False) -> Inverses:
 
     Args:
         record: also write benchmarks/inverse.csv of the repository.
+
+    Raises:
+        UsageError: `record` outside of the repository.
     """
     target = record_path("inverse") if record else None
     lines = [
@@ -85,14 +88,14 @@ def compare_inverses(*, record: bool = False) -> Inverses:
         for size in SIZES
         for method, invert in METHODS.items()
     ]
-    found = Inverses(tuple(lines), target)
+    outcome = Inverses(tuple(lines), target)
     if target is not None:
-        write_csv(target, found.rows())
-    return found
+        write_csv(target, outcome.rows())
+    return outcome
 
 
 def exactly(a: Tensor) -> Tensor:
-    """By LU in float64."""
+    """The inverse (B, R, R) of A + ridge I by LU in float64, A of (B, R, R)."""
     return torch.linalg.inv(a.double() + RIDGE * torch.eye(a.shape[-1], dtype=torch.float64))
 
 
@@ -111,6 +114,7 @@ def _errors(a: Tensor, invert: Invert) -> tuple[float, float]:
     )
     pairs = ((value, true_value), (slope, true_slope))
     value_error, slope_error = (
-        max(deviation(x, y).frobenius for x, y in zip(*both, strict=True)) for both in pairs
+        max(deviation(x, y).frobenius for x, y in zip(*computed_and_true, strict=True))
+        for computed_and_true in pairs
     )
     return value_error, slope_error

@@ -23,7 +23,7 @@ def _spread(sigma: float) -> Draw:
 
 
 def near_duplicates(number: int, width: int, generator: Generator) -> Tensor:
-    """Groups of four that differ by next to nothing."""
+    """(R, D) float64: groups of four that differ by next to nothing."""
     groups = torch.randn(
         -(-number // 4), width, generator=generator, dtype=torch.float64
     ).repeat_interleave(4, 0)[:number]
@@ -31,9 +31,9 @@ def near_duplicates(number: int, width: int, generator: Generator) -> Tensor:
 
 
 def flat(number: int, width: int, generator: Generator) -> Tensor:
-    """A flat image region: all but the same."""
-    one = torch.randn(1, width, generator=generator, dtype=torch.float64)
-    return one + 1e-4 * torch.randn(number, width, generator=generator, dtype=torch.float64)
+    """(R, D) float64 of a flat image region: all but the same."""
+    base = torch.randn(1, width, generator=generator, dtype=torch.float64)
+    return base + 1e-4 * torch.randn(number, width, generator=generator, dtype=torch.float64)
 
 
 KERNELS: Mapping[str, Draw] = MappingProxyType({

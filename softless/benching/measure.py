@@ -1,7 +1,7 @@
 """Timing several calls fairly: interleaved in one process, medians, and ratios of pairs.
 
-A machine's speed drifts (heat, neighbours, frequency). Calls that take turns meet the same drift,
-so the ratio of two calls that ran one after the other is far steadier than the ratio of two
+A machine's speed drifts (heat, neighbours, frequency). Calls that take turns meet the same drift.
+So the ratio of two calls that ran one after the other is far steadier than the ratio of two
 separate timings (design §7).
 """
 
@@ -68,6 +68,12 @@ def interleaved(
         synchronise: waits until the device is done (torch.cuda.synchronize), called before the
             clock is read.
         clock: seconds.
+
+    Returns:
+        Seconds by call, one number for each round in the order of the rounds.
+
+    Raises:
+        UsageError: no calls, or rounds below one.
     """
     if not calls or rounds < 1:
         raise UsageError(f"nothing to time: {len(calls)} calls, {rounds} rounds")
@@ -80,7 +86,7 @@ def interleaved(
             start = clock()
             calls[name]()
             synchronise()
-            taken = clock() - start
+            elapsed = clock() - start
             if number >= 0:
-                seconds[name].append(taken)
+                seconds[name].append(elapsed)
     return Timings(seconds)

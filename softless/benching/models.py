@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from softless.attention import OPERATORS, get
 from softless.errors import UsageError
+from softless.experiment.groups import ModelSpec
+from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
-from softless.training.recipe import ModelSpec, Recipe
 
 
 def host_and_operator(model: ModelSpec) -> tuple[str, str]:
@@ -27,19 +28,19 @@ def with_operator(recipe: Recipe, op: str) -> Recipe:
     """
     record = get(op)
     host, _ = host_and_operator(recipe.model)
-    known = {name for other in OPERATORS.values() for name in other.options}
+    operator_options = {name for operator in OPERATORS.values() for name in operator.options}
     args = {
         name: value
         for name, value in recipe.model.args.items()
-        if name not in known or name in record.options
+        if name not in operator_options or name in record.options
     }
     return replace(recipe, model=replace(recipe.model, name=host, op=op, args=args))
 
 
 def left_out(recipe: Recipe, op: str) -> dict[str, object]:
     """Operator options of the recipe that `op` does not have."""
-    kept = with_operator(recipe, op).model.args
-    return {name: value for name, value in recipe.model.args.items() if name not in kept}
+    remaining_args = with_operator(recipe, op).model.args
+    return {name: value for name, value in recipe.model.args.items() if name not in remaining_args}
 
 
 def checked_operators(ops: Sequence[str]) -> list[str]:
@@ -101,12 +102,14 @@ def in_comparison(recipe: Recipe, op: str) -> Recipe:
         side // int(recipe.model.args.get("patch_size", 16))
         for side in sides(recipe.data.image_size)
     )
-    few = {name: max(1, height * width // SHARE) for name in FEW if name in get(op).options}
-    return replace(chosen, model=replace(chosen.model, args={**chosen.model.args, **few}))
+    reduced = {name: max(1, height * width // SHARE) for name in FEW if name in get(op).options}
+    return replace(chosen, model=replace(chosen.model, args={**chosen.model.args, **reduced}))
 
 
 def settings(recipe: Recipe) -> str:
     """The options of the operator that a recipe sets, in words."""
     record = get(recipe.model.op or "softmax")
-    said = {name: value for name, value in recipe.model.args.items() if name in record.options}
-    return ", ".join(f"{name}={value}" for name, value in said.items())
+    chosen_options = {
+        name: value for name, value in recipe.model.args.items() if name in record.options
+    }
+    return ", ".join(f"{name}={value}" for name, value in chosen_options.items())

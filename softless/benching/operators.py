@@ -121,14 +121,14 @@ class Errors:
 
     def __str__(self) -> str:
         over = [line for line in self.lines if not line.within]
-        said = [
+        sentences = [
             (
                 f"{len(self.lines)} measurements; {len(over)} above what their backend claims "
                 "(marked "
                 "!)"
             )
         ]
-        said += [
+        sentences += [
             f"  {x.operator} {x.form} {x.dtype} N={x.tokens} {x.family}: {x.error:.1e} > "
             f"{x.bar:.0e}"
             for x in over[:20]
@@ -139,7 +139,7 @@ class Errors:
             if x.within and x.claim is not None and x.status == "ok" and (x.error or 0) > x.claim
         ]
         if hard:
-            said.append(
+            sentences.append(
                 f"{len(hard)} above the claim where rounding the inputs to float32 moves the "
                 "exact answer as much (marked ~)"
             )
@@ -149,22 +149,23 @@ class Errors:
         return "\n".join([
             "\n\n".join(parts),
             "",
-            *said,
+            *sentences,
             *([f"recorded: {self.recorded}"] if self.recorded else []),
         ])
 
-    def _table(self, what: str, column: str) -> str:
+    def _table(self, quantity: str, column: str) -> str:
         lengths = sorted({line.tokens for line in self.lines})
         by_key: dict[tuple[str, ...], dict[int, list[Line]]] = {}
         for line in self.lines:
             by_key.setdefault(line.key, {}).setdefault(line.tokens, []).append(line)
         rows = [
             [f"{operator} {form} {options}".strip(), f"{dtype} → {out}"]
-            + [_worst(found.get(length, []), column) for length in lengths]
-            for (operator, form, options, dtype, out), found in by_key.items()
+            + [_worst(by_length.get(length, []), column) for length in lengths]
+            for (operator, form, options, dtype, out), by_length in by_key.items()
         ]
         return table(
-            [f"largest relative {what} error over the families", "dtype", *map(str, lengths)], rows
+            [f"largest relative {quantity} error over the families", "dtype", *map(str, lengths)],
+            rows,
         )
 
 
@@ -203,6 +204,9 @@ def operators(
         record: also write benchmarks/operators.csv of the repository (the families with the largest
             errors), or operators_million.csv.
         seed: of the data.
+
+    Raises:
+        UsageError: an unknown operator, or `record` outside of the repository.
     """
     names = [get(name).name for name in ops] or list(OPERATORS)
     target = record_path("operators_million" if long else "operators") if record else None
@@ -214,12 +218,12 @@ def operators(
         for line in _measure(OPERATORS[name], tokens, family, seed, gradient=not long)
     ]
     if target is not None:
-        kept = lines if long else hardest(lines)
+        recorded = lines if long else hardest(lines)
         write_csv(
             target,
             [
                 {name: "" if value is None else value for name, value in asdict(line).items()}
-                for line in kept
+                for line in recorded
             ],
         )
     return Errors(tuple(lines), target)
@@ -229,9 +233,9 @@ def hardest(lines: Sequence[Line]) -> list[Line]:
     """Of each form, dtype and length the families with the largest errors, of the value and of the
     gradient; a refusal stands for all families.
     """
-    found: dict[tuple[Any, ...], dict[str, Line]] = {}
+    hardest_by_case: dict[tuple[Any, ...], dict[str, Line]] = {}
     for line in lines:
-        worst = found.setdefault((*line.key, line.tokens), {})
+        worst = hardest_by_case.setdefault((*line.key, line.tokens), {})
         for column in ("error", "gradient_error"):
             before = worst.setdefault(column, line)
             if line.status == "ok" and (
@@ -239,7 +243,7 @@ def hardest(lines: Sequence[Line]) -> list[Line]:
                 or (getattr(line, column) or 0) > (getattr(before, column) or 0)
             ):
                 worst[column] = line
-    return [line for worst in found.values() for line in dict.fromkeys(worst.values())]
+    return [line for worst in hardest_by_case.values() for line in dict.fromkeys(worst.values())]
 
 
 def _measure(
@@ -250,25 +254,25 @@ def _measure(
         record.growth == "N^2" and record.normalises == "rows" and record.cross and tokens > WHOLE
     )
     for dtype_name, dtype in DTYPES.items():
-        asked = call(record, family, tokens, D, seed, dtype, queries=ROWS if alone else None)
+        sample = call(record, family, tokens, D, seed, dtype, queries=ROWS if alone else None)
         exact: dict[tuple[Any, ...], Exact] = {}
         for form in forms(record, reference=tokens <= PLAIN):
             key = tuple(sorted(form.options.items()))
             if key not in exact:
-                exact[key] = _exact(asked, form.options, gradient=gradient)
+                exact[key] = _exact(sample, form.options, gradient=gradient)
             for out in _outputs(form, dtype):
-                if line := _line(form, asked, exact[key], out, dtype_name, family):
+                if line := _line(form, sample, exact[key], out, dtype_name, family):
                     yield line
 
 
-def _exact(asked: Call, options: Mapping[str, Any], *, gradient: bool) -> Exact:
-    wide = asked.double()
+def _exact(sample: Call, options: Mapping[str, Any], *, gradient: bool) -> Exact:
+    exact_sample = sample.double()
 
-    def run(one: Call) -> Tensor:
-        return one.run(backend="reference", **options)
+    def run(inputs: Call) -> Tensor:
+        return inputs.run(backend="reference", **options)
 
-    value, slopes = gradients(run, wide) if gradient else (run(wide), {})
-    return Exact(value, slopes, deviation(run(wide.nudged()), value).frobenius)
+    value, slopes = gradients(run, exact_sample) if gradient else (run(exact_sample), {})
+    return Exact(value, slopes, deviation(run(exact_sample.nudged()), value).frobenius)
 
 
 def _outputs(form: Form, dtype: torch.dtype) -> list[torch.dtype | None]:
@@ -283,42 +287,44 @@ def _outputs(form: Form, dtype: torch.dtype) -> list[torch.dtype | None]:
 
 
 def _line(
-    form: Form, asked: Call, exact: Exact, out: torch.dtype | None, dtype: str, family: str
+    form: Form, sample: Call, exact: Exact, out: torch.dtype | None, dtype: str, family: str
 ) -> Line | None:
     """One measurement; None where the backend does not take such calls
     (`softless list --backends`).
     """
-    found: Deviation | None = None
+    measured: Deviation | None = None
     slope: float | None = None
     reason = ""
     try:
         if exact.gradients:
-            value, slopes = gradients(lambda one: form.run(one, out), asked, like=exact.gradients)
+            value, slopes = gradients(
+                lambda inputs: form.run(inputs, out), sample, like=exact.gradients
+            )
             slope = gradient_deviation(slopes, exact.gradients)
         else:
-            value = form.run(asked, out)
-        found = deviation(value, exact.value)
+            value = form.run(sample, out)
+        measured = deviation(value, exact.value)
     except BackendRefused:
         return None
     except (PrecisionError, UsageError) as error:
         reason = str(error)
-    given, top = torch.finfo(out or DTYPES[dtype]), float(exact.value.abs().max())
-    fits = top == 0 or given.tiny <= top <= given.max
+    limits, top = torch.finfo(out or DTYPES[dtype]), float(exact.value.abs().max())
+    fits = top == 0 or limits.tiny <= top <= limits.max
     return Line(
         operator=form.operator,
         form=form.name,
         options=" ".join(f"{name}={value}" for name, value in form.options.items()),
-        setting=asked.setting(),
+        setting=sample.setting(),
         dtype=dtype,
         out_dtype=dtype if out is None else str(out).removeprefix("torch."),
-        tokens=asked.v.shape[-2],
+        tokens=sample.v.shape[-2],
         family=family,
-        status=("ok" if fits else "does not fit") if found else "refused",
-        error=found.frobenius if found else None,
-        gradient_error=slope if found and fits else None,
-        largest=found.largest if found else None,
-        not_finite=found.not_finite if found else None,
-        zeros=found.zeros if found else None,
+        status=("ok" if fits else "does not fit") if measured else "refused",
+        error=measured.frobenius if measured else None,
+        gradient_error=slope if measured and fits else None,
+        largest=measured.largest if measured else None,
+        not_finite=measured.not_finite if measured else None,
+        zeros=measured.zeros if measured else None,
         claim=form.claim.get(DTYPES[dtype]),
         moves=exact.moves,
         reason=reason,
@@ -329,37 +335,53 @@ def forms(record: Operator, *, reference: bool = True) -> list[Form]:
     """Every backend of an operator; SimA's also with token_scale, and the published forms of the
     same meaning.
     """
-    made = [_backend_form(record, backend.name, {}, backend.tolerance) for backend in record.own]
+    variants = [
+        _backend_form(record, backend.name, {}, backend.tolerance) for backend in record.own
+    ]
     if reference:
         # the meaning, in float64; below that it claims nothing
-        made.append(_backend_form(record, "reference", {}, {}))
+        variants.append(_backend_form(record, "reference", {}, {}))
     if record.name == "sima":
-        made += [
-            _backend_form(record, one.name, {"token_scale": "tokens"}, one.tolerance)
-            for one in record.own
+        variants += [
+            _backend_form(record, backend.name, {"token_scale": "tokens"}, backend.tolerance)
+            for backend in record.own
         ]
-        made.append(
-            Form("sima", "published", {}, lambda one, _: published(one.q, one.k, one.v), {})
+        variants.append(
+            Form(
+                "sima",
+                "published",
+                {},
+                lambda inputs, _: published(inputs.q, inputs.k, inputs.v),
+                {},
+            )
         )
     if record.name == "performer":  # the same ratio with the published stabilisers
-        made.append(
-            Form(record.name, "published", {}, lambda one, out: one.run(out=out, parity=True), {})
+        variants.append(
+            Form(
+                record.name,
+                "published",
+                {},
+                lambda inputs, out: inputs.run(out=out, parity=True),
+                {},
+            )
         )
-    return made
+    return variants
 
 
 def _backend_form(
     record: Operator, backend: str, options: Mapping[str, Any], claim: Mapping[torch.dtype, float]
 ) -> Form:
-    def run(one: Call, out: torch.dtype | None) -> Tensor:
-        return one.run(backend=backend, out=out, **options)
+    def run(inputs: Call, out: torch.dtype | None) -> Tensor:
+        return inputs.run(backend=backend, out=out, **options)
 
     return Form(record.name, backend, options, run, claim)
 
 
 def published(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """SimA as its authors' code has it: normalise in the input's dtype, then multiply (sima.md
-    §2).
+    """SimA as its authors' code has it (arXiv:2206.08898; sima.md §2): normalise in the input's
+    dtype, then multiply, in the order that is cheaper.
+
+    q is (B, H, N, D), k (B, H, M, D), v (B, H, M, E); the answer is (B, H, N, E).
     """
     q, k = F.normalize(q, p=1.0, dim=-2), F.normalize(k, p=1.0, dim=-2)
     return (

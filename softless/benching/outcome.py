@@ -7,10 +7,10 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.benching.steps import StepCost
-from softless.report.cost import Speed
 from softless.report.groups import Group
 from softless.report.runs import RunRecord
 from softless.report.statistics import Estimate
+from softless.tasks.cost import Speed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Compared:
                     self.recipe, "difference", f"{group.first.operator} - {base}", group, estimate
                 )
             )
-        told = [
+        diverged_rows = [
             {
                 "kind": "diverged",
                 "recipe": self.recipe,
@@ -58,7 +58,7 @@ class Compared:
             }
             for name, why in self.diverged.items()
         ]
-        return rows + told
+        return rows + diverged_rows
 
     def _costs(self, op: str) -> dict[str, Any]:
         """The columns of a mean that say what a training step takes."""
@@ -167,13 +167,13 @@ def _step_cells(compared: Compared, op: str) -> list[str]:
 
 def _sentences(compared: Compared) -> list[str]:
     base = compared.groups[-1]
-    said = [
+    sentences = [
         f"{group.label} − {base.label}: {100 * estimate.value:+.2f} points, 95 % interval "
         f"{100 * estimate.low:+.2f} to {100 * estimate.high:+.2f} ({estimate.how})"
         for group, estimate in zip(compared.groups, compared.differences, strict=False)
     ]
-    said += [f"{name} diverged: {why}" for name, why in compared.diverged.items()]
+    sentences += [f"{name} diverged: {why}" for name, why in compared.diverged.items()]
     for op, options in compared.only.items():
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
-        said.append(f"{op} does not have, and so ran without: {listed}")
-    return said
+        sentences.append(f"{op} does not have, and so ran without: {listed}")
+    return sentences

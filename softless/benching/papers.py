@@ -11,7 +11,7 @@ from softless.benching.record import record_path, table, write_csv
 from softless.benching.sizes import counted
 from softless.data.progress import track
 from softless.errors import unknown
-from softless.models.assemble import assemble
+from softless.tasks.assemble import assemble
 
 
 @dataclass(frozen=True)
@@ -482,7 +482,7 @@ class PaperTable:
             elif row.parameters is not None:
                 counts = [f"{row.parameters:,}", *["not counted"] * 3]
             printed = [row.printed_exps] if exps else []
-            shown = " ".join(filter(None, (row.model, row.options)))
+            model_and_options = " ".join(filter(None, (row.model, row.options)))
             cells.append([
                 row.name,
                 row.printed_params,
@@ -491,10 +491,10 @@ class PaperTable:
                 counts[1],
                 *printed,
                 *counts[2:],
-                shown,
+                model_and_options,
             ])
-        said = [f"{row.name}: {row.note}" for row in self.rows if row.note]
-        return "\n".join([self.title, "", table(head, cells), "", LEGEND, *said])
+        notes = [f"{row.name}: {row.note}" for row in self.rows if row.note]
+        return "\n".join([self.title, "", table(head, cells), "", LEGEND, *notes])
 
 
 LEGEND = (
@@ -526,12 +526,15 @@ def papers(names: Sequence[str] = (), *, record: bool = False) -> "Papers":
     Args:
         names: which; all by default.
         record: also write benchmarks/papers.csv of the repository.
+
+    Raises:
+        UsageError: an unknown table, or `record` outside of the repository.
     """
     target = record_path("papers") if record else None
-    found = Papers(tuple(paper_table(name) for name in names or TABLES), target)
+    outcome = Papers(tuple(paper_table(name) for name in names or TABLES), target)
     if target is not None:
-        write_csv(target, [asdict(row) for one in found.tables for row in one.rows])
-    return found
+        write_csv(target, [asdict(row) for paper in outcome.tables for row in paper.rows])
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -542,15 +545,15 @@ class Papers:
     recorded: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"tables": [one.to_dict() for one in self.tables]}
+        return {"tables": [paper.to_dict() for paper in self.tables]}
 
     def __str__(self) -> str:
-        told = [f"recorded: {self.recorded}"] if self.recorded else []
-        return "\n\n".join([*map(str, self.tables), *told])
+        footer = [f"recorded: {self.recorded}"] if self.recorded else []
+        return "\n\n".join([*map(str, self.tables), *footer])
 
 
 def _measured(paper: str, row: Row) -> Measured:
-    parameters, macs, exps, others = _of_parts(row) if row.task else _of_model(row)
+    parameters, macs, exps, activation_exps = _of_parts(row) if row.task else _of_model(row)
     options = ", ".join(f"{name}={value}" for name, value in {**row.args, **row.head}.items())
     return Measured(
         paper,
@@ -565,7 +568,7 @@ def _measured(paper: str, row: Row) -> Measured:
         parameters,
         macs,
         exps,
-        others,
+        activation_exps,
         "; ".join(filter(None, (_in_parts(row), row.note))),
     )
 
@@ -580,17 +583,20 @@ def _of_parts(row: Row) -> tuple[int | None, ...]:
 
 def _in_parts(row: Row) -> str:
     """What a detector or segmenter is made of."""
-    found = _parts(row) if row.task else {}
-    return ", ".join(f"{part} {number / 1e6:.2f}M" for part, number in found.items() if number)
+    counts = _parts(row) if row.task else {}
+    return ", ".join(f"{part} {number / 1e6:.2f}M" for part, number in counts.items() if number)
 
 
 @cache
 def _built(task: str, model: str, args: str, head: str) -> dict[str, int]:
-    from softless.models import detectors, segmenters
+    from softless.tasks.detection import model as detectors
+    from softless.tasks.segmentation import model as segmenters
 
-    made: Any = assemble(task, model, json.loads(args), json.loads(head))
+    network: Any = assemble(task, model, json.loads(args), json.loads(head))
     return (
-        detectors.parameter_parts(made) if task == "detection" else segmenters.parameter_parts(made)
+        detectors.parameter_parts(network)
+        if task == "detection"
+        else segmenters.parameter_parts(network)
     )
 
 

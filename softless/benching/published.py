@@ -6,7 +6,7 @@ models whose attention counts.
     CvT     softmax_m(q k^T / sqrt(dim)) v,     q, k, v by convolution, and sqrt of the full width
 
 arXiv:2206.08898, 2106.09681 and 2103.15808, and their codes. A model as it is made says nothing of
-its attention (layer scales of 1e-5, branches twenty times weaker than the tokens), so weights are
+its attention (layer scales of 1e-5, branches twenty times weaker than the tokens). So weights are
 drawn here such that each branch has a third of its tokens' size.
 """
 # B images, H heads, N tokens, M keys, D channels of a head, C channels
@@ -77,37 +77,38 @@ def measured(op: str, host: str, **smaller: Any) -> Parity:
         host,
         op,
         len(attentions(model)),
-        min(distance(silent, right) for _, right, silent in double),
-        max(distance(ours, right) for ours, right, _ in single),
+        min(distance(silent, published) for _, published, silent in double),
+        max(distance(own, published) for own, published, _ in single),
         max(
-            distance(ours, exact)
-            for (ours, _, _), (_, exact, _) in zip(single, double, strict=True)
+            distance(own, exact) for (own, _, _), (_, exact, _) in zip(single, double, strict=True)
         ),
         max(
-            distance(right, exact)
-            for (_, right, _), (_, exact, _) in zip(single, double, strict=True)
+            distance(published, exact)
+            for (_, published, _), (_, exact, _) in zip(single, double, strict=True)
         ),
-        max(distance(ours, right) for ours, right, _ in double),
+        max(distance(own, published) for own, published, _ in double),
         max(branch for _, _, branch in single),
     )
 
 
-def distance(found: Tensor, want: Tensor) -> float:
-    """Relative to the size of what is right."""
-    return float((found - want).norm() / want.norm())
+def distance(computed: Tensor, want: Tensor) -> float:
+    """|computed - want| / |want|, Frobenius, of two tensors of one shape."""
+    return float((computed - want).norm() / want.norm())
 
 
 def attentions(model: nn.Module) -> list[nn.Module]:
     """The modules that are compared, in the order of the pass."""
     return [
-        one for one in model.modules() if isinstance(one, Attention | ClassAttention | ClassAttn)
+        module
+        for module in model.modules()
+        if isinstance(module, Attention | ClassAttention | ClassAttn)
     ]
 
 
 @torch.no_grad()
 def enlivened(model: nn.Module, images: Tensor) -> None:
-    """Give a model weights on which its attention counts, block by block as a pass comes to
-    them.
+    """Give a model weights on which its attention counts, block by block as a pass over images
+    (B, 3, h, w) comes to them.
     """
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
@@ -124,31 +125,33 @@ def enlivened(model: nn.Module, images: Tensor) -> None:
         branch = module.forward(*args, **kwargs) - module.proj.bias
         module.proj.weight *= SHARE * args[0].square().mean().sqrt() / branch.square().mean().sqrt()
 
-    held = [one.register_forward_pre_hook(enliven, with_kwargs=True) for one in attentions(model)]
+    handles = [
+        module.register_forward_pre_hook(enliven, with_kwargs=True) for module in attentions(model)
+    ]
     model(images)
-    for one in held:
-        one.remove()
+    for handle in handles:
+        handle.remove()
 
 
 def by_hand(module: Any, x: Tensor, grid: Any = None) -> Tensor:
-    """What the published code answers for tokens x (B,N,C): all of them, or the class token's
-    row.
+    """What the published code answers for tokens x (B, N, C): all of them, (B, N, C), or the class
+    token's row, (B, 1, C).
     """
     if isinstance(module, ClassAttn):
         return _class_softmax(module, x)
     q, k, v = _sides(module, x, grid)
     if isinstance(module, ClassAttention):
-        q, k = (F.normalize(one, p=1.0, dim=-2, eps=1e-6) for one in (q, k))
+        q, k = (F.normalize(side, p=1.0, dim=-2, eps=1e-6) for side in (q, k))
         o = (q[:, :, :1] @ k.mT) @ v
     elif module.op.name == "sima":
         o = F.normalize(q, p=1.0, dim=-2) @ (F.normalize(k, p=1.0, dim=-2).mT @ v)
     elif module.op.name == "xca":
-        q, k = (F.normalize(one, dim=-2) for one in (q, k))
+        q, k = (F.normalize(side, dim=-2) for side in (q, k))
         o = v @ torch.softmax(module.learned.temperature * (q.mT @ k), dim=-1).mT
     else:
         o = torch.softmax(x.shape[-1] ** -0.5 * (q @ k.mT), dim=-1) @ v
-    found: Tensor = module.proj(o.transpose(1, 2).flatten(2))
-    return found
+    output: Tensor = module.proj(o.transpose(1, 2).flatten(2))
+    return output
 
 
 def _sides(module: Any, x: Tensor, grid: Any) -> list[Tensor]:
@@ -160,49 +163,56 @@ def _sides(module: Any, x: Tensor, grid: Any) -> list[Tensor]:
             sides.append(getattr(module, f"proj_{part}")(convolved))
     else:
         sides = list(module.qkv(x).chunk(3, -1))
-    return [one.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for one in sides]
+    return [side.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for side in sides]
 
 
 def _class_softmax(module: Any, x: Tensor) -> Tensor:
     """XCiT's class attention: softmax of the class token's row, (B,1,C)."""
     q, k, v = (
-        one(y).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-        for one, y in ((module.q, x[:, :1]), (module.k, x), (module.v, x))
+        projection(y).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for projection, y in ((module.q, x[:, :1]), (module.k, x), (module.v, x))
     )
     o = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
-    found: Tensor = module.proj(o.transpose(1, 2).flatten(2))
-    return found
+    output: Tensor = module.proj(o.transpose(1, 2).flatten(2))
+    return output
 
 
 @torch.no_grad()
 def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
-    """What a model answers with the published attention in its places, and how far its own are from
-    it on the same tokens, the farthest.
+    """What a model answers for images (B, 3, h, w) with the published attention in its places.
+
+    Returns:
+        Logits (B, classes), and the largest relative distance of an attention's own answer from
+        the published one's on the same tokens, biases of the projections apart.
     """
     apart: list[float] = []
 
     def publish(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-        right = by_hand(module, args[0], kwargs.get("grid"))
-        apart.append(float((output - right).norm() / (right - module.proj.bias).norm()))
-        return right
+        published = by_hand(module, args[0], kwargs.get("grid"))
+        apart.append(float((output - published).norm() / (published - module.proj.bias).norm()))
+        return published
 
-    held = [one.register_forward_hook(publish, with_kwargs=True) for one in attentions(model)]
+    handles = [
+        module.register_forward_hook(publish, with_kwargs=True) for module in attentions(model)
+    ]
     logits: Tensor = model(images)
-    for one in held:
-        one.remove()
+    for handle in handles:
+        handle.remove()
     return logits, max(apart)
 
 
 @torch.no_grad()
 def silenced(model: nn.Module, images: Tensor) -> Tensor:
-    """The control: what the model answers with its attention switched off."""
+    """The control: what the model answers for images (B, 3, h, w) with its attention switched off,
+    (B, classes).
+    """
 
     def silence(module: Any, _: Any, output: Tensor) -> Tensor:
         bias: Tensor = module.proj.bias
         return bias.expand_as(output)
 
-    held = [one.register_forward_hook(silence) for one in attentions(model)]
+    handles = [module.register_forward_hook(silence) for module in attentions(model)]
     logits: Tensor = model(images)
-    for one in held:
-        one.remove()
+    for handle in handles:
+        handle.remove()
     return logits

@@ -22,24 +22,24 @@ def readable(svg: str, title: str) -> str:
     bare = ADDED.sub("", svg).replace(ROLE, "")
     opening = OPENING.search(bare)
     assert opening, "matplotlib writes one svg element"
-    told = "".join([
+    head = "".join([
         f'\n <title id="title">{escape(title)}</title>',
         f'\n <desc id="description">{escape(described(bare))}</desc>',
         f"\n <style>{DARK}</style>",
     ])
-    return f"{bare[: opening.end() - 1]}{ROLE}>{told}{bare[opening.end() :]}"
+    return f"{bare[: opening.end() - 1]}{ROLE}>{head}{bare[opening.end() :]}"
 
 
 def described(svg: str) -> str:
     """What is written in the drawing but for numbers: panels, axes and the names of the lines.
     matplotlib leaves it as comments.
     """
-    words = [unescape(found) for found in re.findall(r"<!-- (.*?) -->", svg, re.DOTALL)]
-    kept = dict.fromkeys(
+    words = [unescape(comment) for comment in re.findall(r"<!-- (.*?) -->", svg, re.DOTALL)]
+    labels = dict.fromkeys(
         " ".join(word.split()) for word in words if not NUMBER.fullmatch(word.strip())
     )
     return (
-        f"A chart with these words: {'; '.join(kept)}. The numbers are in the table beside it."
-        if kept
+        f"A chart with these words: {'; '.join(labels)}. The numbers are in the table beside it."
+        if labels
         else "A chart."
     )

@@ -72,12 +72,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Rows with their provenance, whole or not at all; columns in the order in which rows first
     name them.
     """
-    where = provenance()
-    columns = list(dict.fromkeys(name for row in rows for name in row)) + list(where)
+    origin = provenance()
+    columns = list(dict.fromkeys(name for row in rows for name in row)) + list(origin)
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, **where} for row in rows)
+    writer.writerows({**row, **origin} for row in rows)
     write_text(path, file.getvalue())
     return path
 

@@ -15,11 +15,13 @@ from softless.benching.models import with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.data import Samples, eval_loader, eval_transform, open_parts
 from softless.errors import UsageError
-from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, load_run, paired_bootstrap
+from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, paired_bootstrap
+from softless.experiment.groups import DataSpec
+from softless.experiment.recipe import Recipe
 from softless.layers import Attention, ClassAttention
 from softless.models.hosts import tokens_ahead
 from softless.models.sizes import sides
-from softless.training.recipe import DataSpec, Recipe
+from softless.tasks.loaded import load_run
 
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the training size
 SIDE = (
@@ -38,13 +40,13 @@ class Arm:
     op: str
     options: Mapping[str, Any] = field(default_factory=dict)
     trained_as: str = ""  # the arm whose runs are evaluated, where it is another
-    said: str = ""
+    label: str = ""
 
 
 N_TRAIN = "tokens at the training size"
 ARMS = (
-    Arm("softmax", "softmax", said="softmax"),
-    Arm("sima", "sima", said="SimA, the paper's scale"),
+    Arm("softmax", "softmax", label="softmax"),
+    Arm("sima", "sima", label="SimA, the paper's scale"),
     Arm(
         "sima_rescaled",
         "sima",
@@ -52,9 +54,9 @@ ARMS = (
         "sima",
         "SimA, the paper's scale in training, token_scale=N_train in evaluation",
     ),
-    Arm("sima_tokens", "sima", {"token_scale": "tokens"}, said='SimA, token_scale="tokens"'),
-    Arm("seqnorm", "seqnorm", said="SeqNorm"),
-    Arm("xca", "xca", said="XCA"),
+    Arm("sima_tokens", "sima", {"token_scale": "tokens"}, label='SimA, token_scale="tokens"'),
+    Arm("seqnorm", "seqnorm", label="SeqNorm"),
+    Arm("xca", "xca", label="XCA"),
 )
 
 
@@ -178,19 +180,22 @@ def resolution(
     folder = Path(out or Path("runs") / f"{chosen.name}-resolution")
     test = _test_images(chosen)
     _, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
-    place = str(choose_device(device))
+    chosen_device = str(choose_device(device))
     points: list[Point] = []
     for arm in ARMS:
         source = arm.trained_as or arm.name
-        ours = [
+        finished_seeds = [
             seed
             for seed in range(chosen.seed, chosen.seed + seeds)
             if f"{source}-seed{seed}" not in diverged
         ]
-        if ours:
-            runs = [_loaded(run_folder(folder, source, seed), arm, place) for seed in ours]
-            points += _measured(chosen.name, arm, ours, runs, test, pixels)
-    drawing = draw_resolution(points, {arm.name: arm.said for arm in ARMS})
+        if finished_seeds:
+            runs = [
+                _loaded(run_folder(folder, source, seed), arm, chosen_device)
+                for seed in finished_seeds
+            ]
+            points += _measured(chosen.name, arm, finished_seeds, runs, test, pixels)
+    drawing = draw_resolution(points, {arm.name: arm.label for arm in ARMS})
     figure = drawing.save(folder / "resolution.svg", FIGURE)
     if target is not None:
         write_csv(target, [asdict(point) for point in points])
@@ -202,8 +207,10 @@ def in_arm(recipe: Recipe, arm: Arm) -> Recipe:
     """The recipe with an arm's operator and options; those of other operators and arms are left
     out.
     """
-    known = {name for operator in OPERATORS.values() for name in operator.options}
-    bare = {name: value for name, value in recipe.model.args.items() if name not in known}
+    operator_options = {name for operator in OPERATORS.values() for name in operator.options}
+    bare = {
+        name: value for name, value in recipe.model.args.items() if name not in operator_options
+    }
     model = replace(recipe.model, args={**bare, **({} if arm.trained_as else arm.options)})
     return with_operator(replace(recipe, model=model), arm.op)
 
@@ -243,9 +250,9 @@ def _test_images(recipe: Recipe) -> Samples:
     return parts["test"]
 
 
-def _loaded(folder: Path, arm: Arm, place: str) -> LoadedRun:
+def _loaded(folder: Path, arm: Arm, device: str) -> LoadedRun:
     """A finished run, with the options that the arm sets for evaluation."""
-    run = load_run(folder, place)
+    run = load_run(folder, device)
     if arm.trained_as:
         model: Any = run.model
         number = {N_TRAIN: _tokens(model, sides(run.image_size)[0])}
@@ -276,7 +283,7 @@ def _measured(
     """The arm at every size: accuracies with their intervals over seeds and images, and its
     branch.
     """
-    right = {
+    correct = {
         factor: np.stack([_right(run, test, size) for run in runs])
         for factor, size in pixels.items()
     }
@@ -288,7 +295,10 @@ def _measured(
     options = next(_attention(model)).options
     points = []
     for factor, size in pixels.items():
-        share, moved = bootstrap_mean(right[factor]), paired_bootstrap(right[factor], right[1.0])
+        share, moved = (
+            bootstrap_mean(correct[factor]),
+            paired_bootstrap(correct[factor], correct[1.0]),
+        )
         points.append(
             Point(
                 recipe=recipe,
@@ -298,7 +308,7 @@ def _measured(
                 pixels=size,
                 tokens=_tokens(model, size),
                 seeds=" ".join(map(str, seeds)),
-                images=right[factor].shape[1],
+                images=correct[factor].shape[1],
                 **{
                     name: round(value, 6)
                     for name, value in zip(("accuracy", "low", "high"), share, strict=True)
@@ -358,11 +368,11 @@ def _right(run: LoadedRun, test: Samples, pixels: int) -> np.ndarray:
 @torch.no_grad()
 def _branch(run: LoadedRun, test: Samples, pixels: int) -> np.ndarray:
     """(layers,) RMS of the output of each attention module, biases of its projection left out."""
-    seen: list[float] = []
+    branch_rms: list[float] = []
 
     def note(module: Attention, _: Any, output: Tensor) -> None:
         branch = output if module.proj.bias is None else output - module.proj.bias
-        seen.append(float(branch.float().square().mean().sqrt()))
+        branch_rms.append(float(branch.float().square().mean().sqrt()))
 
     hooks = [module.register_forward_hook(note) for module in _attention(run.model)]
     try:
@@ -371,4 +381,4 @@ def _branch(run: LoadedRun, test: Samples, pixels: int) -> np.ndarray:
     finally:
         for hook in hooks:
             hook.remove()
-    return np.array(seen)
+    return np.array(branch_rms)

@@ -11,8 +11,8 @@ from typing import Any
 
 from softless.benching.record import record_path, table, write_csv
 from softless.errors import UsageError
-from softless.training.fields import Row, fits, walk
-from softless.training.recipe import Recipe
+from softless.experiment.fields import FieldRow, fits, walk
+from softless.experiment.recipe import Recipe
 
 NO_NUMBER = ("many", "nan", "1..2", "true", "")  # texts that say no number
 FOREIGN = ({"a": 1}, (object(),), object())  # values that no field takes
@@ -100,36 +100,37 @@ def faults(recipe: Recipe) -> Iterator[tuple[str, str, Any]]:
         yield "model's argument, misspelt", f"model.args.{name[:-1]}_{name[-1]}", value
 
 
-def outside(row: Row) -> Iterator[Any]:
+def outside(row: FieldRow) -> Iterator[Any]:
     """The nearest values below and above a field's range, at every place that has one."""
-    ranges, whole = row.about.within, float not in numbers(row.hint)
+    ranges, integral = row.setting.within, float not in numbers(row.hint)
     parts = [
         typing.get_args(part)
         for part in (row.hint, *typing.get_args(row.hint))
         if typing.get_origin(part) is tuple
     ]
-    for at, one in enumerate(ranges):
+    for at, interval in enumerate(ranges):
         below = (
-            one.low - 1
-            if whole
-            else math.nextafter(one.low, -math.inf)
-            if one.with_low
-            else one.low
+            interval.low - 1
+            if integral
+            else math.nextafter(interval.low, -math.inf)
+            if interval.with_low
+            else interval.low
         )
         above = (
-            one.high + 1
-            if whole
-            else math.nextafter(one.high, math.inf)
-            if one.with_high
-            else one.high
+            interval.high + 1
+            if integral
+            else math.nextafter(interval.high, math.inf)
+            if interval.with_high
+            else interval.high
         )
         for value in (below, above):
-            number = int(value) if whole else value
+            number = int(value) if integral else value
             if not parts:
                 yield number
             elif len(ranges) > 1:
                 yield tuple(
-                    number if place == at else ranges[place].low for place in range(len(ranges))
+                    number if position == at else ranges[position].low
+                    for position in range(len(ranges))
                 )
             else:
                 yield (number,) * (1 if ... in parts[0] else len(parts[0]))

@@ -52,8 +52,8 @@ class Sizes:
             ]
             for s in self.sizes
         ]
-        told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
-        return table(head, rows) + told
+        footer = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
+        return table(head, rows) + footer
 
 
 def models(names: Sequence[str] = (), *, record: bool = False) -> Sizes:
@@ -62,13 +62,16 @@ def models(names: Sequence[str] = (), *, record: bool = False) -> Sizes:
     Args:
         names: which; all by default.
         record: also write benchmarks/models.csv of the repository.
+
+    Raises:
+        UsageError: an unknown model, or `record` outside of the repository.
     """
     from softless.models import ENTRIES
 
     target = record_path("models") if record else None
     chosen = list(names) or listed()
     aliases = {entry.alias_of: entry.name for entry in ENTRIES.values() if entry.alias_of}
-    found = Sizes(
+    outcome = Sizes(
         tuple(
             Size(
                 name,
@@ -81,8 +84,8 @@ def models(names: Sequence[str] = (), *, record: bool = False) -> Sizes:
         target,
     )
     if target is not None:
-        write_csv(target, [asdict(size) for size in found.sizes])
-    return found
+        write_csv(target, [asdict(size) for size in outcome.sizes])
+    return outcome
 
 
 def listed() -> list[str]:
@@ -107,5 +110,5 @@ def counted(name: str, size: int = 224, **args: Any) -> tuple[int, int, int, int
 
     with torch.device("meta"):
         model = create_model(name, **args)
-    found = cost(model, size)
-    return found.parameters, found.macs, found.exps, found.activation_exps
+    totals = cost(model, size)
+    return totals.parameters, totals.macs, totals.exps, totals.activation_exps

@@ -51,13 +51,13 @@ class Readings:
             ]
             for row in self.rows
         ]
-        told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
+        footer = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
         return (
             table(
                 ["slide", "reader", "pixels", "ms of the processor", "quarters", "to openslide"],
                 cells,
             )
-            + told
+            + footer
         )
 
 
@@ -79,9 +79,11 @@ def slides(*, data: str | Path | None = None, rounds: int = 15, record: bool = F
             "bench slides reads slides: name one, or a folder of SVS files and tiled TIFFs, with "
             "--data"
         )
-    place = located(data)
+    source = located(data)
     files = (
-        sorted(place.glob("*.svs")) + sorted(place.glob("*.tif*")) if place.is_dir() else [place]
+        sorted(source.glob("*.svs")) + sorted(source.glob("*.tif*"))
+        if source.is_dir()
+        else [source]
     )
     rows = tuple(row for path in files for row in _readings(path, rounds))
     if not rows:
@@ -102,17 +104,17 @@ def _readings(path: Path, rounds: int) -> list[Reading]:
     }
     size = readers[PLAIN]()
     timed = interleaved(readers, rounds=rounds, warmup=1, clock=time.process_time)
-    found = []
+    readings = []
     for name in readers:
         spread = timed.spread(name)
         milliseconds, low, high = (
             round(1e3 * value, 2) for value in (spread.median, spread.low, spread.high)
         )
         ratio = None if name == PLAIN else round(timed.ratio(name, PLAIN).median, 3)
-        found.append(
+        readings.append(
             Reading(path.name, name, f"{size[1]} x {size[0]}", milliseconds, low, high, ratio)
         )
-    return found
+    return readings
 
 
 def _read(slide: Any) -> tuple[int, int]:

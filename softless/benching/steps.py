@@ -12,9 +12,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from softless.benching.measure import Spread, interleaved
+from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
 from softless.training.model import build_model
-from softless.training.recipe import Recipe
 
 MEMORY = "[memory]"  # the profiler's name of an allocation
 
@@ -54,41 +54,41 @@ def steps(
     """
     from softless.measure import cost
 
-    place = torch.device(device)
+    chosen_device = torch.device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or next(iter(recipes.values())).threads or before)
     try:
         models = {
-            name: build_model(recipe, classes, in_chans).to(place)
+            name: build_model(recipe, classes, in_chans).to(chosen_device)
             for name, recipe in recipes.items()
         }
         calls = {
             name: _step(models[name], recipe, classes, in_chans) for name, recipe in recipes.items()
         }
-        synchronise = torch.cuda.synchronize if place.type == "cuda" else lambda: None
+        synchronise = torch.cuda.synchronize if chosen_device.type == "cuda" else lambda: None
         timed = interleaved(calls, rounds=rounds, synchronise=synchronise)
-        peaks = {name: peak_bytes(call, place) for name, call in calls.items()}
+        peaks = {name: peak_bytes(call, chosen_device) for name, call in calls.items()}
     finally:
         torch.set_num_threads(before)
-    found = {}
+    costs = {}
     for name, model in models.items():
         counted = cost(model, (in_chans, *sides(recipes[name].data.image_size)))
         spent = counted.exps + counted.activation_exps
-        found[name] = StepCost(
+        costs[name] = StepCost(
             timed.spread(name), peaks[name], counted.exps, spent, counted.parameters
         )
-    return found
+    return costs
 
 
 def _step(model: nn.Module, recipe: Recipe, classes: int, in_chans: int) -> Callable[[], None]:
     from softless.training.optim import optimizer
 
-    place = next(model.parameters()).device
+    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(
         recipe.batch_size, in_chans, *sides(recipe.data.image_size), generator=generator
-    ).to(place)
-    targets = torch.randint(classes, (recipe.batch_size,), generator=generator).to(place)
+    ).to(device)
+    targets = torch.randint(classes, (recipe.batch_size,), generator=generator).to(device)
     mover = optimizer(recipe, model)
     model.train()
 
@@ -108,21 +108,21 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
-        held = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
         torch.cuda.synchronize()
-        return int(torch.cuda.max_memory_allocated() - held)
+        return int(torch.cuda.max_memory_allocated() - allocated)
     # the profiler writes its starts and stops to stderr otherwise
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
-    held = most = 0
-    kineto = seen.profiler.kineto_results
+    allocated = peak = 0
+    kineto = profiled.profiler.kineto_results
     changes = sorted(
         (event.start_ns(), event.nbytes()) for event in kineto.events() if event.name() == MEMORY
     )
     for _, change in changes:
-        held += change
-        most = max(most, held)
-    return int(most)
+        allocated += change
+        peak = max(peak, allocated)
+    return int(peak)

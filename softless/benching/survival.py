@@ -51,8 +51,8 @@ class Costs:
             ]
             for cost in self.costs
         ]
-        told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
-        return table(["", "ms", "quarters", "to the plain one", "more ms"], rows) + told
+        footer = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
+        return table(["", "ms", "quarters", "to the plain one", "more ms"], rows) + footer
 
 
 def survival(*, rounds: int = 15, record: bool = False) -> Costs:
@@ -62,47 +62,50 @@ def survival(*, rounds: int = 15, record: bool = False) -> Costs:
     Args:
         rounds: how often each is timed.
         record: also write benchmarks/survival.csv of the repository.
+
+    Raises:
+        UsageError: `record` outside of the repository.
     """
     target = record_path("survival") if record else None
     with tempfile.TemporaryDirectory(prefix="softless-") as folder:
         saves = interleaved(_saves(Path(folder)), rounds=rounds)
         steps = interleaved(_steps(Path(folder)), rounds=rounds)
-    found = Costs((*_costs(saves), *_costs(steps)), target)
+    outcome = Costs((*_costs(saves), *_costs(steps)), target)
     if target is not None:
-        write_csv(target, [asdict(cost) for cost in found.costs])
-    return found
+        write_csv(target, [asdict(cost) for cost in outcome.costs])
+    return outcome
 
 
 def _costs(timed: Timings) -> list[Cost]:
-    found = []
+    costs = []
     for name, seconds in timed.seconds.items():
         spread, plain = timed.spread(name), PLAIN.get(name)
-        more = (
+        extra = (
             None
             if plain is None
             else Spread.of([a - b for a, b in zip(seconds, timed.seconds[plain], strict=True)])
         )
-        found.append(
+        costs.append(
             Cost(
                 what=name,
                 milliseconds=round(1e3 * spread.median, 2),
                 low=round(1e3 * spread.low, 2),
                 high=round(1e3 * spread.high, 2),
                 ratio=None if plain is None else round(timed.ratio(name, plain).median, 4),
-                more_milliseconds=None if more is None else round(1e3 * more.median, 2),
+                more_milliseconds=None if extra is None else round(1e3 * extra.median, 2),
             )
         )
-    return found
+    return costs
 
 
 def _saves(folder: Path) -> dict[str, Callable[[], Any]]:
-    from softless.training.store import Checkpoints
+    from softless.experiment.checkpoints import Checkpoints
 
     state = {"weights": {f"layer{i}": torch.randn(MEGABYTES * 10_000 // 4) for i in range(100)}}
-    store, place = Checkpoints(folder / "checkpoints", keep=2), iter(range(10**6))
+    store, epochs = Checkpoints(folder / "checkpoints", keep=2), iter(range(10**6))
     return {
         "torch.save": lambda: torch.save(state, folder / "plain.pt"),
-        "checkpoint": lambda: store.save(state, (next(place), 0), {}),
+        "checkpoint": lambda: store.save(state, (next(epochs), 0), {}),
     }
 
 

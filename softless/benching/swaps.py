@@ -79,10 +79,10 @@ class Families:
             ]
             for row in self.rows
         ]
-        told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
+        footer = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
         return (
             f"attention '{self.op}' in models of timm with random "
-            f"weights\n\n{table(head, cells)}{told}"
+            f"weights\n\n{table(head, cells)}{footer}"
         )
 
 
@@ -94,6 +94,9 @@ def families(names: Sequence[str] = (), *, op: str | None = None, record: bool =
         names: families; all by default.
         op: the operator; sima by default.
         record: also write benchmarks/swaps.csv of the repository.
+
+    Raises:
+        UsageError: an unknown operator, or `record` outside of the repository.
     """
     target = record_path("swaps") if record else None
     operator = get(op or "sima").name
@@ -119,20 +122,20 @@ def _family(family: str, name: str, op: str) -> Family:
     before = audit(model).kinds.get("softmax", 0)
     images = torch.randn(2, *input_size_of(model, None))
     try:
-        found = swap(model, op, calibrate=images)
+        report = swap(model, op, calibrate=images)
     except UsageError as refusal:
         _, _, why = str(refusal).partition(": ")
-        kept = len(_attention(model))
-        return Family(family, name, 0, kept, why, before, before, None, None)
+        attention_count = len(_attention(model))
+        return Family(family, name, 0, attention_count, why, before, before, None, None)
     bare, calibrated = (
-        sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True)
+        sum(errors) / len(report.errors) for errors in zip(*report.errors.values(), strict=True)
     )
     return Family(
         family,
         name,
-        len(found.swapped),
-        len(found.kept),
-        "; ".join(dict.fromkeys(found.kept.values())),
+        len(report.swapped),
+        len(report.kept),
+        "; ".join(dict.fromkeys(report.kept.values())),
         before,
         audit(model).kinds.get("softmax", 0),
         round(bare, 4),
@@ -145,6 +148,6 @@ def _attention(model: torch.nn.Module) -> list[str]:
 
     return [
         path
-        for path, one in model.named_modules()
-        if type(one) in ADAPTERS or looks_like_attention(one)
+        for path, module in model.named_modules()
+        if type(module) in ADAPTERS or looks_like_attention(module)
     ]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from softless.benching.measure import interleaved
-from softless.evaluation import load_run
-from softless.report.cost import Speed
+from softless.tasks.cost import Speed
+from softless.tasks.loaded import load_run
 
 
 def throughput(
@@ -30,23 +30,27 @@ def throughput(
         device: where.
         threads: of the processor; None takes the number the runs were trained with.
     """
-    place = torch.device(device)
-    runs = {folder: load_run(folder, place) for folder in run_dirs}
+    chosen_device = torch.device(device)
+    runs = {folder: load_run(folder, chosen_device) for folder in run_dirs}
     first = next(iter(runs.values()))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or int(first.recipe.threads))
+    torch.set_num_threads(threads or first.recipe.threads or before)
     try:
         calls = {
-            str(folder): _call(run.model, (batch, run.in_chans, *run.pixels), place)
+            str(folder): _call(run.model, (batch, run.in_chans, *run.pixels), chosen_device)
             for folder, run in runs.items()
         }
-        synchronise = torch.cuda.synchronize if place.type == "cuda" else lambda: None
+        synchronise = torch.cuda.synchronize if chosen_device.type == "cuda" else lambda: None
         timed = interleaved(calls, rounds=rounds, synchronise=synchronise)
-        used = torch.get_num_threads()
-        where = f"{used} thread{'s' * (used > 1)}" if place.type == "cpu" else str(place)
+        thread_count = torch.get_num_threads()
+        hardware = (
+            f"{thread_count} thread{'s' * (thread_count > 1)}"
+            if chosen_device.type == "cpu"
+            else str(chosen_device)
+        )
     finally:
         torch.set_num_threads(before)
-    how = f"float32, batch {batch}, {where}, median of {rounds} rounds in turns"
+    how = f"float32, batch {batch}, {hardware}, median of {rounds} rounds in turns"
     return {folder: Speed(**vars(timed.rates(str(folder), batch)), how=how) for folder in runs}
 
 

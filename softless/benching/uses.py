@@ -14,11 +14,11 @@ from softless.benching.measure import Spread, interleaved
 from softless.benching.models import checked_operators, host_and_operator, with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.benching.steps import peak_bytes
-from softless.evaluation.measures import MEASURES
+from softless.experiment.candidates import described, gain
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
 from softless.report.groups import operator_title
 from softless.report.runs import RunRecord, read_run
-from softless.training.candidates import described, gain
-from softless.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Used:
                 "step_quarters": f"{step.seconds.low:.3f} to {step.seconds.high:.3f}",
                 "peak_mib": round(step.peak_bytes / 2**20),
                 "parameters": run.result["parameters"],
-                "amp": run.recipe["amp"],
+                "amp": run.recipe.amp,
             })
-        for name, found in self.baselines.items():
-            rows.append({"model": name, **numbers(found), "split": "test"})
+        for name, scores in self.baselines.items():
+            rows.append({"model": name, **numbers(scores), "split": "test"})
         rows += [
             {"model": name, "still_rising": f"diverged: {why}"}
             for name, why in self.diverged.items()
@@ -101,16 +101,16 @@ class Used:
                 for name in names
             ),
         ]
-        said = [
+        sentences = [
             f"{op} does not have, and so ran without: {', '.join(map(str, options))}"
             for op, options in self.only.items()
         ]
-        said += [f"{name} diverged: {why}" for name, why in self.diverged.items()]
-        said += [
+        sentences += [f"{name} diverged: {why}" for name, why in self.diverged.items()]
+        sentences += [
             f"report: {self.report}",
             *([f"recorded: {self.recorded}"] if self.recorded else []),
         ]
-        return "\n".join([table(head, cells), "", *said])
+        return "\n".join([table(head, cells), "", *sentences])
 
 
 def uses(
@@ -168,32 +168,39 @@ def used(
 ) -> Used:
     """Train each recipe over the seeds, and put scores and costs in one table; rows are recorded as
     NAME_RECIPE.
+
+    Raises:
+        UsageError: no seeds, a folder that already holds these runs, or `record` outside of the
+            repository.
+        DivergedError: every run diverged.
     """
-    from softless import report
+    from softless.tasks import page
     from softless.training.world import choose_device
 
     target = record_path(f"{name}_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-{name}")
-    places, diverged = trained(
+    run_dirs, diverged = trained(
         recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device
     )
-    runs = [read_run(place) for place in places]
+    runs = [read_run(run_dir) for run_dir in run_dirs]
     done = {
-        name: one for name, one in recipes.items() if any(folder_of(run) == name for run in runs)
+        name: recipe
+        for name, recipe in recipes.items()
+        if any(folder_of(run) == name for run in runs)
     }
-    found = Used(
+    outcome = Used(
         recipe=chosen,
         runs=tuple(runs),
         steps=training_steps(done, choose_device(device)),
         baselines=_baselines(chosen),
         only=lacking(chosen, recipes),
         diverged=diverged,
-        report=report.write(places, folder / "report.html"),
+        report=page.write(run_dirs, folder / "report.html"),
         recorded=target,
     )
     if target is not None:
-        write_csv(target, found.rows())
-    return found
+        write_csv(target, outcome.rows())
+    return outcome
 
 
 def folder_of(run: RunRecord) -> str:
@@ -222,7 +229,7 @@ def training_steps(
 
 def _step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
     from softless.evaluation.evaluate import autocast
-    from softless.tasks import open_task
+    from softless.tasks.table import open_task
     from softless.training.model import build_for
     from softless.training.optim import optimizer
 
@@ -235,9 +242,9 @@ def _step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
 
     def step() -> None:
         mover.zero_grad(set_to_none=True)
-        given = task.prepare(batch, device, epoch=0, step=0)
+        inputs = task.prepare(batch, device, epoch=0, step=0)
         with autocast(device, recipe.amp):
-            loss = learner(*given)
+            loss = learner(*inputs)
         loss.backward()
         mover.step()
 
@@ -246,7 +253,7 @@ def _step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
 
 def _baselines(recipe: Recipe) -> Mapping[str, Mapping[str, float]]:
     """What no training reaches on the test split, where the task knows such numbers."""
-    from softless.tasks import open_task
+    from softless.tasks.table import open_task
 
     task = open_task(recipe)
     return task.baselines(task.splits.test) if task.splits.test is not None else {}
@@ -266,15 +273,15 @@ def rising(run: RunRecord) -> str:
 
 def numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The measures among the scores, and those of each class, rounded."""
-    found = {name: _rounded(scores[name]) for name in MEASURES if scores.get(name) is not None}
+    measures = {name: _rounded(scores[name]) for name in MEASURES if scores.get(name) is not None}
     for measure in DENSE_CLASSES:
         by_class = scores.get("per_class", {}).get(measure, {})
-        found |= {
+        measures |= {
             f"{measure}_{name}": _rounded(value)
             for name, value in by_class.items()
             if value is not None
         }
-    return found
+    return measures
 
 
 def _rounded(value: float) -> float:

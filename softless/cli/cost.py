@@ -39,7 +39,7 @@ def cost(
             a size the model refuses, height without width.
     """
     if paper is not None:
-        if any(given is not None for given in (model, input_size, height, width, op, act)):
+        if any(option is not None for option in (model, input_size, height, width, op, act)):
             raise UsageError(
                 "--paper counts the models of a table as they stand there: leave the other "
                 "options out"
@@ -69,8 +69,8 @@ def counted_of(model: str, op: str | None, act: str | None, size: Size) -> tuple
     """The model of a name or of a run's folder, and the size at which it is looked at: a run's own
     where none is given.
     """
-    from softless.evaluation import load_run
     from softless.models import create_model
+    from softless.tasks.loaded import load_run
 
     if located(model).is_dir():
         if op or act:
@@ -80,8 +80,8 @@ def counted_of(model: str, op: str | None, act: str | None, size: Size) -> tuple
             )
         run = load_run(model)
         return run.model, size or (run.in_chans, *run.pixels)
-    made = create_model(model, op=op, act=act)
+    network = create_model(model, op=op, act=act)
     # timm's own ViT, built for one size
-    if size is not None and getattr(made, "dynamic_img_size", None) is False:
-        made = create_model(model, op=op, act=act, dynamic_img_size=True)
-    return made, size
+    if size is not None and getattr(network, "dynamic_img_size", None) is False:
+        network = create_model(model, op=op, act=act, dynamic_img_size=True)
+    return network, size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from softless.data.findings import DataCheck
 
 if TYPE_CHECKING:
-    from softless.data.check import Reading
+    from softless.tasks.check import Reading
 
 
 def data(
@@ -30,7 +30,7 @@ def data(
 
     Also counted: images seen and good, files passed over because of their ending, hidden files,
     images that are read but perhaps not as meant (warnings), and the same pixels in two splits. The
-    Python function is softless.data.check.check.
+    Python function is softless.tasks.check.check.
 
     Args:
         what: check.
@@ -56,24 +56,26 @@ def data(
         UsageError: an unknown `what`, or options that do not fit.
     """
     from softless.cli.options import assignments
-    from softless.data.check import check
     from softless.errors import UsageError, located, unknown
+    from softless.tasks.check import check
 
     if what != "check":
         raise unknown("use of `softless data`", what, ("check",))
-    given = dict(assignments(set))
+    user_fields = dict(assignments(set))
     if path is not None and table is None and located(path).suffix.lower() == ".csv":
         path, table = None, path
     if path is None and table is None:
         raise UsageError("softless data check needs --path, or --table FILE.csv")
-    if given and recipe is None and table is None:
+    if user_fields and recipe is None and table is None:
         raise UsageError("--set sets fields of a recipe: give --recipe too")
     if range is not None and recipe is None and table is not None:
-        given, range = {"data.range": range, **given}, None
+        user_fields, range = {"data.range": range, **user_fields}, None
     if range is not None and recipe is not None:
         raise UsageError(f"--range is for a check without a recipe: give --set data.range={range}")
     reading = (
-        None if recipe is None and table is None else _reading(recipe or "folder", given, table)
+        None
+        if recipe is None and table is None
+        else _reading(recipe or "folder", user_fields, table)
     )
     return check(
         path,
@@ -88,9 +90,9 @@ def data(
 
 def _reading(name: str, fields: Mapping[str, Any], table: str | Path | None) -> "Reading":
     """What a recipe reads of its data."""
-    from softless.data.check import Reading
     from softless.errors import UsageError
     from softless.recipes import get_recipe
+    from softless.tasks.check import Reading
     from softless.training.own_data import with_table
 
     recipe = with_table(get_recipe(name), table).with_fields(**fields)

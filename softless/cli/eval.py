@@ -9,9 +9,11 @@ from softless.data.given import GIVEN, data_given, is_dataset, parts_of
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, located, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
-from softless.evaluation.measures import MEASURES, beside
 from softless.evaluation.run import DENSE, MOST_AT_ONCE
+from softless.experiment.groups import DataSpec, TableSpec
+from softless.experiment.measures import MEASURES, beside
 from softless.models.given import model_given
+from softless.tasks.multilabel.settings import MultilabelSpec
 from softless.words import visible
 
 if TYPE_CHECKING:
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
 
     from softless.evaluation.features import Probe
     from softless.evaluation.linear import LinearSettings
-    from softless.tasks import Outcome, Task
-    from softless.training.recipe import DataSpec, TableSpec
+    from softless.tasks.task import Outcome, Task
     from softless.training.world import World
 
 T = TypeVar("T")
@@ -34,11 +35,11 @@ HELD = Path(GIVEN)  # this very object stands for datasets that were built in Py
 
 
 @dataclass(frozen=True)
-class Source:
+class EvaluationSource:
     """The labelled images that are asked for."""
 
-    spec: "DataSpec"
-    table: "TableSpec | None"  # that lists them
+    spec: DataSpec
+    table: TableSpec | None  # that lists them
     own: bool  # whether they are those of the run
 
     @property
@@ -102,7 +103,7 @@ class FeatureEvaluation:
         lines = [f"frozen features of {_title(self)}", ""]
         for probe in self.probes:
             low, high = probe.interval
-            told = beside(probe.commonest, 1 / len(probe.classes))
+            baseline = beside(probe.commonest, 1 / len(probe.classes))
             name = (
                 f"{probe.how.split()[0]}-NN"
                 if probe.measure == "knn"
@@ -113,7 +114,7 @@ class FeatureEvaluation:
                 f"{len(probe.targets)} images)"
             )
             lines.append(
-                f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {told}; {probe.width} "
+                f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {baseline}; {probe.width} "
                 f"features; {probe.how}"
             )
         return "\n".join(lines)
@@ -202,7 +203,7 @@ def _measured(
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     if set and not linear:
         raise UsageError("--set changes how the linear classifier is trained: give --linear too")
-    asked = {
+    arguments = {
         "run": run,
         "data": data,
         "table": table,
@@ -212,30 +213,30 @@ def _measured(
         "set": set,
         "amp": amp,
     }
-    with sharing(device, asked | {"batch_size": batch_size}) as world:
+    with sharing(device, arguments | {"batch_size": batch_size}) as world:
         job = world.together(
             lambda: _job(run, world.device, data, table, knn=knn, linear=linear, set=set, amp=amp)
         )
         loaded, source = job.loaded, job.source
-        told = str(loaded.path), source.where, f"the {split} split"
+        origin = str(loaded.path), source.where, f"the {split} split"
         if loaded.task in DENSE:
             outcome = _dense(
                 job, world, None if data is None else str(data), split, batch_size, workers
             )
-            return DenseEvaluation(*told, outcome, precision_of(job.amp))
+            return DenseEvaluation(*origin, outcome, precision_of(job.amp))
         if knn is not None or linear or loaded.task == "dino":
             return FeatureEvaluation(
-                *told, _probes(job, split, batch_size or MOST_AT_ONCE, workers)
+                *origin, _probes(job, split, batch_size or MOST_AT_ONCE, workers)
             )
         return _classified(job, split, batch_size, workers)
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """What is measured of a run."""
 
     loaded: LoadedRun
-    source: Source
+    source: EvaluationSource
     amp: str
     knn: int | None  # neighbours that vote
     linear: "LinearSettings | None"
@@ -251,16 +252,16 @@ def _job(
     linear: bool,
     set: Sequence[str],
     amp: str | None,
-) -> Job:
+) -> EvaluationJob:
     """The run and what is asked of it, which go together.
 
     Raises:
         DataError: the run cannot be read, or its data are not where they were.
         UsageError: it is not measured so.
     """
-    from softless.evaluation import load_run
     from softless.evaluation.evaluate import chosen_amp
-    from softless.tasks import TASKS
+    from softless.tasks.loaded import load_run
+    from softless.tasks.table import TASKS
 
     loaded = load_run(run, device)
     need(*TASKS[loaded.task].needs)
@@ -285,7 +286,7 @@ def _job(
         )
     if amp is not None and (features or loaded.task == "dino"):
         raise UsageError(f"amp={amp}: frozen features are read in float32; leave --amp out")
-    return Job(
+    return EvaluationJob(
         loaded,
         source,
         precise,
@@ -295,29 +296,29 @@ def _job(
 
 
 def _classified(
-    job: Job, split: str, batch_size: int | None, workers: int
+    job: EvaluationJob, split: str, batch_size: int | None, workers: int
 ) -> RunEvaluation | DenseEvaluation:
     """A classifier, of one label an image or of several."""
     from softless.data import shared_loader
     from softless.evaluation import evaluate
     from softless.evaluation.evaluate import precision_of
-    from softless.evaluation.multilabel import evaluate_labels
+    from softless.tasks.multilabel.measure import evaluate_labels
 
     loaded, source, amp = job.loaded, job.source, job.amp
     samples, part = _opened(source, lambda: _samples(loaded, source, split))
     loader = shared_loader(
         samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers
     )
-    told = str(loaded.path), source.where, part
+    origin = str(loaded.path), source.where, part
     if loaded.task == "multilabel":
-        threshold = float(loaded.recipe.multilabel.threshold)
+        threshold = (loaded.recipe.multilabel or MultilabelSpec()).threshold
         labels = evaluate_labels(loaded.model, loader, loaded.classes, threshold=threshold, amp=amp)
-        return DenseEvaluation(*told, labels, precision_of(amp))
-    found = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
-    return RunEvaluation(*told, found, precision_of(amp))
+        return DenseEvaluation(*origin, labels, precision_of(amp))
+    outcome = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
+    return RunEvaluation(*origin, outcome, precision_of(amp))
 
 
-def _opened(source: Source, work: "Callable[[], T]") -> "T":
+def _opened(source: EvaluationSource, work: "Callable[[], T]") -> "T":
     """What is opened of labelled images, on all ranks."""
     from softless.data.sources import opened_for_all
     from softless.training.machine import IN_MEMORY
@@ -358,23 +359,23 @@ def confusion_table(evaluation: Evaluation) -> str:
 
 def _check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> None:
     """Whether the run's own data lie where it found them, if no others are given."""
-    path, held = loaded.recipe.data.path, getattr(loaded.recipe, "table", None)
+    path, stored_table = loaded.recipe.data.path, loaded.recipe.table
     if data is not None or table is not None:
         return
-    if held is not None and not located(held.path).exists():
+    if stored_table is not None and stored_table.path and not located(stored_table.path).exists():
         raise DataError(
-            f"the table of the run {loaded.path} is not at {held.path}: pass its place, softless "
-            "eval RUN --table FILE"
+            f"the table of the run {loaded.path} is not at {stored_table.path}: pass its place, "
+            "softless eval RUN --table FILE"
         )
     if path and not located(path).exists():
-        way = "DATA" if held is None else "DATA --table FILE"
+        way = "DATA" if stored_table is None else "DATA --table FILE"
         raise DataError(
             f"the data of the run {loaded.path} are not at {path}: pass their place, softless "
             f"eval RUN {way}"
         )
 
 
-def _samples(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, str]:
+def _samples(loaded: LoadedRun, source: EvaluationSource, split: str) -> tuple[Samples, str]:
     """The images asked for and what to call them."""
     from softless.data import open_parts, open_splits
     from softless.data.folder import class_places
@@ -401,34 +402,30 @@ def _samples(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, st
     return samples.renumbered(places), f"the {split} split"
 
 
-def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], where: str) -> None:
+def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], origin: str) -> None:
     """Whether images have several labels where the run has, and one where it has one."""
     several = any(samples.targets.ndim == 2 for samples in parts.values())
     if several != (loaded.task == "multilabel"):
         kinds = ("one label", "several labels")
         raise DataError(
-            f"{where} has {kinds[several]} an image, and the run {loaded.path} knows "
+            f"{origin} has {kinds[several]} an image, and the run {loaded.path} knows "
             f"{kinds[not several]}: give others"
         )
 
 
 def _dense(
-    job: Job, world: "World", data: str | None, split: str, batch_size: int | None, workers: int
+    job: EvaluationJob,
+    world: "World",
+    data: str | None,
+    split: str,
+    batch_size: int | None,
+    workers: int,
 ) -> "Outcome":
     """Measured by the run's own task on the data asked for, scaled as in training."""
-    from softless.tasks import open_task
-    from softless.training.recipe import recipe_from
-    from softless.training.run_folder import RunFolder
+    from softless.tasks.table import open_task
 
-    loaded = job.loaded
-    stored = recipe_from(RunFolder(loaded.path).stored_recipe())
-    spec = replace(
-        stored.data,
-        path=data or stored.data.path,
-        mean=tuple(loaded.best["mean"]),
-        std=tuple(loaded.best["std"]),
-        workers=workers,
-    )
+    loaded, stored = job.loaded, job.loaded.recipe
+    spec = replace(stored.data, path=data or stored.data.path, workers=workers)
 
     def opened() -> "tuple[Task, Samples]":
         task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
@@ -448,17 +445,17 @@ def _dense(
     return task.to(world.device).evaluate(loaded.model, loader, amp=job.amp, label="evaluating")
 
 
-def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...]":
+def _probes(job: EvaluationJob, split: str, batch: int, workers: int) -> "tuple[Probe, ...]":
     """Classifiers over the features of the train part, asked about those of the split."""
     from softless.data import shared_loader
-    from softless.data.crops import one_crop
     from softless.evaluation.features import extract, output
     from softless.evaluation.knn import nearest
     from softless.evaluation.linear import probe
+    from softless.tasks.dino.transforms import one_crop
 
     loaded = job.loaded
-    train, asked, classes = _opened(job.source, lambda: _bank(loaded, job.source, split))
-    found = []
+    train, probed, classes = _opened(job.source, lambda: _bank(loaded, job.source, split))
+    probes = []
     if job.knn is not None:
         bank, queries = (
             extract(
@@ -466,9 +463,9 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
                 shared_loader(samples, loaded.transform, batch=batch, workers=workers),
                 output,
             )
-            for samples in (train, asked)
+            for samples in (train, probed)
         )
-        found.append(nearest(bank, queries, classes, job.knn))
+        probes.append(nearest(bank, queries, classes, job.knn))
     if job.linear is not None:
         best = loaded.best
         views = one_crop(
@@ -479,11 +476,11 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
             loaded.in_chans,
             deep=loaded.scale is not None,
         )
-        found.append(
+        probes.append(
             probe(
                 loaded.model,
                 train,
-                asked,
+                probed,
                 classes,
                 views=views,
                 transform=loaded.transform,
@@ -492,11 +489,11 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
                 workers=workers,
             )
         )
-    return tuple(found)
+    return tuple(probes)
 
 
 def _bank(
-    loaded: LoadedRun, source: Source, split: str
+    loaded: LoadedRun, source: EvaluationSource, split: str
 ) -> tuple[Samples, Samples, tuple[str, ...]]:
     """The images whose features answer, those that are asked about, and their classes."""
     from softless.data import open_parts, open_splits
@@ -523,43 +520,45 @@ def _linear(pairs: Sequence[str]) -> "LinearSettings":
     kinds = {
         field.name: type(getattr(LinearSettings(), field.name)) for field in fields(LinearSettings)
     }
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, text in assignments(pairs).items():
         if name not in kinds:
             raise unknown("field of the linear classifier", name, kinds)
         try:
-            given[name] = kinds[name](text)
+            settings[name] = kinds[name](text)
         except ValueError:
             raise UsageError(
                 f"{name}={text} does not fit: the field takes "
                 f"{'a whole number' if kinds[name] is int else 'a number'}"
             ) from None
-    if given.get("views", "fixed") not in {"random", "fixed"}:
-        raise unknown("kind of views", given["views"], ("random", "fixed"))
-    return LinearSettings(**given)
+    if settings.get("views", "fixed") not in {"random", "fixed"}:
+        raise unknown("kind of views", settings["views"], ("random", "fixed"))
+    return LinearSettings(**settings)
 
 
-def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> Source:
+def _source(
+    loaded: LoadedRun, data: str | Path | None, table: str | Path | None
+) -> EvaluationSource:
     """The run's data, or others: a table, an npz file (or the one in a folder), or class
     folders.
     """
-    from softless.training.recipe import DataSpec, TableSpec
+    from softless.experiment.groups import TableSpec
 
-    stored = DataSpec(**vars(loaded.recipe.data))
-    held = getattr(loaded.recipe, "table", None)
-    columns = None if held is None else TableSpec(**{**vars(held), "label": tuple(held.label)})
+    stored, columns = loaded.recipe.data, loaded.recipe.table
     if data is None and table is None:
-        return Source(stored, columns, own=True)
+        return EvaluationSource(stored, columns, own=True)
     if data is HELD:
         own = replace(stored, source="given", path=None, group=None, folds=None, fold=None)
-        return Source(own, None, own=False)
+        return EvaluationSource(own, None, own=False)
     path = None if data is None else str(data)
-    other = replace(stored, path=path, group=None, folds=None, fold=None)
+    spec = replace(stored, path=path, group=None, folds=None, fold=None)
     if table is not None:  # whose an image is matters to nothing that is measured
         listed = replace(columns or TableSpec(), path=str(table), group=None)
         if loaded.task == "multilabel":
             listed = replace(listed, label=loaded.classes)
-        return Source(replace(other, source="folder"), listed, own=False)
-    place = located(str(path))
-    is_npz = place.suffix == ".npz" or (stored.source == "npz" and any(place.glob("*.npz")))
-    return Source(replace(other, source="npz" if is_npz else "folder"), None, own=False)
+        return EvaluationSource(replace(spec, source="folder"), listed, own=False)
+    source_path = located(str(path))
+    is_npz = source_path.suffix == ".npz" or (
+        stored.source == "npz" and any(source_path.glob("*.npz"))
+    )
+    return EvaluationSource(replace(spec, source="npz" if is_npz else "folder"), None, own=False)

@@ -28,7 +28,7 @@ class Pictures:
     foreign: Mapping[str, Foreign] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        far = {name: one.to_dict() for name, one in self.foreign.items()}
+        far = {name: foreign.to_dict() for name, foreign in self.foreign.items()}
         return {"files": [str(file) for file in self.files], "maps": self.caption, "foreign": far}
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ def explain(
     from softless.training.sharing import see_one_folder, sharing
 
     folder = located(out)
-    asked = {
+    arguments = {
         "model": model,
         "images": images,
         "out": out,
@@ -91,7 +91,7 @@ def explain(
         "resize": resize,
         "token_scale": token_scale,
     }
-    with sharing(device, asked | {"page": page}, folder) as world:
+    with sharing(device, arguments | {"page": page}, folder) as world:
         viewer = world.together(lambda: _viewer(model, world.device, resize, token_scale))
         samples = images_for_all(images, viewer.in_chans, folder, viewer.scale, page)
         names = [samples.name(index) for index in range(len(samples))]
@@ -102,20 +102,24 @@ def explain(
             def drawn(index: int) -> tuple[str, Foreign | None]:
                 image = viewer.transform(samples.image(index))[None].to(world.device)
                 maps = look(viewer.model, image, layer=layer)
-                _, seen = eyes(viewer.model, image)
+                _, model_image = eyes(viewer.model, image)
                 title = f"{names[index]}: {maps.caption}"
                 write_picture(
                     places[index],
-                    figure(picture(seen[0], viewer.mean, viewer.std), maps, title=title),
+                    figure(picture(model_image[0], viewer.mean, viewer.std), maps, title=title),
                 )
                 return maps.caption, maps.foreign
 
             mine = range(world.rank, len(names), world.size)
-            told = list(ranks.everywhere(map(drawn, track(mine, len(mine), "drawing")), len(names)))
+            drawings = list(
+                ranks.everywhere(map(drawn, track(mine, len(mine), "drawing")), len(names))
+            )
     far = {
-        name: foreign for name, (_, foreign) in zip(names, told, strict=True) if foreign is not None
+        name: foreign
+        for name, (_, foreign) in zip(names, drawings, strict=True)
+        if foreign is not None
     }
-    return Pictures(folder, tuple(places), told[-1][0], far)
+    return Pictures(folder, tuple(places), drawings[-1][0], far)
 
 
 def _viewer(
@@ -123,8 +127,9 @@ def _viewer(
 ) -> "Viewer":
     """The model, and how it sees images."""
     from softless.saliency.viewer import viewer_of
+    from softless.tasks.opened import opened
 
-    viewer = viewer_of(model, device)
+    viewer = viewer_of(opened(model, device))
     if token_scale is not None:
         set_token_scale(viewer.model, as_token_scale(token_scale))
     return viewer if resize is None else viewer.resized(as_size(resize))

@@ -3,39 +3,40 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from softless.experiment.fields import FieldRow, walk
+
 if TYPE_CHECKING:
     from softless.attention import Operator
-    from softless.training.fields import Row
 
 KINDS = ("models", "operators", "recipes", "backends")
 
 
 @dataclass(frozen=True)
-class Settings:
+class RecipeFields:
     """Every field of a recipe: its value there, what it takes and what it is."""
 
     recipe: str
     summary: str
-    rows: "tuple[Row, ...]"
+    rows: tuple[FieldRow, ...]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """By dotted name."""
         return {
             row.name: {
                 "default": row.value,
-                "takes": row.about.takes(row.hint),
-                "range": row.about.range,
-                "unit": row.about.unit,
-                "says": row.about.says,
+                "takes": row.setting.takes(row.hint),
+                "range": row.setting.range,
+                "unit": row.setting.unit,
+                "says": row.setting.says,
             }
             for row in self.rows
         }
 
     def __str__(self) -> str:
-        from softless.training.fields import shown
+        from softless.experiment.fields import shown
 
         cells = [
-            (row.name, shown(row.value), row.about.takes(row.hint), row.about.says)
+            (row.name, shown(row.value), row.setting.takes(row.hint), row.setting.says)
             for row in self.rows
         ]
         name, value = (max(len(row[column]) for row in cells) for column in (0, 1))
@@ -56,7 +57,7 @@ def list(
     pattern: str | None = None,
     *,
     backends: bool = False,
-) -> dict[str, str] | dict[str, dict[str, str]] | Settings:
+) -> dict[str, str] | dict[str, dict[str, str]] | RecipeFields:
     """List models, operators, recipes and backends; `softless list recipes NAME` tells every field
     of a recipe.
 
@@ -91,28 +92,27 @@ def list(
     return _fitting(what, names[what](), pattern)
 
 
-def _fitting(what: str, named: dict[str, str], pattern: str) -> dict[str, str]:
+def _fitting(kind: str, named: dict[str, str], pattern: str) -> dict[str, str]:
     from fnmatch import fnmatch
 
     from softless.errors import unknown
 
     some = any(sign in pattern for sign in "*?[")
-    found = {
-        name: said
-        for name, said in named.items()
+    matching = {
+        name: summary
+        for name, summary in named.items()
         if (fnmatch(name, pattern) if some else pattern in name)
     }
-    if not found:
-        raise unknown(what.removesuffix("s"), pattern, named)
-    return found
+    if not matching:
+        raise unknown(kind.removesuffix("s"), pattern, named)
+    return matching
 
 
-def _fields(recipe: str) -> Settings:
+def _fields(recipe: str) -> RecipeFields:
     from softless.recipes import get_recipe
-    from softless.training.fields import walk
 
-    made = get_recipe(recipe)
-    return Settings(recipe, made.summary, tuple(walk(made)))
+    loaded = get_recipe(recipe)
+    return RecipeFields(recipe, loaded.summary, tuple(walk(loaded)))
 
 
 def _operator(name: str) -> dict[str, str]:
@@ -120,19 +120,21 @@ def _operator(name: str) -> dict[str, str]:
     from softless.layers.companions import COMPANIONS
 
     op = OPERATORS[name]
-    beside = {f"companion {key}": f"{said}; off by default" for key, said in COMPANIONS.items()}
+    beside = {
+        f"companion {key}": f"{summary}; off by default" for key, summary in COMPANIONS.items()
+    }
     options = {
         f"option {key}": f"{option.says}; {option.values}; {option.default!r} by default"
         for key, option in op.options.items()
     }
-    told = {
+    entries = {
         "what": op.summary,
         "formula": op.formula,
         "paper": op.paper,
         "module": f"softless.{op.title}",
         "grows with": op.growth,
     }
-    return {**told, **_cost(op), **_claims(op), **options, **beside}
+    return {**entries, **_cost(op), **_claims(op), **options, **beside}
 
 
 def _cost(op: "Operator") -> dict[str, str]:
@@ -151,7 +153,7 @@ def _cost(op: "Operator") -> dict[str, str]:
 def _claims(op: "Operator") -> dict[str, str]:
     """What the contract measures of it, in words."""
     needs = [need for need in op.needs if op.wants(need, {})]
-    said = {
+    claims = {
         "normalises": op.normalises,
         "a permutation of tokens": "permutes the output"
         if op.equivariant
@@ -165,7 +167,7 @@ def _claims(op: "Operator") -> dict[str, str]:
         if op.streaming
         else f"none: {op.no_stream}",
     }
-    return {**said, **({"differs": op.differs} if op.differs else {})}
+    return {**claims, **({"differs": op.differs} if op.differs else {})}
 
 
 def _models() -> dict[str, str]:
@@ -173,12 +175,12 @@ def _models() -> dict[str, str]:
 
     import softless.models  # noqa: F401 - registers them
 
-    ours = [
+    names = [
         name
         for name in timm.list_models()
         if timm.model_entrypoint(name).__module__.startswith("softless.")
     ]
-    return dict.fromkeys(ours, "")
+    return dict.fromkeys(names, "")
 
 
 def _operators() -> dict[str, str]:
@@ -195,13 +197,13 @@ def _backends() -> dict[str, str]:
 
     sample = torch.ones(1, 1, 4, 2)
 
-    def said(operator: Operator, backend: Backend) -> str:
+    def standing(operator: Operator, backend: Backend) -> str:
         if why := backend.refuses(sample, sample, sample, **operator.filled({})):
             return f"{backend.name} not here: {' and '.join(why)}"
         return f"{backend.name} ({backend.here()})" if backend.here else backend.name
 
     return {
-        name: ", ".join(said(operator, backend) for backend in operator.backends)
+        name: ", ".join(standing(operator, backend) for backend in operator.backends)
         for name, operator in OPERATORS.items()
     }
 
@@ -210,8 +212,8 @@ def _recipes() -> dict[str, str]:
     from softless.recipes import ALIASES, RECIPES
 
     older = {new: old for old, new in ALIASES.items()}
-    said = {name: f" (also: {older[name]})" if name in older else "" for name in RECIPES}
-    return {name: make().summary + said[name] for name, make in RECIPES.items()}
+    suffixes = {name: f" (also: {older[name]})" if name in older else "" for name in RECIPES}
+    return {name: make().summary + suffixes[name] for name, make in RECIPES.items()}
 
 
 def _recipe_name(name: str) -> str:

@@ -97,8 +97,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def run(words: Sequence[str]) -> int:
     """Parse `VERB OPTIONS`, call the verb, print what it returns."""
-    if (asked := softless_command.answer(words)) is not None:
-        sys.stdout.write(asked)
+    if (answer := softless_command.answer(words)) is not None:
+        sys.stdout.write(answer)
         return 0
     name, *rest = words
     if name not in VERBS:
@@ -221,7 +221,7 @@ def _notices() -> Iterator[None]:
     handler.setLevel(logging.INFO if _is_first_rank() else logging.ERROR)
     log.addHandler(handler)
     usual = warnings.formatwarning
-    warnings.formatwarning = lambda *about, **more: visible(usual(*about, **more), lines=True)
+    warnings.formatwarning = lambda *args, **kwargs: visible(usual(*args, **kwargs), lines=True)
     try:
         yield
     finally:

@@ -57,47 +57,58 @@ def fill(parser: Parser, verb: Callable[..., Any], words: Sequence[str]) -> Call
         UsageError: an unknown option (nearest name offered), a value of another type, or a missing
             argument.
     """
-    found, rest = parser.parse_known_args(list(words))
-    several = next((one.name for one in parameters(verb) if one.kind is one.VAR_POSITIONAL), None)
+    parsed, rest = parser.parse_known_args(list(words))
+    several = next(
+        (
+            parameter.name
+            for parameter in parameters(verb)
+            if parameter.kind is parameter.VAR_POSITIONAL
+        ),
+        None,
+    )
     if several:  # argparse takes those ahead of the first option only
-        vars(found)[several] = [
-            *getattr(found, several, []),
+        vars(parsed)[several] = [
+            *getattr(parsed, several, []),
             *(word for word in rest if not word.startswith("-")),
         ]
         rest = [word for word in rest if word.startswith("-")]
     if rest:
         raise _surplus(parser, rest)
-    given = {
+    values = {
         key: value
-        for key, value in vars(found).items()
+        for key, value in vars(parsed).items()
         if value is not ABSENT and key not in {"json", "debug"}
     }
-    for key in [key for key in given if key.endswith(PLACE)]:
+    for key in [key for key in values if key.endswith(PLACE)]:
         name = key.removesuffix(PLACE)
-        if name in given:
+        if name in values:
             raise UsageError(
-                f"{parser.prog}: {name} is given twice, as '{given[key]}' and as --{name} "
-                f"{given[name]}"
+                f"{parser.prog}: {name} is given twice, as '{values[key]}' and as --{name} "
+                f"{values[name]}"
             )
-        given[name] = given.pop(key)
+        values[name] = values.pop(key)
     positional: list[Any] = []
     for parameter in parameters(verb):
         # whatever stands ahead of it must go by place as well
         if parameter.kind is parameter.VAR_POSITIONAL:
-            ahead = [one.name for one in parameters(verb) if one.kind is one.POSITIONAL_OR_KEYWORD]
-            positional += [given.pop(name) for name in ahead] + given.pop(parameter.name, [])
-        elif parameter.name not in given and parameter.default is parameter.empty:
+            ahead = [
+                candidate.name
+                for candidate in parameters(verb)
+                if candidate.kind is candidate.POSITIONAL_OR_KEYWORD
+            ]
+            positional += [values.pop(name) for name in ahead] + values.pop(parameter.name, [])
+        elif parameter.name not in values and parameter.default is parameter.empty:
             raise UsageError(
                 f"{parser.prog} needs --{_dashed(parameter.name)}; {parser.prog} --help tells "
                 "what it is"
             )
-    return partial(verb, *positional, **given)
+    return partial(verb, *positional, **values)
 
 
 def parameters(verb: Callable[..., Any]) -> dict[inspect.Parameter, Any]:
     """Each parameter a command line can give, with its type."""
     hints = typing.get_type_hints(verb, localns=_Names(verb))
-    kept = {}
+    hinted = {}
     for parameter in inspect.signature(verb).parameters.values():
         hint = _givable(hints.get(parameter.name, str))
         if (
@@ -109,8 +120,8 @@ def parameters(verb: Callable[..., Any]) -> dict[inspect.Parameter, Any]:
                 f"parameter {parameter.name} of {verb.__name__} cannot be given on a command line"
             )
         if hint is not None and parameter.kind is not parameter.VAR_KEYWORD:
-            kept[parameter] = hint
-    return kept
+            hinted[parameter] = hint
+    return hinted
 
 
 class _Unknown(type):
@@ -151,14 +162,14 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
 def _usage(name: str, verb: Callable[..., Any]) -> str:
     """The first line of the help: what must be given as it is, what may be given in brackets."""
     words = [f"softless {name}"]
-    for one in parameters(verb):
-        shown = one.name.upper()
-        if one.kind is one.VAR_POSITIONAL:
-            words.append(f"[{shown} ...]")
-        elif one.kind is not one.KEYWORD_ONLY:
-            words.append(shown if one.default is one.empty else f"[{shown}]")
-        elif one.default is one.empty:
-            words.append(f"--{_dashed(one.name)} {shown}")
+    for parameter in parameters(verb):
+        metavar = parameter.name.upper()
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            words.append(f"[{metavar} ...]")
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            words.append(metavar if parameter.default is parameter.empty else f"[{metavar}]")
+        elif parameter.default is parameter.empty:
+            words.append(f"--{_dashed(parameter.name)} {metavar}")
     return " ".join([*words, "[options]"])
 
 
@@ -191,15 +202,15 @@ def _add(parser: Parser, parameter: inspect.Parameter, hint: Any, text: str) -> 
             f"{text}{default.replace('%', '%%')} Also {option} "
             f"{parameter.name.upper()}{' ...' * several}."
         )
-        place = {
+        by_place = {
             "metavar": parameter.name.upper(),
             **kind,
             "default": ABSENT,
             "help": named.strip(),
             "nargs": "?",
         }
-        place.pop("action", None)
-        parser.add_argument(parameter.name + PLACE, **place)
+        by_place.pop("action", None)
+        parser.add_argument(parameter.name + PLACE, **by_place)
         common["help"] = argparse.SUPPRESS
         kind = {**kind, **common}
     parser.add_argument(option, dest=parameter.name, **kind)
@@ -234,21 +245,21 @@ def _givable(hint: Any) -> Any:
 
 
 def _surplus(parser: Parser, rest: Sequence[str]) -> UsageError:
-    known = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser._actions for option in action.option_strings]
     word = rest[0].partition("=")[0]
     if word.startswith("-"):
         if (
-            {"--recipe", "--set"} <= set(known)
+            {"--recipe", "--set"} <= set(options)
             and (field := _field_meant(word))
-            and not nearest(word, known, cutoff=0.8)
+            and not nearest(word, options, cutoff=0.8)
         ):
             return UsageError(
                 f"{parser.prog} has no option '{word}'. Did you mean --set {field}=…? Fields of a "
                 "recipe are set so"
             )
-        listed = ", ".join(sorted(known))
+        listed = ", ".join(sorted(options))
         return UsageError(
-            f"{parser.prog} has no option '{word}'. {nearest(word, known)}Known: {listed}"
+            f"{parser.prog} has no option '{word}'. {nearest(word, options)}Known: {listed}"
         )
     return UsageError(
         f"{parser.prog} takes no further argument '{word}'; {parser.prog} --help lists what it "
@@ -258,8 +269,8 @@ def _surplus(parser: Parser, rest: Sequence[str]) -> UsageError:
 
 def _field_meant(option: str) -> str:
     """The field of a recipe that an option is named after, or nothing."""
-    from softless.training.fields import nearest_field, walk
-    from softless.training.recipe import Recipe
+    from softless.experiment.fields import nearest_field, walk
+    from softless.experiment.recipe import Recipe
 
     return nearest_field(option.lstrip("-").replace("-", "_"), [row.name for row in walk(Recipe)])
 
@@ -277,15 +288,15 @@ def assignments(pairs: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, 
     if isinstance(pairs, Mapping):
         return pairs
     pairs = [pairs] if isinstance(pairs, str) else pairs
-    wrong = [pair for pair in pairs if "=" not in pair]
+    wrong = [assignment for assignment in pairs if "=" not in assignment]
     if wrong:
         raise UsageError(
             f"--set takes field=value, for example --set optim.lr=3e-4; got '{wrong[0]}'"
         )
-    found: dict[str, str] = {}
-    for field, _, value in (pair.partition("=") for pair in pairs):
-        if found.setdefault(field, value) != value:
+    fields: dict[str, str] = {}
+    for field, _, value in (assignment.partition("=") for assignment in pairs):
+        if fields.setdefault(field, value) != value:
             raise UsageError(
-                f"{field} is set twice, to '{found[field]}' and to '{value}': leave one out"
+                f"{field} is set twice, to '{fields[field]}' and to '{value}': leave one out"
             )
-    return found
+    return fields

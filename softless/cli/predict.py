@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +13,6 @@ if TYPE_CHECKING:
 
     from softless.evaluation import LoadedRun
     from softless.prediction.setting import Setting
-
-ANSWERS = {
-    task: f"softless.prediction.{task}"
-    for task in ("classification", "multilabel", "detection", "segmentation")
-}
 
 
 def predict(
@@ -69,6 +63,7 @@ def predict(
     from softless.evaluation.run import DENSE
     from softless.prediction.answers import readable
     from softless.prediction.results import Results
+    from softless.tasks.table import TABLE
     from softless.training.sharing import see_one_folder, sharing
 
     if batch_size is not None and batch_size < 1:
@@ -76,7 +71,7 @@ def predict(
     if workers < 0:
         raise UsageError(f"workers={workers}: 0 loads in this process, 1 or more in others")
     folder = located(out)
-    asked = {
+    arguments = {
         "run": run,
         "images": images,
         "out": out,
@@ -84,7 +79,7 @@ def predict(
         "batch_size": batch_size,
         "amp": amp,
     }
-    with sharing(device, asked | {"page": page, "annotations": annotations}, folder) as world:
+    with sharing(device, arguments | {"page": page, "annotations": annotations}, folder) as world:
         loaded, setting = world.together(
             lambda: _loaded(run, world.device, batch_size, amp, workers)
         )
@@ -106,18 +101,18 @@ def predict(
                 )
             )
         see_one_folder(world, folder)
-        answer: Any = import_module(ANSWERS[loaded.task]).predict
+        answers: Any = TABLE[loaded.task].predict
         with Results(folder, "predict", samples.paths()) as results:
-            return answer(loaded, samples, results, setting, overlays=overlays)
+            return answers.predict(loaded, samples, results, setting, overlays=overlays)
 
 
 def _loaded(
     run: str | Path, device: "torch.device", batch_size: int | None, amp: str | None, workers: int
 ) -> "tuple[LoadedRun, Setting]":
     """The run, and how it answers."""
-    from softless.evaluation import load_run
     from softless.evaluation.evaluate import chosen_amp
     from softless.prediction.setting import Setting
+    from softless.tasks.loaded import load_run
 
     loaded = load_run(run, device)
     if loaded.task == "dino":

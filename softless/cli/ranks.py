@@ -29,14 +29,14 @@ def asked(words: Sequence[str], prog: str) -> tuple[int, list[str]]:
             this process already.
     """
     rest = list(words)
-    place = next(at for at, word in enumerate(rest) if word.partition("=")[0] == OPTION)
-    word = rest.pop(place)
-    given = word.partition("=")[2] if "=" in word else rest.pop(place) if place < len(rest) else ""
-    if not given.isdecimal() or int(given) < 1:
+    index = next(at for at, word in enumerate(rest) if word.partition("=")[0] == OPTION)
+    word = rest.pop(index)
+    text = word.partition("=")[2] if "=" in word else rest.pop(index) if index < len(rest) else ""
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(
-            f"{prog}: {OPTION} takes a whole number of processes from 1 on, and got '{given}'"
+            f"{prog}: {OPTION} takes a whole number of processes from 1 on, and got '{text}'"
         )
-    count, most = int(given), cores()
+    count, available = int(text), cores()
     if "RANK" in os.environ:
         raise UsageError(
             f"{OPTION} {count} starts processes, and this one was started as one of several: "
@@ -44,10 +44,10 @@ def asked(words: Sequence[str], prog: str) -> tuple[int, list[str]]:
         )
     if any(word.partition("=")[0] == OPTION for word in rest):
         raise UsageError(f"{prog}: {OPTION} is given twice: leave one out")
-    if count > most:
+    if count > available:
         raise UsageError(
-            f"{OPTION} {count}: this machine has {most} cores for them; give at most {most}, or "
-            "start more with torchrun"
+            f"{OPTION} {count}: this machine has {available} cores for them; give at most "
+            f"{available}, or start more with torchrun"
         )
     return count, rest
 
@@ -60,8 +60,8 @@ def launch(words: Sequence[str], count: int) -> int:
 
     # forty lines that say that a rank ended
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    with TemporaryDirectory(prefix="softless-ranks-") as held:
-        noted, ended = Path(held) / "folder", Path(held) / "ended"
+    with TemporaryDirectory(prefix="softless-ranks-") as logs:
+        noted, ended = Path(logs) / "folder", Path(logs) / "ended"
         os.environ.update(_environment(count, noted), **{ENDED: str(ended)})
         config = LaunchConfig(
             min_nodes=1,
@@ -72,13 +72,13 @@ def launch(words: Sequence[str], count: int) -> int:
             rdzv_endpoint="127.0.0.1:0",
             local_addr="127.0.0.1",
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(held, redirects=dict.fromkeys(range(1, count), Std.ALL)),
+            logs_specs=DefaultLogsSpecs(logs, redirects=dict.fromkeys(range(1, count), Std.ALL)),
         )
         command = [sys.executable, "-m", "softless", *words]
         try:
             elastic_launch(config, command[0])(*(word.replace("$", "$$") for word in command[1:]))
         except ChildFailedError as error:
-            return _told(error.failures, count, Path(held), noted, ended)
+            return _reported(error.failures, count, Path(logs), noted, ended)
         except SignalException as error:
             return 128 + int(error.sigval)
     return 0
@@ -86,17 +86,17 @@ def launch(words: Sequence[str], count: int) -> int:
 
 def _environment(count: int, noted: Path) -> dict[str, str]:
     """What the ranks are told: their share of the cores, and that they meet on this machine."""
-    told = {NOTED: str(noted)}
+    variables = {NOTED: str(noted)}
     if "OMP_NUM_THREADS" not in os.environ:
-        told["OMP_NUM_THREADS"] = str(max(cores() // count, 1))
+        variables["OMP_NUM_THREADS"] = str(max(cores() // count, 1))
     if "GLOO_SOCKET_IFNAME" not in os.environ and LOOPBACK in {
         name for _, name in socket.if_nameindex()
     }:
-        told["GLOO_SOCKET_IFNAME"] = LOOPBACK
-    return told
+        variables["GLOO_SOCKET_IFNAME"] = LOOPBACK
+    return variables
 
 
-def _told(failures: Mapping[int, Any], count: int, held: Path, noted: Path, ended: Path) -> int:
+def _reported(failures: Mapping[int, Any], count: int, logs: Path, noted: Path, ended: Path) -> int:
     """Say why a rank ended, where rank 0 did not; returns the exit code of the command."""
     killed = {rank: -failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
     for rank, number in killed.items():
@@ -118,15 +118,15 @@ def _told(failures: Mapping[int, Any], count: int, held: Path, noted: Path, ende
     how = (
         f"was killed by {_name(killed[cause])}"
         if cause in killed
-        else f"ended: {_last_line(held, cause)}"
+        else f"ended: {_last_line(logs, cause)}"
     )
     print(f"softless: rank {cause} of {count} {how}", file=sys.stderr)
     return 1 if cause in killed else int(failures[cause].exitcode)
 
 
-def _last_line(held: Path, rank: int) -> str:
+def _last_line(logs: Path, rank: int) -> str:
     """What a rank printed last."""
-    for file in held.glob(f"*/attempt_0/{rank}/stderr.log"):
+    for file in logs.glob(f"*/attempt_0/{rank}/stderr.log"):
         lines = file.read_bytes()[-TAIL:].decode("utf-8", "replace").strip().splitlines()
         if lines:
             return lines[-1].removeprefix("softless: ")

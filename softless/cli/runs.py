@@ -9,13 +9,14 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.errors import DataError, located
-from softless.evaluation.measures import MEASURES, against
-from softless.evaluation.run_files import read_log, read_recipe, read_result
+from softless.experiment.candidates import KEYS, Candidate, best_of, better
+from softless.experiment.checkpoints import Checkpoints
+from softless.experiment.claim import holder
+from softless.experiment.files import read_log, read_result
+from softless.experiment.folder import CHECKPOINTS, FOLDERS, LOG, RECIPE, RESULT, STATE
+from softless.experiment.measures import MEASURES, against
+from softless.experiment.stored import read_stored
 from softless.models.records import read_json
-from softless.training.candidates import KEYS, Candidate, best_of, better
-from softless.training.claim import holder
-from softless.training.run_folder import CHECKPOINTS, FOLDERS, LOG, RECIPE, RESULT, STATE
-from softless.training.store import Checkpoints
 from softless.words import visible
 
 
@@ -69,11 +70,11 @@ class Runs:
             ]
             for run in self.runs
         ]
-        said = [visible(f"{run.run}: {run.how}") for run in self.runs if run.how]
+        remarks = [visible(f"{run.run}: {run.how}") for run in self.runs if run.how]
         return "\n".join([
             table(["run", "state", "epochs", "steps", "best", "since (UTC)"], rows),
-            *([""] if said else []),
-            *said,
+            *([""] if remarks else []),
+            *remarks,
         ])
 
 
@@ -104,33 +105,26 @@ def _folders_of_runs(root: Path) -> Iterator[Path]:
 def _state(path: Path) -> RunState:
     noted = _noted(path / STATE)
     try:
-        recipe = read_recipe(path / RECIPE)
+        stored = read_stored(path / RECIPE)
         lines = read_log(path / LOG) if (path / LOG).exists() else []
-        best = _best(lines, str(recipe.get("metric") or "top1"))
+        best = _best(lines, stored.recipe.metric)
     except DataError as error:  # the others are listed all the same
         return _damaged(path, noted, str(error))
     state = _how_it_stands(path, noted)
-    places = Checkpoints(path / CHECKPOINTS).places()
+    places = Checkpoints(path / CHECKPOINTS).positions()
     return RunState(
         run=str(path),
-        recipe=str(recipe.get("name", "?")),
+        recipe=stored.recipe.name,
         state=state,
         epoch=len(lines),
-        epochs=_length(recipe),
+        epochs=stored.epochs,
         steps=places[0][0] if places else 0,
         value=None if best is None else float(best["value"]),
-        metric=str(recipe.get("metric", "")),
+        metric=stored.recipe.metric,
         against=_against(lines, best),
         since=str(noted.get("since", "")),
         how=_how(path, state, noted),
     )
-
-
-def _length(recipe: Mapping[str, Any]) -> int:
-    """The epochs that the run is meant to have."""
-    asked = (recipe.get("schedule") or {}).get("epochs")
-    fitted = (recipe.get("fitted") or {}).get("schedule.epochs")
-    return next((one for one in (fitted, asked) if type(one) is int), 0)
 
 
 def _damaged(path: Path, noted: Mapping[str, Any], why: str) -> RunState:
@@ -150,14 +144,14 @@ def _how_it_stands(path: Path, noted: Mapping[str, Any]) -> str:
 
 def _how(path: Path, state: str, noted: Mapping[str, Any]) -> str:
     command = f"softless train --out {shlex.quote(str(path))} --resume"
-    said = str(noted.get("said", ""))
+    message = str(noted.get("said", ""))
     return {
         "running": f"process {noted.get('pid')} on {noted.get('host')}",
         "finished": _early(path),
         "stopped": f"continue with {command}",
         "killed": f"its process is gone; continue with {command}",
-        "diverged": said,
-    }.get(state, f"{said}; then {command}")
+        "diverged": message,
+    }.get(state, f"{message}; then {command}")
 
 
 def _early(path: Path) -> str:
@@ -174,8 +168,8 @@ def _best(lines: Sequence[Mapping[str, Any]], metric: str) -> Candidate | None:
     """The best epoch so far, as the run itself chooses it."""
     best: Candidate | None = None
     for line in lines if metric in MEASURES else ():
-        if better(found := best_of(line, metric), best):
-            best = found
+        if better(candidate := best_of(line, metric), best):
+            best = candidate
     return best
 
 
@@ -192,7 +186,7 @@ def _against(lines: Sequence[Mapping[str, Any]], best: Candidate | None) -> str:
 def _noted(path: Path) -> dict[str, Any]:
     """state.json, which is for people: without it a run is judged by its other files."""
     try:
-        found: dict[str, Any] = read_json(path)
+        content: dict[str, Any] = read_json(path)
     except DataError:
         return {}
-    return found
+    return content

@@ -52,16 +52,16 @@ def as_mpp(text: str | float) -> str | float:
         ) from error
 
 
-def as_channels(given: str) -> tuple[int, ...]:
+def as_channels(text: str) -> tuple[int, ...]:
     """`--channels` in the words of the Python functions: whole numbers with commas between.
 
     Raises:
         UsageError: none of these.
     """
-    parts = [part.strip() for part in given.split(",")]
+    parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise UsageError(
-            f"--channels {given}: give 1 or 3 whole numbers with commas between, from 0 on, for "
+            f"--channels {text}: give 1 or 3 whole numbers with commas between, from 0 on, for "
             "example 0,1,2"
         )
     return tuple(map(int, parts))

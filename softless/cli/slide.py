@@ -68,25 +68,25 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         if self.result is None:
             return {"image": self.image, "failed": self.failed}
-        found = self.result
+        result = self.result
         return {
             "image": self.image,
             "classes": dict(self.classes),
-            "logits": found.logits[0].float().tolist(),
-            "size": found.size,
-            "grid": found.grid,
-            "patch": found.patch,
-            "level": found.level,
-            "mpp": found.mpp,
-            "scale": found.scale,
-            "origin": found.origin,
-            "bounds": found.bounds,
-            "remarks": found.remarks,
-            "tokens": found.counted,
+            "logits": result.logits[0].float().tolist(),
+            "size": result.size,
+            "grid": result.grid,
+            "patch": result.patch,
+            "level": result.level,
+            "mpp": result.mpp,
+            "scale": result.scale,
+            "origin": result.origin,
+            "bounds": result.bounds,
+            "remarks": result.remarks,
+            "tokens": result.counted,
             "mask": self.counts,
-            "foreign": None if found.foreign is None else found.foreign.to_dict(),
-            "unreadable": [vars(tile) for tile in found.unreadable],
-            "seconds": round(found.seconds, 3),
+            "foreign": None if result.foreign is None else result.foreign.to_dict(),
+            "unreadable": [vars(tile) for tile in result.unreadable],
+            "seconds": round(result.seconds, 3),
             "folder": None if self.folder is None else str(self.folder),
             "files": self.files,
         }
@@ -113,38 +113,38 @@ class Slides:
 
     def __str__(self) -> str:
         if len(self.answers) == 1 and self.answers[0].result is not None:
-            return self._one(self.answers[0], self.answers[0].result)
+            return self._of_single(self.answers[0], self.answers[0].result)
         cells = [self._cells(answer) for answer in self.answers]
         heads = ["image", "pixels", "tokens", "says", "", "seconds", ""]
         return f"{table(heads, cells)}\n\nresults, maps and pictures: {self.out}"
 
-    def _one(self, answer: Answer, found: StreamResult) -> str:
+    def _of_single(self, answer: Answer, result: StreamResult) -> str:
         lines = [
             (
-                f"{visible(answer.image)}: {found.size[1]:,} x {found.size[0]:,} pixels, "
-                f"{found.counted:,} tokens, {found.seconds:.1f} s"
+                f"{visible(answer.image)}: {result.size[1]:,} x {result.size[0]:,} pixels, "
+                f"{result.counted:,} tokens, {result.seconds:.1f} s"
             )
         ]
         lines += aligned(
             (name, f"{share:6.1%}") for name, share in list(answer.classes.items())[:TOP]
         )
-        where = f"{answer.folder}: {', '.join([RESULT, *answer.files])}"
-        return "\n".join([*lines, *([answer.note] if answer.note else []), where])
+        files = f"{answer.folder}: {', '.join([RESULT, *answer.files])}"
+        return "\n".join([*lines, *([answer.note] if answer.note else []), files])
 
     @staticmethod
     def _cells(answer: Answer) -> list[str]:
-        found = answer.result
-        if found is None:
+        result = answer.result
+        if result is None:
             return [answer.image, "", "", "", "", "", f"failed: {answer.failed}"]
         name, share = next(iter(answer.classes.items()))
-        size = f"{found.size[1]:,} x {found.size[0]:,}"
+        size = f"{result.size[1]:,} x {result.size[0]:,}"
         return [
             answer.image,
             size,
-            f"{found.counted:,}",
+            f"{result.counted:,}",
             name,
             f"{share:.1%}",
-            f"{found.seconds:.1f}",
+            f"{result.seconds:.1f}",
             answer.note,
         ]
 
@@ -245,7 +245,7 @@ def slide(
         "quiet": quiet,
     }
     root = located(out)
-    asked = {
+    arguments = {
         "model": model,
         "images": images,
         "out": out,
@@ -255,7 +255,7 @@ def slide(
         "store": store,
     }
     with sharing(
-        device, {**asked, **options, "token_scale": token_scale, "dtype": dtype}, root
+        device, {**arguments, **options, "token_scale": token_scale, "dtype": dtype}, root
     ) as world:
         looker = world.together(
             lambda: _looker(model, op, weights, world.device, getattr(torch, dtype), scale)
@@ -268,13 +268,13 @@ def slide(
         def looked(number: int) -> Answer | SoftlessError:
             """The answer, its files written; or why there is none."""
             image, name = images[number], names[number]
-            place = None if store is None else located(store) / name
+            store_folder = None if store is None else located(store) / name
             try:
                 mine = None if masks is None else masks.of(image)
-                found = stream(
+                result = stream(
                     looker.model,
                     image,
-                    store=place,
+                    store=store_folder,
                     mask=mine,
                     mean=looker.mean,
                     std=looker.std,
@@ -285,30 +285,30 @@ def slide(
                     thumbnail(image, level=level, side=LARGE, choice=choice) if pictures else None
                 )
                 counts = str(mine) if mine is not None else None if tissue == "none" else tissue
-                answer = _written(image, root / name, looker, found, drawn, origin, counts)
+                answer = _written(image, root / name, looker, result, drawn, origin, counts)
             except SoftlessError as error:
                 return error
             return answer if world.size == 1 else answer.light()
 
-        told = ranks.interleaved(
+        outcomes = ranks.interleaved(
             world.gather([looked(number) for number in range(world.rank, len(images), world.size)])
         )
-        errors = [one for one in told if isinstance(one, SoftlessError)]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, SoftlessError)]
         if len(errors) == len(images):
             if new and world.is_first:
                 remove_empty(root)
             raise ranks.shared(errors[0])
-        slides = Slides(tuple(map(_answer, images, told)), root)
+        slides = Slides(tuple(map(_answer, images, outcomes)), root)
         world.first(lambda: _write(root / SUMMARY, slides))
         return slides
 
 
-def _answer(image: str, told: Answer | SoftlessError) -> Answer:
+def _answer(image: str, outcome: Answer | SoftlessError) -> Answer:
     """What became of an image, also where there is no result."""
     return (
-        told
-        if isinstance(told, Answer)
-        else Answer(image, None, {}, None, " ".join(str(told).split()))
+        outcome
+        if isinstance(outcome, Answer)
+        else Answer(image, None, {}, None, " ".join(str(outcome).split()))
     )
 
 
@@ -331,9 +331,9 @@ def _looker(
     scale: str | float | None,
 ) -> Looker:
     from softless.data.notices import notice
-    from softless.evaluation import load_run
     from softless.models import create_model, load_weights
     from softless.saliency.viewer import normalisation
+    from softless.tasks.loaded import load_run
 
     if located(name).is_dir():
         if op is not None or weights is not None:
@@ -353,8 +353,8 @@ def _looker(
     torch.manual_seed(0)
     model = create_model(name, op=op, pretrained=name.startswith("local-dir:")).eval()
     if weights is not None:
-        for told in load_weights(model, weights).doubts():
-            notice(f"{weights}: {told}")
+        for doubt in load_weights(model, weights).doubts():
+            notice(f"{weights}: {doubt}")
         trained_as_configured(model)
     elif not name.startswith("local-dir:"):
         notice(
@@ -395,8 +395,8 @@ class _Masks:
     """
 
     def __init__(self, mask: str | Path, *, alone: bool) -> None:
-        self.place = located(mask)
-        if not (alone or self.place.is_dir()):
+        self.masks_path = located(mask)
+        if not (alone or self.masks_path.is_dir()):
             raise UsageError(
                 f"--mask {mask} is one file, and there are several images: give a folder that "
                 "holds a mask for each, "
@@ -409,27 +409,27 @@ class _Masks:
         Raises:
             DataError: the folder has none, or two.
         """
-        if not self.place.is_dir():
-            return self.place
+        if not self.masks_path.is_dir():
+            return self.masks_path
         path = Path(image)
         ends = [
             f"{name}{ending}" for name in {path.name, path.stem} for ending in PICTURES | OUTLINES
         ]
-        found = sorted(end for end in ends if (self.place / end).is_file())
-        if len(found) != 1:
+        matching = sorted(end for end in ends if (self.masks_path / end).is_file())
+        if len(matching) != 1:
             raise DataError(
-                f"{self.place} holds {' and '.join(found) or 'no mask'} for {path.name}: keep one "
-                "there, "
+                f"{self.masks_path} holds {' and '.join(matching) or 'no mask'} for {path.name}: "
+                "keep one there, "
                 f"{path.stem}.png or {path.stem}.geojson"
             )
-        return self.place / found[0]
+        return self.masks_path / matching[0]
 
 
 def _written(
     image: str,
     folder: Path,
     looker: Looker,
-    found: StreamResult,
+    result: StreamResult,
     small: Image.Image | None,
     origin: Origin,
     counts: str | None,
@@ -437,26 +437,26 @@ def _written(
     from softless.slides.maps import maps_of, save_maps
     from softless.slides.pictures import sheet
 
-    if not found.logits.isfinite().all():
+    if not result.logits.isfinite().all():
         raise UsageError(
             f"the model's output is not finite for {image}: its weights are of no use, or its "
             "dtype is too narrow for them"
         )
-    shares = found.logits[0].double().softmax(0).tolist()
+    shares = result.logits[0].double().softmax(0).tolist()
     names = looker.classes or [f"class {number}" for number in range(len(shares))]
-    classes = dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1]))
+    classes = dict(sorted(zip(names, shares, strict=True), key=lambda entry: -entry[1]))
     make_folder(folder)
     files: tuple[str, ...] = ()
     if small is not None:
         first = next(iter(classes))
         title = f"{Path(image).name}: {first}, {classes[first]:.0%}"
-        write_picture(folder / SHEET, sheet(small, found, title))
-        saved = save_maps(maps_of(found, origin), small, folder, title=title)
+        write_picture(folder / SHEET, sheet(small, result, title))
+        saved = save_maps(maps_of(result, origin), small, folder, title=title)
         files = (SHEET, *(file.name for file in saved))
-    answer = Answer(image, folder, classes, found, counts=counts, files=files)
+    answer = Answer(image, folder, classes, result, counts=counts, files=files)
     _write(folder / RESULT, answer)
     return answer
 
 
-def _write(path: Path, what: Answer | Slides) -> None:
-    write_text(path, json.dumps(plain(what), indent=1) + "\n")
+def _write(path: Path, content: Answer | Slides) -> None:
+    write_text(path, json.dumps(plain(content), indent=1) + "\n")

@@ -16,10 +16,10 @@ from softless.cli.options import assignments
 from softless.convert import Swapped
 from softless.convert import swap as exchange
 from softless.errors import SoftlessError, UsageError, located
+from softless.experiment.fields import literal
 from softless.measure import Audit
 from softless.measure import audit as watch
 from softless.models.durable import write_tensors
-from softless.training.fields import literal
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Exchange:
     out: Path | None
 
     def to_dict(self) -> dict[str, Any]:
-        told = self.swapped
+        report = self.swapped
         return {
             "model": self.model,
-            "op": told.op,
-            "swapped": dict(told.swapped),
-            "kept": dict(told.kept),
-            "lost": dict(told.lost),
-            "gains": {path: list(gains) for path, gains in told.gains.items()},
-            "errors": {path: list(errors) for path, errors in told.errors.items()},
-            "new": {path: list(names) for path, names in told.new.items()},
-            "untried": told.untried,
+            "op": report.op,
+            "swapped": dict(report.swapped),
+            "kept": dict(report.kept),
+            "lost": dict(report.lost),
+            "gains": {path: list(gains) for path, gains in report.gains.items()},
+            "errors": {path: list(errors) for path, errors in report.errors.items()},
+            "new": {path: list(names) for path, names in report.new.items()},
+            "untried": report.untried,
             "kinds_before": dict(self.before.kinds),
             "kinds_after": dict(self.after.kinds),
             "exp_free": self.after.exp_free,
@@ -121,30 +121,32 @@ def swap(
         raise UsageError(
             "--pretrained and --weights both say where the weights come from: choose one"
         )
-    told = {"num_classes": num_classes, "in_chans": in_chans, "img_size": image_size}
-    arguments = {name: value for name, value in told.items() if value is not None}
-    made = _made(model, pretrained, arguments).eval()
+    requested = {"num_classes": num_classes, "in_chans": in_chans, "img_size": image_size}
+    arguments = {name: value for name, value in requested.items() if value is not None}
+    network = _created(model, pretrained, arguments).eval()
     loaded = (
-        "" if weights is None else str(load_weights(made, weights, allow_nonfinite=allow_nonfinite))
+        ""
+        if weights is None
+        else str(load_weights(network, weights, allow_nonfinite=allow_nonfinite))
     )
-    batch = None if calibrate is None else _images(located(calibrate), images, made)
-    before = watch(made)
-    swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)
+    batch = None if calibrate is None else _images(located(calibrate), images, network)
+    before = watch(network)
+    swapped = exchange(network, op, layers=layers, force=force, calibrate=batch, **options)
     if target is not None:
-        asked = {
+        record = {
             "model": model,
             "op": swapped.op,
             "options": options,
             "layers": list(layers),
             "force": list(force),
         }
-        asked |= {"arguments": arguments} if arguments else {}
+        record |= {"arguments": arguments} if arguments else {}
         state = {
             name: tensor.detach().cpu().clone().contiguous()
-            for name, tensor in made.state_dict().items()
+            for name, tensor in network.state_dict().items()
         }
-        write_tensors(target, state, {"format": "pt", "softless.swap": json.dumps(asked)})
-    return Exchange(model, swapped, before, watch(made), loaded, target)
+        write_tensors(target, state, {"format": "pt", "softless.swap": json.dumps(record)})
+    return Exchange(model, swapped, before, watch(network), loaded, target)
 
 
 def _value(text: str) -> Any:
@@ -161,7 +163,7 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _made(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     """The model before the swap.
 
     Raises:
@@ -174,14 +176,14 @@ def _made(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
             word = {"img_size": "image-size"}.get(option, option.replace("_", "-"))
             raise UsageError(f"--{word} {value}: give a positive number")
     try:
-        made = create_model(name, pretrained=pretrained, **arguments)
+        network = create_model(name, pretrained=pretrained, **arguments)
     except SoftlessError:
         raise
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError(
             f"{name} with {arguments} cannot be built: {str(error).splitlines()[0][:200]}"
         ) from error
-    return _prepared(made, arguments.get("in_chans"), arguments.get("img_size"))
+    return _prepared(network, arguments.get("in_chans"), arguments.get("img_size"))
 
 
 def _prepared(model: Any, channels: int | None, side: int | None) -> Any:
@@ -190,9 +192,9 @@ def _prepared(model: Any, channels: int | None, side: int | None) -> Any:
     """
     from softless.models.create import of_channels
 
-    told = dict(model.pretrained_cfg)
-    told |= {} if side is None else {"input_size": (told["input_size"][0], side, side)}
-    model.pretrained_cfg = told | ({} if channels is None else of_channels(told, channels))
+    config = dict(model.pretrained_cfg)
+    config |= {} if side is None else {"input_size": (config["input_size"][0], side, side)}
+    model.pretrained_cfg = config | ({} if channels is None else of_channels(config, channels))
     return model
 
 

@@ -90,32 +90,38 @@ def train(
         with_table,
     )
 
-    place = None if out is None else located(out)
+    folder = None if out is None else located(out)
     parts = parts_of(data) if is_dataset(data) else None
     _check_callable(on_epoch)
     if (
         recipe is None
         and (parts is not None or model is not None)
-        and not (resume and place is not None and _held(place))
+        and not (resume and folder is not None and _recipe_in(folder))
     ):
         recipe = "classify"
-    if recipe is None and table is not None and not (resume and place is not None and _held(place)):
+    if (
+        recipe is None
+        and table is not None
+        and not (resume and folder is not None and _recipe_in(folder))
+    ):
         recipe = "folder"
     chosen = with_table(
-        _chosen(recipe, place, resume=resume), None if table is None else located(table)
+        _chosen(recipe, folder, resume=resume), None if table is None else located(table)
     )
-    given = assignments(set)
+    user_fields = assignments(set)
     if parts is not None:
-        chosen = with_datasets(chosen, parts, given).with_fields(**given)
+        chosen = with_datasets(chosen, parts, user_fields).with_fields(**user_fields)
     else:
         own = None if data is None else located(data)  # type: ignore[arg-type]  # a path
-        chosen = with_data(with_labels(chosen, own, given).with_fields(**given), own, given)
-    chosen = with_model(chosen, model, given)
+        chosen = with_data(
+            with_labels(chosen, own, user_fields).with_fields(**user_fields), own, user_fields
+        )
+    chosen = with_model(chosen, model, user_fields)
     if amp is not None:
         chosen = replace(chosen, amp=amp)
     if seed is not None:
         chosen = replace(chosen, seed=seed)
-    run_dir = place if place is not None else Path("runs") / chosen.name
+    run_dir = folder if folder is not None else Path("runs") / chosen.name
     if folds is not None and (model is not None or on_epoch is not None):
         raise UsageError(
             "folds are runs of a model by name: give model=… and on_epoch=… to one run"
@@ -156,14 +162,14 @@ def _check_callable(on_epoch: Any) -> None:
 
 def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:
     """The page of one run, with its speed here."""
-    from softless import report
     from softless.benching import throughput
+    from softless.tasks import page
     from softless.training.world import choose_device
 
     # whole images are large, and of several sizes
     batch = 16 if recipe.task in {"classification", "multilabel", "dino"} else 1
     speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
-    report.write([run_dir], run_dir / "report.html", speeds=speeds)
+    page.write([run_dir], run_dir / "report.html", speeds=speeds)
 
 
 def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) -> "Recipe":
@@ -184,25 +190,25 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
         raise UsageError(
             "softless train --resume needs --out RUN, the folder of the run to continue"
         )
-    where = out if out is not None else Path("runs") / (named.name if named else "")
-    held = _held(where) if resume else None
-    if held is None:
+    folder = out if out is not None else Path("runs") / (named.name if named else "")
+    stored_recipe = _recipe_in(folder) if resume else None
+    if stored_recipe is None:
         if named is None:
             raise UsageError(
-                f"no run to continue in {where}: name its folder, or start one there with --recipe"
+                f"no run to continue in {folder}: name its folder, or start one there with --recipe"
             )
         return named
-    if named is not None and named.name != canonical(held.name):
+    if named is not None and named.name != canonical(stored_recipe.name):
         raise ResumeMismatch(
-            f"cannot resume {where}: it is a run of recipe '{held.name}', and '{named.name}' was "
-            "asked; leave --recipe out, or choose another --out"
+            f"cannot resume {folder}: it is a run of recipe '{stored_recipe.name}', and "
+            f"'{named.name}' was asked; leave --recipe out, or choose another --out"
         )
-    return held
+    return stored_recipe
 
 
-def _held(folder: Path) -> "Recipe | None":
+def _recipe_in(folder: Path) -> "Recipe | None":
     """The recipe of the run or of the folds in a folder, or None where there is neither."""
+    from softless.experiment.folder import RunFolder
     from softless.training.folds import held_recipe
-    from softless.training.run_folder import RunFolder
 
     return RunFolder(folder).recipe() or held_recipe(folder)

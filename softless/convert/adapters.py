@@ -51,9 +51,9 @@ def joined(layers: Sequence[nn.Module]) -> nn.Module:
     """One projection of several, their outputs one after the other; they are called where their
     weights may not be read.
     """
-    found = [weights_of(one) for one in layers]
-    read = [one for one in found if one is not None]
-    return _row(read) if len(read) == len(found) else Joined(layers)
+    weights = [weights_of(layer) for layer in layers]
+    read = [part for part in weights if part is not None]
+    return _row(read) if len(read) == len(weights) else Joined(layers)
 
 
 def _row(parts: Sequence[Weights]) -> nn.Linear:
@@ -61,7 +61,7 @@ def _row(parts: Sequence[Weights]) -> nn.Linear:
     has one.
     """
     first, biased = parts[0].W, any(part.b is not None for part in parts)
-    whole: nn.Linear = nn.utils.skip_init(  # what is drawn elsewhere does not depend on it
+    combined: nn.Linear = nn.utils.skip_init(  # what is drawn elsewhere does not depend on it
         nn.Linear,
         first.shape[1],
         sum(part.W.shape[0] for part in parts),
@@ -71,76 +71,79 @@ def _row(parts: Sequence[Weights]) -> nn.Linear:
     )
     zeros = (part.W.new_zeros(part.W.shape[0]) for part in parts)
     biases = [none if part.b is None else part.b for part, none in zip(parts, zeros, strict=True)]
-    give(whole, torch.cat([part.W for part in parts]), torch.cat(biases) if biased else None)
+    give(combined, torch.cat([part.W for part in parts]), torch.cat(biases) if biased else None)
     trained = any(x.requires_grad for part in parts for x in part if x is not None)
-    return whole.requires_grad_(trained)
+    return combined.requires_grad_(trained)
 
 
 def tied(qkv: nn.Module) -> nn.Module:
     """The projection of an operator with tied q and k: the mean of q's and k's, and v's."""
-    found = weights_of(qkv)
-    if found is None:
+    weights = weights_of(qkv)
+    if weights is None:
         return Tied(qkv)
-    q, k, v = found.W.chunk(3)
-    if found.b is None:
+    q, k, v = weights.W.chunk(3)
+    if weights.b is None:
         return _row([Weights((q + k) / 2, None), Weights(v, None)])
-    first, second, third = found.b.chunk(3)
+    first, second, third = weights.b.chunk(3)
     return _row([Weights((q + k) / 2, (first + second) / 2), Weights(v, third)])
 
 
-def _fit(ours: Attention, theirs: Any, qkv: Any) -> Attention:
+def _fit(replacement: Attention, original: Any, qkv: Any) -> Attention:
     """Give our module the foreign one's projections, norms, gate and dropout."""
-    if len(ours.parts) == 2:
-        ours.qv = tied(qkv)
+    if len(replacement.parts) == 2:
+        replacement.qv = tied(qkv)
     else:
-        ours.qkv = qkv
-    ours.proj, ours.proj_drop = theirs.proj, theirs.proj_drop
+        replacement.qkv = qkv
+    replacement.proj, replacement.proj_drop = original.proj, original.proj_drop
     for name in ("q_norm", "k_norm", "norm", "gate"):
-        if isinstance(module := getattr(theirs, name, None), nn.Module):
-            setattr(ours, name, module)
-    if len(ours.parts) == 2:
-        ours.k_norm = nn.Identity()
-    if ours.op.drops_weights:
-        ours.attn_drop = theirs.attn_drop.p
-    return ours
+        if isinstance(module := getattr(original, name, None), nn.Module):
+            setattr(replacement, name, module)
+    if len(replacement.parts) == 2:
+        replacement.k_norm = nn.Identity()
+    if replacement.op.drops_weights:
+        replacement.attn_drop = original.attn_drop.p
+    return replacement
 
 
-def _sizes(theirs: Any, qkv: nn.Module) -> dict[str, Any]:
-    heads, (width, parts) = theirs.num_heads, features_of(qkv)
+def _sizes(original: Any, qkv: nn.Module) -> dict[str, Any]:
+    heads, (width, parts) = original.num_heads, features_of(qkv)
     return {
         "dim": width,
         "num_heads": heads,
         "attn_head_dim": parts // 3 // heads,
-        "dim_out": features_of(theirs.proj)[1],
+        "dim_out": features_of(original.proj)[1],
     }
 
 
-def _plain(theirs: Any, op: Operator, options: Options) -> nn.Module:
-    qkv = theirs.qkv
-    ours = _fit(Attention(op=op, **_sizes(theirs, qkv), **options), theirs, qkv)
-    if isinstance(theirs, XCA) and op.name == "xca":
-        ours.learned.temperature = theirs.temperature
-    return ours
+def _plain(original: Any, op: Operator, options: Options) -> nn.Module:
+    qkv = original.qkv
+    replacement = _fit(Attention(op=op, **_sizes(original, qkv), **options), original, qkv)
+    if isinstance(original, XCA) and op.name == "xca":
+        replacement.learned.temperature = original.temperature
+    return replacement
 
 
-def _biased(theirs: Any) -> nn.Module:
+def _biased(original: Any) -> nn.Module:
     """q, k and v of a module whose biases stand apart (BEiT, EVA), or whose projections do."""
-    if theirs.qkv is None:
-        return joined([theirs.q_proj, theirs.k_proj, theirs.v_proj])
-    qkv: nn.Module = theirs.qkv
-    if getattr(theirs, "q_bias", None) is None:
+    if original.qkv is None:
+        return joined([original.q_proj, original.k_proj, original.v_proj])
+    qkv: nn.Module = original.qkv
+    if getattr(original, "q_bias", None) is None:
         return qkv
-    found = weights_of(qkv)
-    if found is None:
-        return WithBias(qkv, theirs.q_bias, theirs.v_bias)
+    weights = weights_of(qkv)
+    if weights is None:
+        return WithBias(qkv, original.q_bias, original.v_bias)
     return _row([
-        Weights(found.W, torch.cat([theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias]))
+        Weights(
+            weights.W,
+            torch.cat([original.q_bias, torch.zeros_like(original.q_bias), original.v_bias]),
+        )
     ])
 
 
-def _beit(theirs: Any, op: Operator, options: Options) -> nn.Module:
-    qkv = _biased(theirs)
-    return _Beit(_fit(Attention(op=op, **_sizes(theirs, qkv), **options), theirs, qkv))
+def _beit(original: Any, op: Operator, options: Options) -> nn.Module:
+    qkv = _biased(original)
+    return _Beit(_fit(Attention(op=op, **_sizes(original, qkv), **options), original, qkv))
 
 
 class _Beit(nn.Module):
@@ -158,33 +161,35 @@ class _Beit(nn.Module):
         return self.inner(x)
 
 
-def _rope(theirs: Any, op: Operator, options: Options) -> nn.Module:
-    qkv = _biased(theirs)
-    more = {
-        "prefix": theirs.num_prefix_tokens,
-        "rotate_half": getattr(theirs, "rotate_half", False),
+def _rope(original: Any, op: Operator, options: Options) -> nn.Module:
+    qkv = _biased(original)
+    rope_options = {
+        "prefix": original.num_prefix_tokens,
+        "rotate_half": getattr(original, "rotate_half", False),
     }
-    return _fit(RopeAttention(op=op, **_sizes(theirs, qkv), **more, **options), theirs, qkv)
-
-
-def _class(theirs: Any, op: Operator, options: Options) -> nn.Module:
-    qkv, scale = joined([theirs.q, theirs.k, theirs.v]), options.get("token_scale")
-    ours: Any = ClassAttention(
-        features_of(qkv)[0], theirs.num_heads, op, token_scale=scale, **op.of_row(options)
+    return _fit(
+        RopeAttention(op=op, **_sizes(original, qkv), **rope_options, **options), original, qkv
     )
-    ours.qkv, ours.proj, ours.attn_drop, ours.proj_drop = (
+
+
+def _class(original: Any, op: Operator, options: Options) -> nn.Module:
+    qkv, scale = joined([original.q, original.k, original.v]), options.get("token_scale")
+    replacement: Any = ClassAttention(
+        features_of(qkv)[0], original.num_heads, op, token_scale=scale, **op.of_row(options)
+    )
+    replacement.qkv, replacement.proj, replacement.attn_drop, replacement.proj_drop = (
         qkv,
-        theirs.proj,
-        theirs.attn_drop,
-        theirs.proj_drop,
+        original.proj,
+        original.attn_drop,
+        original.proj_drop,
     )
-    return ours
+    return replacement
 
 
-def _pvt(theirs: Any, op: Operator, options: Options) -> nn.Module:
-    ours = ReducedAttention(theirs.dim, theirs.num_heads, op, **options).take(theirs)
-    ours.proj_drop = theirs.proj_drop
-    return ours
+def _pvt(original: Any, op: Operator, options: Options) -> nn.Module:
+    replacement = ReducedAttention(original.dim, original.num_heads, op, **options).take(original)
+    replacement.proj_drop = original.proj_drop
+    return replacement
 
 
 def _needs_pairs(_: Any, op: Operator, options: Options) -> str | None:
@@ -204,11 +209,11 @@ def _has_class_row(_: Any, op: Operator, __: Options) -> str | None:
     return None if op.class_row else f"operator '{op.name}' has no form for class attention"
 
 
-def _bias(theirs: Any) -> str | None:
-    shown = getattr(theirs, "relative_position_bias_table", None) is not None
+def _bias(original: Any) -> str | None:
+    biased = getattr(original, "relative_position_bias_table", None) is not None
     return (
         "its relative position bias is added to scores, which a sum over tokens does not have"
-        if shown
+        if biased
         else None
     )
 
@@ -223,10 +228,10 @@ def _turns(_: Any, op: Operator, options: Options) -> str | None:
     )
 
 
-def _groups(theirs: Any) -> str | None:
+def _groups(original: Any) -> str | None:
     return (
         "its keys and values are shared by groups of heads"
-        if getattr(theirs, "num_kv_groups", 1) > 1
+        if getattr(original, "num_kv_groups", 1) > 1
         else None
     )
 
@@ -234,7 +239,7 @@ def _groups(theirs: Any) -> str | None:
 ADAPTERS: Mapping[type, Adapter] = {
     TimmAttention: Adapter(_plain),
     EvaAttention: Adapter(_rope, cannot=_turns),
-    AttentionRope: Adapter(_rope, cannot=lambda *given: _groups(given[0]) or _turns(*given)),
+    AttentionRope: Adapter(_rope, cannot=lambda *args: _groups(args[0]) or _turns(*args)),
     BeitAttention: Adapter(_beit, loses=_bias),
     XCA: Adapter(_plain),
     TalkingHeadAttn: Adapter(
@@ -269,16 +274,16 @@ FOREIGN: Mapping[str, str] = {  # classes without an adapter, by name (or module
 def no_adapter(module: nn.Module) -> str:
     """Why a class without an adapter is kept."""
     name = type(module).__name__
-    whole = f"{type(module).__module__}.{name}"
-    return FOREIGN.get(whole, FOREIGN.get(name, f"no adapter for {whole}"))
+    qualified_name = f"{type(module).__module__}.{name}"
+    return FOREIGN.get(qualified_name, FOREIGN.get(name, f"no adapter for {qualified_name}"))
 
 
 def looks_like_attention(module: nn.Module) -> bool:
     """Whether a module that has no adapter is one a user would expect to be told of."""
     name = type(module).__name__
-    ours = isinstance(module, Attention | ClassAttention | _Beit)
+    converted = isinstance(module, Attention | ClassAttention | _Beit)
     return (
-        not ours
+        not converted
         and ("attention" in name.lower() or name.endswith("Attn"))
         and "block" not in name.lower()
     )

@@ -7,8 +7,8 @@ numbers minimise
     |r - sum_h g_h P_h|^2        over the tokens of one half of the images,
 
 by the normal equations of H unknowns. How far they go, g(s) = 1 + s (g - 1), is chosen on the other
-half. s = 0 is the bare swap, and any other has to be better by more than its standard error over
-those images: on them no branch is farther from the old one than the bare swap's.
+half. With s = 0 it is the bare swap, and any other has to be better by more than its standard error
+over those images. On them no branch is farther from the old one than the bare swap's.
 """
 
 import math
@@ -31,7 +31,7 @@ Rest = AbstractContextManager[None]
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedCall:
     """What an attention was given on some images, and what it answered."""
 
     args: tuple[Any, ...]
@@ -52,16 +52,19 @@ class Fit:
 
 def branches(
     model: nn.Module, paths: Iterable[str], images: Tensor, at_rest: Rest
-) -> dict[str, Seen]:
-    """Each attention at work on some images, as it is.
+) -> dict[str, ObservedCall]:
+    """Each attention at work on some images (B, C, h, w), as it is.
+
+    Returns:
+        By path, what each was given and what it answered.
 
     Raises:
         UsageError: the model does not take the images, or an attention is not called.
     """
-    seen: dict[str, Seen] = {}
+    observed: dict[str, ObservedCall] = {}
 
     def look(path: str, args: Any, kwargs: Any, out: Any) -> None:
-        seen[path] = Seen(args, kwargs, out)
+        observed[path] = ObservedCall(args, kwargs, out)
 
     hooks = [
         model.get_submodule(path).register_forward_hook(
@@ -80,61 +83,61 @@ def branches(
     finally:
         for hook in hooks:
             hook.remove()
-    if missing := [path for path in paths if path not in seen]:
+    if missing := [path for path in paths if path not in observed]:
         raise UsageError(
             f"calibrate: {missing[0]} was not seen at work on these images, so its answer is not "
             "known: leave it out with layers="
         )
-    return seen
+    return observed
 
 
-def fitted(ours: nn.Module, seen: Seen, at_rest: Rest) -> Fit:
+def fitted(replacement: nn.Module, observed: ObservedCall, at_rest: Rest) -> Fit:
     """The numbers of a new attention on what the old one was given; nothing is changed."""
-    holder: Any = getattr(ours, "inner", ours)
-    given: list[Tensor] = []
+    holder: Any = getattr(replacement, "inner", replacement)
+    head_outputs: list[Tensor] = []
     # before others change it
     hook = holder.proj.register_forward_pre_hook(
-        lambda _, inputs: given.append(inputs[0]), prepend=True
+        lambda _, inputs: head_outputs.append(inputs[0]), prepend=True
     )
     try:
         with at_rest:
-            ours(*seen.args, **seen.kwargs)
+            replacement(*observed.args, **observed.kwargs)
     finally:
         hook.remove()
     with torch.no_grad():
-        weight, bias = _linear(holder.proj, given[0])
-        first, second = _halves(given[0].double(), seen.out.double() - bias)
+        weight, bias = _linear(holder.proj, head_outputs[0])
+        first, second = _halves(head_outputs[0].double(), observed.out.double() - bias)
         best = _Moments.of(*first, weight, holder.num_heads).solution()
-        held = [
+        held_out = [
             _Moments.of(o[None], r[None], weight, holder.num_heads)
             for o, r in zip(*second, strict=True)
         ]
-    one = torch.ones_like(best)
+    ones = torch.ones_like(best)
     chosen = min(
-        (torch.lerp(one, best, strength) for strength in STRENGTHS),
-        key=lambda gains: _total(held, gains),
+        (torch.lerp(ones, best, strength) for strength in STRENGTHS),
+        key=lambda gains: _total(held_out, gains),
     )
-    if not _surely_better(held, chosen, one):
-        chosen = one
-    return Fit(tuple(chosen.tolist()), _relative(held, one), _relative(held, chosen))
+    if not _surely_better(held_out, chosen, ones):
+        chosen = ones
+    return Fit(tuple(chosen.tolist()), _relative(held_out, ones), _relative(held_out, chosen))
 
 
-def _total(held: Sequence["_Moments"], gains: Tensor) -> float:
-    return sum(image.squares(gains) for image in held)
+def _total(held_out: Sequence["_Moments"], gains: Tensor) -> float:
+    return sum(image.squares(gains) for image in held_out)
 
 
-def _relative(held: Sequence["_Moments"], gains: Tensor) -> float:
+def _relative(held_out: Sequence["_Moments"], gains: Tensor) -> float:
     """The error of a branch on some images; 1 is a branch that says nothing."""
-    whole = sum(float(image.whole) for image in held)
-    return math.sqrt(_total(held, gains) / whole) if whole > 0 else 0.0
+    target_squares = sum(float(image.r_squared) for image in held_out)
+    return math.sqrt(_total(held_out, gains) / target_squares) if target_squares > 0 else 0.0
 
 
-def _surely_better(held: Sequence["_Moments"], gains: Tensor, one: Tensor) -> bool:
+def _surely_better(held_out: Sequence["_Moments"], gains: Tensor, ones: Tensor) -> bool:
     """Whether numbers lessen the error by more than the standard error of their doing so over the
     images.
     """
     less = torch.tensor(
-        [image.squares(one) - image.squares(gains) for image in held], dtype=torch.float64
+        [image.squares(ones) - image.squares(gains) for image in held_out], dtype=torch.float64
     )
     spread = float(less.std()) / math.sqrt(len(less)) if len(less) > 1 else 0.0
     return float(less.mean()) > spread
@@ -144,10 +147,10 @@ def _linear(projection: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix (in, out) and the bias (out) of a projection, float64; of one that must be called,
     from what it answers.
     """
-    found = weights_of(projection)
-    if found is not None:
-        bias = found.W.new_zeros(len(found.W)) if found.b is None else found.b
-        return found.W.double().T, bias.double()
+    weights = weights_of(projection)
+    if weights is not None:
+        bias = weights.W.new_zeros(len(weights.W)) if weights.b is None else weights.b
+        return weights.W.double().T, bias.double()
     width = features_of(projection)[0]
     bias = projection(like.new_zeros(1, width)).double()[0]
     return projection(torch.eye(width, dtype=like.dtype, device=like.device)).double() - bias, bias
@@ -172,7 +175,7 @@ class _Moments:
 
     A: Tensor  # (H, H)
     b: Tensor  # (H)
-    whole: Tensor  # |r|^2
+    r_squared: Tensor  # |r|^2
 
     @staticmethod
     def of(o: Tensor, r: Tensor, weight: Tensor, heads: int) -> "_Moments":
@@ -184,27 +187,32 @@ class _Moments:
 
     def solution(self) -> Tensor:
         """The numbers with the least error; 1 where there is nothing to solve."""
-        one = torch.ones_like(self.b)
+        ones = torch.ones_like(self.b)
         floor = RIDGE * self.A.diagonal().mean()
         if not (floor > 0 and self.A.isfinite().all() and self.b.isfinite().all()):
-            return one
-        eye = torch.eye(len(one), dtype=one.dtype, device=one.device)
-        return one + torch.linalg.solve(self.A + floor * eye, self.b - self.A @ one)
+            return ones
+        eye = torch.eye(len(ones), dtype=ones.dtype, device=ones.device)
+        return ones + torch.linalg.solve(self.A + floor * eye, self.b - self.A @ ones)
 
     def squares(self, gains: Tensor) -> float:
         """The squared error of the branch."""
-        return max(float(self.whole - 2 * gains @ self.b + gains @ self.A @ gains), 0.0)
+        return max(float(self.r_squared - 2 * gains @ self.b + gains @ self.A @ gains), 0.0)
 
 
 @torch.no_grad()
 def multiplied(projection: nn.Module, gains: Iterable[float], like: Tensor) -> nn.Module:
     """A projection that multiplies what each head gives it by its number: in its weight where that
     is all there is to it.
+
+    Args:
+        projection: of the heads' channels, side by side.
+        gains: a number for each head.
+        like: its device is that of the numbers, and its dtype too, unless the weight takes them.
     """
     numbers = torch.tensor([*gains], dtype=torch.float64, device=like.device)
     channels = numbers.repeat_interleave(features_of(projection)[0] // len(numbers))
-    found = weights_of(projection)
-    if found is None:
+    weights = weights_of(projection)
+    if weights is None:
         return Gained(projection, channels.to(like.dtype))
-    found.W.mul_(channels.to(found.W))
+    weights.W.mul_(channels.to(weights.W))
     return projection

@@ -27,10 +27,11 @@ class Joined(nn.Module):
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        sizes = [features_of(one) for one in layers]
+        sizes = [features_of(layer) for layer in layers]
         self.in_features, self.out_features = sizes[0][0], sum(out for _, out in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) to the outputs of all layers, one after the other."""
         return torch.cat([layer(x) for layer in self.layers], dim=-1)
 
 
@@ -42,10 +43,11 @@ class Tied(nn.Module):
     def __init__(self, qkv: nn.Module) -> None:
         super().__init__()
         self.qkv = qkv
-        self.in_features, whole = features_of(qkv)
-        self.out_features = whole // 3 * 2
+        self.in_features, qkv_width = features_of(qkv)
+        self.out_features = qkv_width // 3 * 2
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) to (…, 2 inner), the mean of q and k, then v."""
         q, k, v = self.qkv(x).chunk(3, -1)
         return torch.cat([(q + k) / 2, v], dim=-1)
 
@@ -61,6 +63,7 @@ class WithBias(nn.Module):
         self.in_features, self.out_features = features_of(qkv)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) to (…, 3 inner), the biases of q and v added."""
         y: Tensor = self.qkv(x)
         return y + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(y.dtype)
 
@@ -83,6 +86,7 @@ class Gained(nn.Module):
         return getattr(self.layer, name) if name == "bias" else super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in), each channel multiplied by its number, to (…, out)."""
         y: Tensor = self.layer(x * self.gain.to(x.dtype))
         return y
 
@@ -93,13 +97,13 @@ def features_of(layer: nn.Module) -> tuple[int, int]:
     Raises:
         UsageError: it does not say them.
     """
-    found = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-    if not (isinstance(found[0], int) and isinstance(found[1], int)):
+    features = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if not (isinstance(features[0], int) and isinstance(features[1], int)):
         raise UsageError(
             f"a projection is a {type(layer).__name__}, which does not say its in_features and "
             "out_features as torch.nn.Linear does: give it both"
         )
-    return found[0], found[1]
+    return features[0], features[1]
 
 
 class RopeAttention(Attention):
@@ -119,7 +123,11 @@ class RopeAttention(Attention):
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None, rope: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """As `Attention.sides`, q and k turned."""
+        """As `Attention.sides` for tokens x (B, N, dim), q and k (B, H, N, D) turned.
+
+        `rope` are sines and cosines side by side, (N - prefix, 2 D), or whatever else broadcasts to
+        the tokens behind the prefix; None turns nothing.
+        """
         q, k, v, key_mask = super().sides(x, mask, grid)
         if rope is None:
             return q, k, v, key_mask
@@ -150,27 +158,29 @@ class ReducedAttention(Attention):
         self.kv = nn.Linear(dim, 2 * inner, bias=bias, **place)
         self.pool = self.sr = self.reduced_norm = self.act = None
 
-    def take(self, theirs: Any) -> "ReducedAttention":
+    def take(self, original: Any) -> "ReducedAttention":
         """The projections and the reduction of a PVT attention."""
-        self.q, self.kv, self.proj = theirs.q, theirs.kv, theirs.proj
+        self.q, self.kv, self.proj = original.q, original.kv, original.proj
         self.pool, self.sr, self.reduced_norm, self.act = (
-            theirs.pool,
-            theirs.sr,
-            theirs.norm,
-            theirs.act,
+            original.pool,
+            original.sr,
+            original.norm,
+            original.act,
         )
         return self
 
     @leaf
     def forward(self, x: Tensor, feat_size: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        """Attention of tokens (B, N, dim) on a grid of feat_size."""
+        """Attention of tokens (B, N, dim) on a grid of feat_size (height, width), row by row."""
         return super().forward(x, grid=(0, feat_size[0], feat_size[1]))
 
     def called_with(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Grid | None, dict[str, Any]]:
-        """As `Attention.called_with`; PVT's blocks pass the grid's sides."""
-        given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
-        height, width = given["feat_size"]
-        return given["x"], (0, height, width), {}
+        """As `Attention.called_with`: tokens (B, N, dim) and the grid; PVT's blocks pass the grid's
+        sides.
+        """
+        arguments = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+        height, width = arguments["feat_size"]
+        return arguments["x"], (0, height, width), {}
 
     def key_grid(self, height: int, width: int) -> tuple[int, int]:
         """What the pooling or the strided convolution leaves."""
@@ -185,7 +195,11 @@ class ReducedAttention(Attention):
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """q (B,H,N,D) of all tokens, k and v (B,H,M,D) of the reduced ones."""
+        """q (B, H, N, D) of all tokens x (B, N, dim), k and v (B, H, M, D) of the reduced ones.
+
+        Raises:
+            UsageError: a mask, which the reduction cannot honour.
+        """
         if mask is not None:
             raise UsageError(
                 "PVT's reduction mixes every token with its neighbours, so no mask can take one "
@@ -193,11 +207,11 @@ class ReducedAttention(Attention):
             )
         assert grid is not None
         (q,) = self._heads(self.q(x), 1)
-        few = x
+        reduced = x
         if self.sr is not None and self.reduced_norm is not None:
             image = x.transpose(1, 2).unflatten(2, grid[1:])
             image = image if self.pool is None else self.pool(image)
-            few = self.reduced_norm(self.sr(image).flatten(2).transpose(1, 2))
-            few = few if self.act is None else self.act(few)
-        k, v = self._heads(self.kv(few), 2)
+            reduced = self.reduced_norm(self.sr(image).flatten(2).transpose(1, 2))
+            reduced = reduced if self.act is None else self.act(reduced)
+        k, v = self._heads(self.kv(reduced), 2)
         return q, k, v, None

@@ -51,26 +51,26 @@ class Swapped:
     errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        said = [
+        lines = [
             (
                 f"{len(self.swapped)} attention modules now compute '{self.op}', {len(self.kept)} "
                 "are "
                 "kept"
             )
         ]
-        said += [
+        lines += [
             f"  swapped  {path} ({kind}){self._calibrated(path)}"
             for path, kind in self.swapped.items()
         ]
-        said += [f"  kept     {path}: {why}" for path, why in self.kept.items()]
-        said += [f"  lost     {path}: {what}" for path, what in self.lost.items()]
-        said += [
+        lines += [f"  kept     {path}: {why}" for path, why in self.kept.items()]
+        lines += [f"  lost     {path}: {loss}" for path, loss in self.lost.items()]
+        lines += [
             f"  new      {path}: {', '.join(names)}, which no training has seen"
             for path, names in self.new.items()
         ]
-        said += [self.tied] if self.tied else []
+        lines += [self.tied] if self.tied else []
         return "\n".join([
-            *said,
+            *lines,
             *([f"not tried on an image: {self.untried}"] if self.untried else []),
         ])
 
@@ -98,7 +98,7 @@ def swap(
     and BEiT have adapters. What would be lost (a relative position bias, talking heads) is a reason
     to keep a layer, which `force` overrules layer by layer. A pass is tried on the images of
     `calibrate`, or on one of noise. New tensors are drawn from a fixed seed, in the dtype of what
-    was there, and SOFT takes its bottleneck from pools of tokens, which need none, unless
+    was there. SOFT takes its bottleneck from pools of tokens, which need none, unless
     `sampling` is given. What was frozen stays frozen.
 
     Args:
@@ -127,28 +127,29 @@ def swap(
         options.setdefault("sampling", "pool")
     if calibrate is not None:
         refuse_empty(model, "calibrate")
-    chosen, kept, lost = _chosen(model, record, options, _patterns(layers), _patterns(force))
+    chosen, why_kept, lost = _chosen(model, record, options, _patterns(layers), _patterns(force))
     if not chosen:
-        reasons = "; ".join(dict.fromkeys(kept.values())) or _nothing_there(model, record)
+        reasons = "; ".join(dict.fromkeys(why_kept.values())) or _nothing_there(model, record)
         raise UsageError(f"nothing to swap in {type(model).__name__}: {reasons}")
     images = None if calibrate is None else _calibration(model, calibrate)
-    told, tokens = SharedGrid(), _tokens(model)
+    shared_grid, tokens = SharedGrid(), _tokens(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = {
-            path: _built(path, module, record, options, told, tokens)
+            path: _built(path, module, record, options, shared_grid, tokens)
             for path, module in chosen.items()
         }
-    if looks := [path for path, ours in built.items() if _looks(ours)]:
+    if looks := [path for path, module in built.items() if _looks(module)]:
         _refuse_dropped_patches(model, record, looks[0])
     # those are passed it
-    telling = looks and not any(isinstance(ours, ReducedAttention) for ours in built.values())
+    telling = looks and not any(isinstance(module, ReducedAttention) for module in built.values())
     before = {} if images is None else branches(model, list(built), images, _at_rest(model))
-    exchange = _Exchanged(model, chosen, built, told if telling else None)
+    exchange = _Exchanged(model, chosen, built, shared_grid if telling else None)
     try:
         untried = _tried(exchange, record, images)  # first: its pass tells the new modules the grid
         fits = {
-            path: fitted(built[path], seen, _at_rest(built[path])) for path, seen in before.items()
+            path: fitted(built[path], observed, _at_rest(built[path]))
+            for path, observed in before.items()
         }
         for path, fit in fits.items():
             holder: Any = getattr(built[path], "inner", built[path])
@@ -163,16 +164,16 @@ def swap(
     )
     lost |= {
         path: why
-        for path, one in chosen.items()
-        if (why := _dropped(one, record)) and path not in lost
+        for path, module in chosen.items()
+        if (why := _dropped(module, record)) and path not in lost
     }
-    kinds = {path: type(one).__name__ for path, one in chosen.items()}
-    new = {path: names for path, ours in built.items() if (names := _new(ours, chosen[path]))}
+    kinds = {path: type(module).__name__ for path, module in chosen.items()}
+    new = {path: names for path, module in built.items() if (names := _new(module, chosen[path]))}
     gains, errors = (
         {path: fit.gains for path, fit in fits.items()},
         {path: (fit.bare, fit.error) for path, fit in fits.items()},
     )
-    return Swapped(record.name, kinds, kept, lost, gains, mean, new, untried, errors)
+    return Swapped(record.name, kinds, why_kept, lost, gains, mean, new, untried, errors)
 
 
 class _Exchanged:
@@ -183,29 +184,33 @@ class _Exchanged:
         model: nn.Module,
         old: Mapping[str, nn.Module],
         new: Mapping[str, nn.Module],
-        told: SharedGrid | None,
+        shared_grid: SharedGrid | None,
     ) -> None:
         self.model, self.old, self.new = model, old, new
-        self.embed = None if told is None else _embed(model)
-        self.told = told
+        self.embed = None if shared_grid is None else _embed(model)
+        self.told = shared_grid
         self.teller: RemovableHandle | None = None
         self.redo()
 
     def redo(self) -> None:
-        for path, ours in self.new.items():
-            self.model.set_submodule(path, ours)
+        for path, replacement in self.new.items():
+            self.model.set_submodule(path, replacement)
         if self.embed is not None and self.told is not None:
             self.teller = self.embed.register_forward_hook(Teller(self.told, _prefix(self.model)))
 
     def undo(self) -> None:
-        for path, theirs in self.old.items():
-            self.model.set_submodule(path, theirs)
+        for path, original in self.old.items():
+            self.model.set_submodule(path, original)
         if self.teller is not None:
             self.teller.remove()
 
 
-def _looks(ours: nn.Module) -> bool:
-    return any(one.looks_at_the_grid for one in ours.modules() if isinstance(one, Attention))
+def _looks(replacement: nn.Module) -> bool:
+    return any(
+        module.looks_at_the_grid
+        for module in replacement.modules()
+        if isinstance(module, Attention)
+    )
 
 
 def _refuse_dropped_patches(model: nn.Module, record: Operator, path: str) -> None:
@@ -218,9 +223,9 @@ def _refuse_dropped_patches(model: nn.Module, record: Operator, path: str) -> No
         )
 
 
-def _dropped(theirs: nn.Module, record: Operator) -> str:
+def _dropped(original: nn.Module, record: Operator) -> str:
     """What becomes of dropout of attention weights."""
-    p = getattr(getattr(theirs, "attn_drop", None), "p", 0.0)
+    p = getattr(getattr(original, "attn_drop", None), "p", 0.0)
     return (
         ""
         if record.drops_weights or not p
@@ -228,12 +233,12 @@ def _dropped(theirs: nn.Module, record: Operator) -> str:
     )
 
 
-def _new(ours: nn.Module, theirs: nn.Module) -> tuple[str, ...]:
+def _new(replacement: nn.Module, original: nn.Module) -> tuple[str, ...]:
     """The operator's own tensors, unless they were there (the temperature of XCA)."""
-    had = {id(x) for x in theirs.parameters()}
+    had = {id(x) for x in original.parameters()}
     return tuple(
         name
-        for name, x in ours.named_parameters()
+        for name, x in replacement.named_parameters()
         if ".learned." in f".{name}" and id(x) not in had
     )
 
@@ -270,25 +275,25 @@ def _ends_badly(model: nn.Module, images: Tensor) -> str:
     """What a pass ends in other than numbers; empty where it gives numbers."""
     try:
         with _at_rest(model):
-            found: Any = model(images)
+            output: Any = model(images)
     except Exception as error:  # noqa: BLE001  # of any kind: the model is another's
         return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-    while isinstance(found, list | tuple) and found:
-        found = found[0]
-    finite = not (isinstance(found, Tensor) and found.is_floating_point()) or bool(
-        found.isfinite().all()
+    while isinstance(output, list | tuple) and output:
+        output = output[0]
+    finite = not (isinstance(output, Tensor) and output.is_floating_point()) or bool(
+        output.isfinite().all()
     )
     return "" if finite else "it answers NaN or infinity"
 
 
 def _noise(model: nn.Module) -> Tensor:
     """One image of noise as the model takes it: its size, channels, dtype and device."""
-    told = getattr(model, "pretrained_cfg", None) or {}
-    channels, *sides = tuple(told.get("input_size") or (3, 224, 224))
+    config = getattr(model, "pretrained_cfg", None) or {}
+    channels, *sides = tuple(config.get("input_size") or (3, 224, 224))
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or sides
-    first = told.get("first_conv")
+    first = config.get("first_conv")
     conv = (
-        next((one for path, one in model.named_modules() if path == first), None)
+        next((module for path, module in model.named_modules() if path == first), None)
         if isinstance(first, str)
         else None
     )
@@ -307,14 +312,14 @@ def _calibration(model: nn.Module, images: Tensor) -> Tensor:
     """
     kind = type(images).__name__
     if isinstance(images, Tensor):
-        where = (
+        placement = (
             f" on {images.device}"
             if images.is_meta
             else ""
             if images.layout == torch.strided
             else f" in {images.layout}"
         )
-        kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}{where}"
+        kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}{placement}"
     if not _are_images(images):
         raise UsageError(
             f"calibrate is {kind}: give images (B, C, h, w), prepared as the model takes them, at "
@@ -325,25 +330,27 @@ def _calibration(model: nn.Module, images: Tensor) -> Tensor:
     return images.detach().to(place_of(model))
 
 
-def _are_images(given: Any) -> bool:
+def _are_images(images: Any) -> bool:
     """Whether these are images that hold numbers, at least one."""
     if (
-        not isinstance(given, Tensor)
-        or given.ndim != 4
-        or not given.is_floating_point()
-        or not given.numel()
+        not isinstance(images, Tensor)
+        or images.ndim != 4
+        or not images.is_floating_point()
+        or not images.numel()
     ):
         return False
-    return given.layout == torch.strided and not given.is_meta
+    return images.layout == torch.strided and not images.is_meta
 
 
 def _nothing_there(model: nn.Module, record: Operator) -> str:
     """Why a model has nothing to swap."""
-    ours = sorted({one.op.name for one in model.modules() if isinstance(one, Attention)})
-    if not ours:
+    operators = sorted({
+        module.op.name for module in model.modules() if isinstance(module, Attention)
+    })
+    if not operators:
         return "it has no attention module that softless knows"
     return (
-        f"its attention is softless's already: {', '.join(ours)}; build its host with "
+        f"its attention is softless's already: {', '.join(operators)}; build its host with "
         f"softless.create_model(host, op='{record.name}') and load "
         "the weights there"
     )
@@ -364,8 +371,8 @@ def _operator(
     return get(op.fixed_op), {**op.fixed_options, **options}
 
 
-def _patterns(given: str | Sequence[str]) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
+def _patterns(patterns: str | Sequence[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def _chosen(
@@ -376,28 +383,32 @@ def _chosen(
     force: list[str],
 ) -> tuple[dict[str, nn.Module], dict[str, str], dict[str, str]]:
     """The modules to exchange, the reasons of those that are kept, and what is given up."""
-    seen = {
-        path: one
-        for path, one in model.named_modules()
-        if type(one) in ADAPTERS or looks_like_attention(one)
+    attentions = {
+        path: module
+        for path, module in model.named_modules()
+        if type(module) in ADAPTERS or looks_like_attention(module)
     }
     for pattern in [*layers, *force]:
-        if seen and not any(fnmatch.fnmatch(path, pattern) for path in seen):
-            listed = ", ".join(list(seen)[:6]) + (" …" if len(seen) > 6 else "")
+        if attentions and not any(fnmatch.fnmatch(path, pattern) for path in attentions):
+            listed = ", ".join(list(attentions)[:6]) + (" …" if len(attentions) > 6 else "")
             raise UsageError(f"no attention module fits {pattern!r}; there are {listed}")
-    kept: dict[str, str] = {}
+    why_kept: dict[str, str] = {}
     lost: dict[str, str] = {}
-    for path, module in seen.items():
+    for path, module in attentions.items():
         if not any(fnmatch.fnmatch(path, pattern) for pattern in layers):
-            kept[path] = "not among the layers asked for"
+            why_kept[path] = "not among the layers asked for"
         elif why := _in_the_way(module, record, options):
-            kept[path] = why
+            why_kept[path] = why
         elif loss := ADAPTERS[type(module)].loses(module) or _watched(module):
             if any(fnmatch.fnmatch(path, pattern) for pattern in force):
                 lost[path] = loss
             else:
-                kept[path] = f"{loss} (force= with its path gives it up)"
-    return {path: module for path, module in seen.items() if path not in kept}, kept, lost
+                why_kept[path] = f"{loss} (force= with its path gives it up)"
+    return (
+        {path: module for path, module in attentions.items() if path not in why_kept},
+        why_kept,
+        lost,
+    )
 
 
 def _watched(module: nn.Module) -> str:
@@ -417,41 +428,41 @@ def _in_the_way(module: nn.Module, record: Operator, options: Mapping[str, Any])
 
 def _built(
     path: str,
-    theirs: nn.Module,
+    original: nn.Module,
     record: Operator,
     options: Mapping[str, Any],
-    told: SharedGrid,
+    shared_grid: SharedGrid,
     tokens: int | None,
 ) -> nn.Module:
     """Our module for a place; nothing of the model is changed by it."""
     try:
-        ours = ADAPTERS[type(theirs)].build(theirs, record, options)
+        replacement = ADAPTERS[type(original)].build(original, record, options)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    for module in ours.modules():
+    for module in replacement.modules():
         if isinstance(module, Attention):
             if tokens is not None:
                 module.set_tokens(tokens)
             if module.looks_at_the_grid:
-                module.set_grid(told)
-    _beside(ours, theirs)
-    had = set(theirs.modules())
-    for module in ours.modules():
+                module.set_grid(shared_grid)
+    _beside(replacement, original)
+    had = set(original.modules())
+    for module in replacement.modules():
         if module not in had:
-            module.training = theirs.training
-    return ours
+            module.training = original.training
+    return replacement
 
 
-def _beside(ours: nn.Module, theirs: nn.Module) -> None:
+def _beside(replacement: nn.Module, original: nn.Module) -> None:
     """What is new comes to the dtype and device of what was there; what was there stays where it
     is, offloaded or not.
     """
-    place, old = place_of(theirs), set(theirs.modules())
-    own = {id(x) for x in theirs.parameters()}
-    for module in ours.modules():
+    like, old = place_of(original), set(original.modules())
+    own = {id(x) for x in original.parameters()}
+    for module in replacement.modules():
         if module not in old and not any(id(x) in own for x in module._parameters.values()):
             module._apply(
-                lambda x: x.to(place) if x.is_floating_point() else x.to(place.device),
+                lambda x: x.to(like) if x.is_floating_point() else x.to(like.device),
                 recurse=False,
             )
 
@@ -480,8 +491,8 @@ def _embed(model: nn.Module) -> nn.Module:
 class Teller:
     """The hook that writes the grid; an object, so that copies of the model have their own."""
 
-    def __init__(self, told: SharedGrid, prefix: int) -> None:
-        self.told, self.prefix = told, prefix
+    def __init__(self, shared_grid: SharedGrid, prefix: int) -> None:
+        self.told, self.prefix = shared_grid, prefix
 
     def __call__(self, module: Any, inputs: Any, output: Any) -> None:
         if isinstance(output, tuple):  # XCiT: tokens and their grid

@@ -11,9 +11,9 @@ import numpy as np
 
 from softless.data.findings import Fault
 from softless.data.notices import notice
-from softless.data.ranges import WAY, Outside, Range
 from softless.data.samples import ArraySamples
 from softless.errors import DataError, Faults, located, need
+from softless.experiment.ranges import WAY, Outside, Range
 from softless.words import POINTED, POINTER
 
 DIGITS_TEST_FRACTION = 0.2
@@ -180,7 +180,8 @@ def npz_parts(
     if wrong:
         raise (
             Faults(
-                f"{file} cannot be used:", [f"  {one.removeprefix(f'{file}: ')}" for one in wrong]
+                f"{file} cannot be used:",
+                [f"  {message.removeprefix(f'{file}: ')}" for message in wrong],
             )
             if len(wrong) > 1
             else DataError(wrong[0])
@@ -224,23 +225,23 @@ def unlabelled_npz(path: Path, channels: int, scale: Range | None = None) -> Arr
                 f"{file}: {key} and {keys[0]} hold images of other shapes: give a file for each"
             )
         part = key.removesuffix("_images") if key != "images" else ""
-        found = not_finite(arrays[key], part)
-        wrong |= {len(names) + place: fault for place, fault in found.items()}
-        names += [f"{part}/{place}" if part else str(place) for place in range(len(arrays[key]))]
+        faults = not_finite(arrays[key], part)
+        wrong |= {len(names) + index: fault for index, fault in faults.items()}
+        names += [f"{part}/{index}" if part else str(index) for index in range(len(arrays[key]))]
     if len(wrong) == len(names):
         raise DataError(f"{file}: {wrong[0]}; none of the {len(names)} images can be used")
     every = ArraySamples(
         np.concatenate([arrays[key] for key in keys]), np.zeros(len(names)), channels, names, scale
     )
-    kept = (
-        every.take([place for place in range(len(names)) if place not in wrong]) if wrong else every
+    usable = (
+        every.take([index for index in range(len(names)) if index not in wrong]) if wrong else every
     )
-    kept.left_out = tuple(wrong.values())
-    return kept
+    usable.left_out = tuple(wrong.values())
+    return usable
 
 
 def refuse_images(file: Path, key: str, images: np.ndarray, scale: Range | None) -> None:
-    """Refuse an array that holds no images.
+    """Refuse an array that holds no images: read are (n, H, W) and (n, H, W, C), n > 0.
 
     Raises:
         DataError: its numbers, its shape, or volumes.
@@ -257,7 +258,7 @@ def refuse_images(file: Path, key: str, images: np.ndarray, scale: Range | None)
 
 def no_images(images: np.ndarray) -> str:
     """What is said of volumes, (n, D, D, D) as in MedMNIST's 3-D sets: taken for images, their
-    depth would be channels.
+    depth would be channels. Nothing is said of images (n, H, W) or (n, H, W, C).
     """
     cubes = images.ndim == 4 and images.shape[1] == images.shape[2] == images.shape[3]
     return (
@@ -310,14 +311,14 @@ def npz_file(path: str | Path) -> Path:
     if not file.exists():
         raise DataError(f"no npz file at {file}")
     if file.is_dir():
-        found = sorted(file.glob("*.npz"))
-        if len(found) != 1:
-            listed = ", ".join(f.name for f in found[:10]) or "none"
+        files = sorted(file.glob("*.npz"))
+        if len(files) != 1:
+            listed = ", ".join(f.name for f in files[:10]) or "none"
             raise DataError(
                 f"{file} must hold exactly one npz file, and it holds {listed}: name the file "
                 "itself"
             )
-        return found[0]
+        return files[0]
     return file
 
 
@@ -374,7 +375,9 @@ def _part(
 
 
 def no_numbers(images: np.ndarray, scale: Range | None) -> str:
-    """What is said of images whose values cannot be used; nothing where they can."""
+    """What is said of images (n, H, W) or (n, H, W, C) whose values cannot be used; nothing where
+    they can.
+    """
     if scale is None:
         return (
             ""
@@ -392,19 +395,22 @@ def no_numbers(images: np.ndarray, scale: Range | None) -> str:
 
 
 def not_finite(images: np.ndarray, part: str) -> dict[int, Fault]:
-    """The images that hold NaN or infinity, by place."""
+    """The images that hold NaN or infinity, by index into `images` (n, H, W) or (n, H, W, C)."""
     if images.dtype.kind != "f":
         return {}
     wrong = [int((~np.isfinite(image)).sum()) for image in images]
     return {
-        place: Fault(f"{part}/{place}", f"{count} of its values are NaN or infinite", "not finite")
-        for place, count in enumerate(wrong)
+        index: Fault(f"{part}/{index}", f"{count} of its values are NaN or infinite", "not finite")
+        for index, count in enumerate(wrong)
         if count
     }
 
 
 def say_outside(images: np.ndarray, part: str, scale: Range | None) -> str:
-    """What is said of values outside the declared range; nothing where none is."""
+    """What is said of values outside the declared range; nothing where none is.
+
+    `images` are (n, H, W) or (n, H, W, C), in stored numbers.
+    """
     if scale is None:
         return ""
     counts = Outside()
@@ -418,24 +424,24 @@ def no_classes(labels: np.ndarray, part: str) -> dict[int, Fault]:
     nobody labelled.
     """
     return {
-        place: Fault(
-            f"{part}/{place}",
-            f"its label is {labels[place]}, and labels are whole numbers from 0",
+        index: Fault(
+            f"{part}/{index}",
+            f"its label is {labels[index]}, and labels are whole numbers from 0",
             "labels",
         )
-        for place in np.flatnonzero(labels < 0).tolist()
+        for index in np.flatnonzero(labels < 0).tolist()
     }
 
 
 def no_labels(labels: np.ndarray, part: str) -> dict[int, Fault]:
     """The rows of several labels (n, K) that hold something else than 0 and 1, by place."""
     return {
-        place: Fault(
-            f"{part}/{place}",
-            f"one of its labels is {_other(labels[place]):g}, and each of several labels is 0 or 1",
+        index: Fault(
+            f"{part}/{index}",
+            f"one of its labels is {_other(labels[index]):g}, and each of several labels is 0 or 1",
             "labels",
         )
-        for place in np.flatnonzero(((labels != 0) & (labels != 1)).any(1)).tolist()
+        for index in np.flatnonzero(((labels != 0) & (labels != 1)).any(1)).tolist()
     }
 
 
@@ -462,31 +468,33 @@ def _count_labels(file: Path, parts: dict[str, ArraySamples]) -> int:
 
 
 def _count_classes(file: Path, parts: dict[str, ArraySamples]) -> int:
-    if other := next((part for part, samples in parts.items() if samples.targets.ndim != 1), None):
+    if wider_part := next(
+        (part for part, samples in parts.items() if samples.targets.ndim != 1), None
+    ):
         raise DataError(
-            f"{file}: {other}_labels have several columns and train_labels one: each image must "
-            "have as many labels"
+            f"{file}: {wider_part}_labels have several columns and train_labels one: each image "
+            "must have as many labels"
         )
-    found = {
+    classes = {
         part: {label for label in samples.targets.tolist() if label >= 0}
         for part, samples in parts.items()
     }
-    count = max(found["train"], default=0) + 1
+    count = max(classes["train"], default=0) + 1
     if count < 2:
         raise DataError(
             f"{file}: train_labels hold only one class; a classifier needs at least two"
         )
     _refuse_classes(
-        file, "has no training images of class", sorted(set(range(count)) - found["train"])
+        file, "has no training images of class", sorted(set(range(count)) - classes["train"])
     )
-    for part, labels in found.items():
+    for part, labels in classes.items():
         _refuse_classes(
             file,
             f"{part}_labels hold classes unknown to train_labels:",
-            sorted(labels - found["train"]),
+            sorted(labels - classes["train"]),
         )
         _refuse_classes(
-            file, f"{part}_labels lack classes of train_labels:", sorted(found["train"] - labels)
+            file, f"{part}_labels lack classes of train_labels:", sorted(classes["train"] - labels)
         )
     return count
 

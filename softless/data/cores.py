@@ -32,8 +32,8 @@ def cores() -> int:
 def _quota(root: Path) -> float | None:
     """Cores that the control group may use at once; None where it has no limit."""
     try:
-        told = (root / "cpu.max").read_text(encoding="utf-8").split()
-        return None if told[0] == "max" else int(told[0]) / int(told[1])
+        fields = (root / "cpu.max").read_text(encoding="utf-8").split()
+        return None if fields[0] == "max" else int(fields[0]) / int(fields[1])
     except (OSError, ValueError, IndexError, ZeroDivisionError):
         pass
     try:

@@ -3,28 +3,27 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from softless.data.arrays import digits_parts, npz_parts
 from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
-from softless.data.given import Reading, given_parts
+from softless.data.given import ItemReading, given_parts
 from softless.data.groups import folds_of, grouped_cut, strata
 from softless.data.notices import notice
 from softless.data.pictures import unit
 from softless.data.progress import track
-from softless.data.ranges import FIELD as RANGE
-from softless.data.ranges import Range
 from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.data.tables import table_parts
 from softless.errors import DataError, UsageError, located, unknown
+from softless.experiment.groups import DataSpec, TableSpec
+from softless.experiment.ranges import FIELD as RANGE
+from softless.experiment.ranges import Range
+from softless.experiment.rules import check_scaling
 from softless.words import few
-
-if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
-    from softless.training.recipe import DataSpec, TableSpec
 
 PIXELS = "pixels of"  # begins the entries of a fingerprint that older runs have not
 MEASURED_IMAGES = 1000  # at most so many files are decoded to measure mean and std
@@ -48,22 +47,22 @@ class Splits:
     left_out: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)
 
     def ordered(
-        self, classes: Sequence[str], there: str, here: str, *, partly: bool = False
+        self, classes: Sequence[str], expected_in: str, present_in: str, *, partly: bool = False
     ) -> "Splits":
         """The same samples with class indices in the order of `classes`, matched by name; some of
         them where `partly`.
 
         Raises:
-            DataError: the names are not the same; `there` is whose classes they are, `here` the
-                data.
+            DataError: the names are not the same; `expected_in` is whose classes they are,
+                `present_in` the data.
         """
-        places = class_places(classes, self.classes, there, here, partly=partly)
+        places = class_places(classes, self.classes, expected_in, present_in, partly=partly)
         train, val = self.train.renumbered(places), self.val.renumbered(places)
         test = None if self.test is None else self.test.renumbered(places)
         return replace(self, train=train, val=val, test=test, classes=tuple(classes))
 
 
-def open_splits(spec: "DataSpec", seed: int, table: "TableSpec | None" = None) -> Splits:
+def open_splits(spec: DataSpec, seed: int, table: TableSpec | None = None) -> Splits:
     """Open the source that `spec` names, or the images that a table lists, and cut it
     (`cut_parts`).
 
@@ -80,12 +79,12 @@ def open_splits(spec: "DataSpec", seed: int, table: "TableSpec | None" = None) -
     if spec.limit is not None:
         train = train.take(_thinned(strata(train.targets), spec.limit, seed))
     mean, std = scaling(spec, train)
-    told = fingerprint(
+    identity = fingerprint(
         spec.source if table is None else "table",
         classes,
         {"train": train, "val": val, "test": test},
     )
-    return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
+    return Splits(train, val, test, classes, spec.in_chans, mean, std, identity, left_out_of(parts))
 
 
 def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
@@ -94,13 +93,17 @@ def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
 
 
 def open_parts(
-    spec: "DataSpec", table: "TableSpec | None" = None
+    spec: DataSpec, table: TableSpec | None = None
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the
     class names.
 
     Every image of every part was read; one that cannot be is an error or left out, as `spec.faults`
     says.
+
+    Raises:
+        DataError: no path, or whatever is wrong with the data.
+        UsageError: an unknown source, or a field of `spec` that cannot be used with it.
     """
     refuse_policy(spec.faults)
     if spec.faults == "skip" and spec.source in {"digits", "given"}:
@@ -124,7 +127,7 @@ def open_parts(
         digits, names = digits_parts(spec.in_chans)
         return dict(digits), names
     if spec.source == "given":
-        return given_parts(Reading(spec.in_chans, Range.of(spec.range)))
+        return given_parts(ItemReading(spec.in_chans, Range.of(spec.range)))
     if spec.source not in {"folder", "npz"}:
         raise unknown("data source", spec.source, ("digits", "folder", "npz", "given"))
     if not spec.path:
@@ -132,16 +135,16 @@ def open_parts(
             f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH"
         )
     scale = Range.of(spec.range)
-    found: tuple[Mapping[str, Samples], tuple[str, ...]]
+    opened: tuple[Mapping[str, Samples], tuple[str, ...]]
     if spec.source == "folder":
-        found = folder_parts(spec.path, spec.in_chans, scale, spec.group)
+        opened = folder_parts(spec.path, spec.in_chans, scale, spec.group)
     else:
-        found = npz_parts(spec.path, spec.in_chans, scale)
-    return sift(located(spec.path), found[0], spec.faults), found[1]
+        opened = npz_parts(spec.path, spec.in_chans, scale)
+    return sift(located(spec.path), opened[0], spec.faults), opened[1]
 
 
 def cut_parts(
-    parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int
+    parts: Mapping[str, Samples], classes: Sequence[str], spec: DataSpec, seed: int
 ) -> dict[str, Samples]:
     """The training, validation and test part of what a source holds, drawn by `seed`; "test" may
     be absent.
@@ -171,7 +174,7 @@ def cut_parts(
 
 
 def _fold(
-    parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int
+    parts: Mapping[str, Samples], classes: Sequence[str], spec: DataSpec, seed: int
 ) -> dict[str, Samples]:
     """The parts of one fold; the first one also tries all others, so that none fails hours
     later.
@@ -186,22 +189,22 @@ def _fold(
         )
     every = parts["all"]
     places = folds_of(every.targets, every.groups, spec.folds, seed, classes)
-    found: dict[str, Samples] = {}
+    cut: dict[str, Samples] = {}
     for fold in [*(range(1, spec.folds) if spec.fold == 0 else ()), spec.fold]:
         train, val = _held_out(every.take(np.flatnonzero(places != fold)), spec.val_fraction, seed)
-        found = {"train": train, "val": val, "test": every.take(np.flatnonzero(places == fold))}
-    _say_absent(classes, found["val"])
-    return found
+        cut = {"train": train, "val": val, "test": every.take(np.flatnonzero(places == fold))}
+    _say_absent(classes, cut["val"])
+    return cut
 
 
 def _held_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
     """What stays to be trained on, and what is cut off for validation."""
     _check_fraction(fraction)
     if samples.groups is None:
-        kept, cut = stratified_cut(strata(samples.targets), fraction, seed)
+        train, cut = stratified_cut(strata(samples.targets), fraction, seed)
     else:
-        kept, cut = grouped_cut(samples.targets, samples.groups, fraction, seed)
-    return samples.take(kept), samples.take(cut)
+        train, cut = grouped_cut(samples.targets, samples.groups, fraction, seed)
+    return samples.take(train), samples.take(cut)
 
 
 def _check_fraction(fraction: float) -> None:
@@ -241,11 +244,11 @@ def _say_absent(classes: Sequence[str], val: Samples) -> None:
     each = (
         val.targets > 0 if val.targets.ndim == 2 else np.eye(len(classes), dtype=bool)[val.targets]
     )
-    absent = [name for name, there in zip(classes, each.T, strict=True) if not there.any()]
+    absent = [name for name, present in zip(classes, each.T, strict=True) if not present.any()]
     if absent:
-        what = "image" if val.groups is None else "group"
+        unit = "image" if val.groups is None else "group"
         notice(
-            f"no validation image of {few(absent)}, with one training {what} each: the best "
+            f"no validation image of {few(absent)}, with one training {unit} each: the best "
             "epoch is chosen without them, and AUC is of the others; "
             "add images, or a val folder"
         )
@@ -279,7 +282,7 @@ def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(round(float(x), 6) for x in mean), tuple(round(float(x), 6) for x in std)
 
 
-def scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def scaling(spec: DataSpec, train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel: those of `spec`, or measured on the training
     images.
     """
@@ -287,25 +290,6 @@ def scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[
     if spec.mean is None or spec.std is None:
         return pixel_statistics(train)
     return tuple(spec.mean), tuple(spec.std)
-
-
-def check_scaling(spec: "DataSpec") -> None:
-    """Whether mean and standard deviation are both given or both measured, with a number for each
-    channel.
-
-    Raises:
-        UsageError: they are not.
-    """
-    if (spec.mean is None) != (spec.std is None):
-        raise UsageError(
-            "set data.mean and data.std together, or neither to have them measured on the "
-            "training images"
-        )
-    for name, values in (("mean", spec.mean), ("std", spec.std)):
-        if values is not None and len(values) != spec.in_chans:
-            raise UsageError(
-                f"data.{name} has {len(values)} numbers for data.in_chans={spec.in_chans} channels"
-            )
 
 
 def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from softless.data.images import (
     heard,
     without_texts,
 )
-from softless.data.ranges import FIELD, Range
+from softless.experiment.ranges import FIELD, Range
 
 PHOTOMETRIC, BITS = 262, 258  # TIFF tags
 WHITE_IS_ZERO = 0
@@ -42,7 +42,7 @@ class Stored(NamedTuple):
     bytes: bool = False
 
     def transpose(self, turn: Image.Transpose) -> "Stored":
-        """Turned as `Image.transpose` turns a picture."""
+        """Turned as `Image.transpose` turns a picture: (h, w, C) to the same, or to (w, h, C)."""
         return self._replace(values=turned(self.values, turn))
 
 
@@ -50,7 +50,7 @@ Take = Callable[[Image.Image], Stored]  # from an image once it is loaded
 
 
 def judged(image: Image.Image, path: Path) -> Take:
-    """What takes the numbers of an opened image once it is loaded.
+    """What takes the numbers (h, w, 1 or 3) of an opened image once it is loaded.
 
     Raises:
         BadImage: numbers that nothing here gives whole.
@@ -93,7 +93,7 @@ def _colours(file: Path | BytesIO, mode: str, order: str) -> np.ndarray:
     Pillow keeps the byte of each number that it takes for the high one: asked for both, it gives
     both.
     """
-    first, second = (_bytes_of(file, mode, f"{mode};16{one}") for one in "BL")
+    first, second = (_bytes_of(file, mode, f"{mode};16{byte_order}") for byte_order in "BL")
     high, low = (first, second) if order == "B" else (second, first)
     return high.astype(np.uint16) << 8 | low
 
@@ -119,29 +119,29 @@ def _grey_with_alpha(path: Path) -> np.ndarray:
 
 
 def _ppm(image: Image.Image, path: Path, args: Any) -> Take:
-    """Pillow stretches values up to `most` to 255, or of grey above a byte to 65,535: that is
+    """Pillow stretches values up to `maximum` to 255, or of grey above a byte to 65,535: that is
     undone without loss.
     """
-    most = (
+    maximum = (
         args[1] if isinstance(args, tuple) and len(args) > 1 and isinstance(args[1], int) else 255
     )
-    if image.mode == "RGB" and most > 255:
+    if image.mode == "RGB" and maximum > 255:
         raise _refused(
             path, "16-bit colours in a PPM file", "save it as PNG or TIFF of one channel, or as npz"
         )
-    if image.mode in {"L", "RGB"} and most < 255:
+    if image.mode in {"L", "RGB"} and maximum < 255:
         return lambda loaded: Stored(
-            np.rint(_plain(loaded, path).values * (most / 255)), bytes=True
+            np.rint(_plain(loaded, path).values * (maximum / 255)), bytes=True
         )
-    if image.mode == "I" and 255 < most < 65535:
-        return lambda loaded: Stored(np.rint(_plain(loaded, path).values * (most / 65535)))
+    if image.mode == "I" and 255 < maximum < 65535:
+        return lambda loaded: Stored(np.rint(_plain(loaded, path).values * (maximum / 65535)))
     return lambda loaded: _plain(loaded, path)
 
 
 def _tiff(image: Image.Image, path: Path, args: Any) -> Take:
     tags: Any = image.tag_v2  # type: ignore[attr-defined]  # TIFF's class has it
     signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
-    wide = image.mode in {"I", "F"} or image.mode.startswith("I;16")
+    deep_mode = image.mode in {"I", "F"} or image.mode.startswith("I;16")
     if not signed and (
         deep := COLOURS.fullmatch(str(args[0] if isinstance(args, tuple) else args))
     ):
@@ -151,17 +151,17 @@ def _tiff(image: Image.Image, path: Path, args: Any) -> Take:
             else "L"
         )
         return lambda _: Stored(_colours(path, deep["mode"], order))
-    if DEEP.search(str(args)) and not wide:
+    if DEEP.search(str(args)) and not deep_mode:
         raise _refused(
             path,
             f"16-bit colours of mode {image.mode} in a TIFF file",
             "save it as RGB, as PNG, or as npz",
         )
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and (wide or signed):
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and (deep_mode or signed):
         raise _refused(path, "more than 8 bits in which 0 is white", "save it with 0 as black")
     if signed and image.mode == "L":
         return lambda loaded: Stored(np.asarray(loaded).view(np.int8)[..., None])
-    if signed and not wide:
+    if signed and not deep_mode:
         raise _refused(
             path, f"signed pixels of mode {image.mode}", "save it as TIFF of one channel, or as npz"
         )
@@ -203,14 +203,14 @@ def in_range(stored: Stored, path: Path, scale: Range) -> np.ndarray:
 
 
 def turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
-    """An array (h, w, C) as `Image.transpose` turns a picture."""
+    """An array (h, w, C) as `Image.transpose` turns a picture: the same shape, or (w, h, C)."""
     turns: Mapping[Image.Transpose, Callable[[np.ndarray], np.ndarray]] = {
-        Image.Transpose.FLIP_LEFT_RIGHT: lambda one: one[:, ::-1],
-        Image.Transpose.FLIP_TOP_BOTTOM: lambda one: one[::-1],
+        Image.Transpose.FLIP_LEFT_RIGHT: lambda array: array[:, ::-1],
+        Image.Transpose.FLIP_TOP_BOTTOM: lambda array: array[::-1],
         Image.Transpose.ROTATE_90: np.rot90,
-        Image.Transpose.ROTATE_180: lambda one: one[::-1, ::-1],
-        Image.Transpose.ROTATE_270: lambda one: np.rot90(one, 3),
-        Image.Transpose.TRANSPOSE: lambda one: one.swapaxes(0, 1),
-        Image.Transpose.TRANSVERSE: lambda one: one[::-1, ::-1].swapaxes(0, 1),
+        Image.Transpose.ROTATE_180: lambda array: array[::-1, ::-1],
+        Image.Transpose.ROTATE_270: lambda array: np.rot90(array, 3),
+        Image.Transpose.TRANSPOSE: lambda array: array.swapaxes(0, 1),
+        Image.Transpose.TRANSVERSE: lambda array: array[::-1, ::-1].swapaxes(0, 1),
     }
     return np.ascontiguousarray(turns[turn](pixels))

@@ -34,8 +34,8 @@ from softless.data.images import (
     unreadable,
 )
 from softless.data.pictures import with_channels
-from softless.data.ranges import WAY, Range
 from softless.errors import UsageError, need
+from softless.experiment.ranges import WAY, Range
 from softless.words import clipped, visible
 
 if TYPE_CHECKING:
@@ -101,12 +101,12 @@ def decode(
         UsageError: no frame of that number.
     """
     need("pydicom")
-    said: list[Remark] = []
-    with _reading(path, said):
+    remarks: list[Remark] = []
+    with _reading(path, remarks):
         header = _header(path, page, max_pixels, min_side)
         frame = _frame(path, header, page)
         if frame.count > 1:
-            said.append(
+            remarks.append(
                 Remark(
                     "several pictures",
                     f"it holds {frame.count} pictures, and only number {page} is read, counted "
@@ -114,7 +114,7 @@ def decode(
                 )
             )
         if scale is None:
-            image, outside = _shown(frame, path, channels, said), (0, 0)
+            image, outside = _shown(frame, path, channels, remarks), (0, 0)
         else:
             stored = deep.Stored(
                 frame.values, bytes=frame.colours and frame.values.dtype == np.uint8
@@ -123,16 +123,16 @@ def decode(
             outside = scale.outside(frame.values)
             image = with_channels(1 - pixels if frame.inverted else pixels, channels)
     size = (int(header.Columns), int(header.Rows))
-    return Decoded(image, "DICOM", size, tuple(dict.fromkeys(said)), "DICOM", outside)
+    return Decoded(image, "DICOM", size, tuple(dict.fromkeys(remarks)), "DICOM", outside)
 
 
 @contextmanager
-def _reading(path: Path, said: list[Remark]) -> Iterator[None]:
+def _reading(path: Path, remarks: list[Remark]) -> Iterator[None]:
     """What pydicom warns of as remarks, and what it raises on damaged files as one sentence."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
-        with heard(said):
+        with heard(remarks):
             # of a packed picture, whatever the header says
             Image.MAX_IMAGE_PIXELS = limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS)
             yield
@@ -203,7 +203,7 @@ def _refuse_inflated(path: Path) -> None:
     meta = read_file_meta_info(path)
     if not _is_deflated(meta):
         return
-    most, held, inflating = (
+    allowed, inflated, inflating = (
         BYTES * limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS),
         0,
         zlib.decompressobj(-zlib.MAX_WBITS),
@@ -212,12 +212,12 @@ def _refuse_inflated(path: Path) -> None:
         file.seek(META + int(meta.FileMetaInformationGroupLength))
         rest = file.read(PIECE)
         while rest and not inflating.eof:
-            held += len(inflating.decompress(rest, PIECE))
-            if held > most:
+            inflated += len(inflating.decompress(rest, PIECE))
+            if inflated > allowed:
                 raise bad_image(
                     path,
                     "too many pixels",
-                    f"deflated, it holds more than {most} bytes: save it in another transfer "
+                    f"deflated, it holds more than {allowed} bytes: save it in another transfer "
                     "syntax",
                 )
             rest = inflating.unconsumed_tail or file.read(PIECE)
@@ -254,7 +254,7 @@ def _refuse_packing(path: Path, header: "Dataset") -> None:
         ) from error
     if not decoder.is_available:
         ways = "; or ".join(
-            one.partition(" - requires ")[2] for one in decoder.missing_dependencies
+            dependency.partition(" - requires ")[2] for dependency in decoder.missing_dependencies
         )
         raise bad_image(
             path,
@@ -269,38 +269,40 @@ class _Frame:
     """Numbers (h, w, 1 or 3): of grey images rescaled, of others colours."""
 
     values: np.ndarray
-    about: "Dataset"  # with the rescale and the window of this frame
+    header: "Dataset"  # with the rescale and the window of this frame
     count: int  # frames of the file
 
     @property
     def colours(self) -> bool:
-        return str(self.about.PhotometricInterpretation) not in GREY
+        return str(self.header.PhotometricInterpretation) not in GREY
 
     @property
     def inverted(self) -> bool:
         """Whether the lowest value is white."""
-        return str(self.about.PhotometricInterpretation) == "MONOCHROME1"
+        return str(self.header.PhotometricInterpretation) == "MONOCHROME1"
 
 
 def _frame(path: Path, header: "Dataset", page: int) -> _Frame:
     from pydicom import dcmread
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
-    about = _of_frame(header, page)
+    frame_header = _of_frame(header, page)
     # pydicom takes one frame out of all others
-    whole = dcmread(path) if _is_deflated(header.file_meta) else path
-    pixels = pixel_array(whole, index=page)
+    source = dcmread(path) if _is_deflated(header.file_meta) else path
+    pixels = pixel_array(source, index=page)
     if str(header.PhotometricInterpretation) == PALETTE:
-        return _Frame(apply_color_lut(pixels, header)[..., :3], about, _frames(header))
+        return _Frame(apply_color_lut(pixels, header)[..., :3], frame_header, _frames(header))
     if str(header.PhotometricInterpretation) in GREY:
-        return _Frame(apply_modality_lut(pixels, about)[..., None], about, _frames(header))
+        return _Frame(
+            apply_modality_lut(pixels, frame_header)[..., None], frame_header, _frames(header)
+        )
     if pixels.ndim != 3:
         raise bad_image(
             path,
             "damaged",
             f"its colours ({header.PhotometricInterpretation}) have one sample per pixel",
         )
-    return _Frame(pixels, about, _frames(header))
+    return _Frame(pixels, frame_header, _frames(header))
 
 
 def _of_frame(header: "Dataset", page: int) -> "Dataset":
@@ -309,22 +311,22 @@ def _of_frame(header: "Dataset", page: int) -> "Dataset":
     """
     from copy import copy
 
-    about = copy(header)
+    frame_header = copy(header)
     shared = header.get("SharedFunctionalGroupsSequence") or []
     each = header.get("PerFrameFunctionalGroupsSequence") or []
     for group in [*shared[:1], *each[page : page + 1]]:
         for name in MACROS:
             for item in (group.get(name) or [])[:1]:
-                about.update(item)
+                frame_header.update(item)
     for name in EMPTY:
-        if name in about and about[name].is_empty:
-            del about[name]
-    return about
+        if name in frame_header and frame_header[name].is_empty:
+            del frame_header[name]
+    return frame_header
 
 
-def _shown(frame: _Frame, path: Path, channels: int, said: list[Remark]) -> Image.Image:
+def _shown(frame: _Frame, path: Path, channels: int, remarks: list[Remark]) -> Image.Image:
     """8 bits, as the file says that it is to be shown."""
-    unit = _colours(frame, path) if frame.colours else _grey(frame, path, said)
+    unit = _colours(frame, path) if frame.colours else _grey(frame, path, remarks)
     # entries of a table may lie beyond its depth
     pixels = np.rint(255 * with_channels(unit.clip(0, 1), channels)).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
@@ -332,64 +334,64 @@ def _shown(frame: _Frame, path: Path, channels: int, said: list[Remark]) -> Imag
 
 def _colours(frame: _Frame, path: Path) -> np.ndarray:
     """Colours (h, w, 3) float64 in 0..1."""
-    bits = int(frame.about.BitsStored)
-    if str(frame.about.PhotometricInterpretation) == PALETTE:
+    bits = int(frame.header.BitsStored)
+    if str(frame.header.PhotometricInterpretation) == PALETTE:
         bits = 8 * frame.values.dtype.itemsize
     elif bits > 8:
         raise bad_image(path, "pixel format", f"colours of {bits} bits: {WAY}", f"{path} holds ")
     return frame.values / (2**bits - 1)
 
 
-def _grey(frame: _Frame, path: Path, said: list[Remark]) -> np.ndarray:
+def _grey(frame: _Frame, path: Path, remarks: list[Remark]) -> np.ndarray:
     """Grey (h, w, 1) float64 in 0..1: by VOI LUT or window, or 8-bit numbers as they are."""
     from pydicom.pixels import apply_voi_lut
 
-    about = frame.about
-    windows = about.get("WindowCenter") is not None and about.get("WindowWidth") is not None
-    if about.get("VOILUTSequence"):
-        most = 2 ** int(about.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        unit = apply_voi_lut(frame.values.astype(np.int64), about) / most
+    header = frame.header
+    windows = header.get("WindowCenter") is not None and header.get("WindowWidth") is not None
+    if header.get("VOILUTSequence"):
+        maximum = 2 ** int(header.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        unit = apply_voi_lut(frame.values.astype(np.int64), header) / maximum
     elif windows:
-        if about["WindowWidth"].VM > 1:
-            said.append(
+        if header["WindowWidth"].VM > 1:
+            remarks.append(
                 Remark(
                     "several windows",
-                    f"it has {about['WindowWidth'].VM} windows, and the first is used",
+                    f"it has {header['WindowWidth'].VM} windows, and the first is used",
                 )
             )
-        unit = _windowed(frame.values, about)
+        unit = _windowed(frame.values, header)
     else:
         unit = _bytes(frame, path)
     return 1 - unit if frame.inverted else unit
 
 
-def _windowed(values: np.ndarray, about: "Dataset") -> np.ndarray:
+def _windowed(values: np.ndarray, header: "Dataset") -> np.ndarray:
     """pydicom's window, whose output lies between what it makes of the lowest and of the highest
     number.
     """
     from pydicom.pixels import apply_windowing
 
     with np.errstate(over="ignore"):  # of the sigmoid far from its centre
-        low, high = apply_windowing(np.array([-1e30, 1e30]), about)
-        unit: np.ndarray = (apply_windowing(values, about) - low) / (high - low)
+        low, high = apply_windowing(np.array([-1e30, 1e30]), header)
+        unit: np.ndarray = (apply_windowing(values, header) - low) / (high - low)
     return unit
 
 
 def _bytes(frame: _Frame, path: Path) -> np.ndarray:
     """Numbers of 8 bits or fewer that neither a rescale nor a window changes."""
-    about, values = frame.about, frame.values
-    most = 2 ** int(about.get("BitsStored") or 16) - 1
-    plain = about.get("PixelRepresentation") == 0 and not about.get("ModalityLUTSequence")
+    header, values = frame.header, frame.values
+    maximum = 2 ** int(header.get("BitsStored") or 16) - 1
+    plain = header.get("PixelRepresentation") == 0 and not header.get("ModalityLUTSequence")
     rescaled = (
-        float(about.get("RescaleSlope") or 1),
-        float(about.get("RescaleIntercept") or 0),
+        float(header.get("RescaleSlope") or 1),
+        float(header.get("RescaleIntercept") or 0),
     ) != (1.0, 0.0)
-    if most > 255 or not plain or rescaled:
-        held = f"values from {values.min():g} to {values.max():g}"
+    if maximum > 255 or not plain or rescaled:
+        span = f"values from {values.min():g} to {values.max():g}"
         raise bad_image(
             path,
             "pixel format",
-            f"{held} and no window that says which are shown: {WAY}",
+            f"{span} and no window that says which are shown: {WAY}",
             f"{path} holds ",
         )
-    return values / most
+    return values / maximum

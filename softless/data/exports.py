@@ -23,12 +23,12 @@ _TRAIN = "train a detector with a recipe for boxes (cards, nuclei)"
 class Export(NamedTuple):
     """Annotations that a tool wrote."""
 
-    what: str  # whose, as people call them
+    title: str  # whose, as people call them
     file: str  # one of them, below the root
     way: str  # how they can be used
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.file}): {self.way}"
+        return f"{self.title} ({self.file}): {self.way}"
 
 
 def export_in(root: Path) -> Export | None:
@@ -38,8 +38,8 @@ def export_in(root: Path) -> Export | None:
     for folder in _near(root):
         for file in islice(_files(folder), _FILES):
             kind = _KINDS.get(file.suffix.lower())
-            if kind and (found := kind(_head(file))):
-                return Export(found[0], file.relative_to(root).as_posix(), found[1])
+            if kind and (description := kind(_head(file))):
+                return Export(description[0], file.relative_to(root).as_posix(), description[1])
     return None
 
 
@@ -96,7 +96,7 @@ def _text(head: bytes) -> tuple[str, str] | None:
     row = next(
         (line.split() for line in head.decode("ascii", "replace").splitlines() if line.strip()), []
     )
-    numbers = len(row) >= 5 and all(re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", one) for one in row)
+    numbers = len(row) >= 5 and all(re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", word) for word in row)
     return ("labels of YOLO", _CONVERT) if numbers else None
 
 

@@ -13,15 +13,13 @@ from softless.data.cores import on_all_cores
 from softless.data.images import BadImage, Decoded
 from softless.data.notices import notice
 from softless.data.pictures import size_of
-from softless.data.ranges import Outside, Range
 from softless.data.reading import read_whole
 from softless.errors import DataError, Faults
+from softless.experiment.ranges import Outside, Range
 from softless.words import counted, visible
 
 REFUSED = 50  # lines of faults in an error
 NAMED = 3  # places of a sentence that more share
-# of a class
-NO_TEXT = "a name that is not UTF-8, and results and pages name their classes: rename it"
 SLENDER = 10  # times as long as wide: of such an image a square model sees a fraction, or a smear
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
 _ENDINGS = {  # what Pillow calls the content of a file that ends so
@@ -103,7 +101,7 @@ class DataCheck:
             "bad": [fault.row(annotated=annotated) for fault in self.bad],
             "by_reason": self.by_reason,
             "warnings": [fault.row(annotated=annotated) for fault in self.warnings],
-            "duplicates": [list(pair) for pair in self.duplicates],
+            "duplicates": [list(twins) for twins in self.duplicates],
             "passed_over": dict(self.passed_over),
             "hidden": self.hidden,
             "counts": {part: dict(classes) for part, classes in self.counts.items()},
@@ -114,25 +112,30 @@ class DataCheck:
     def __str__(self) -> str:
         total = f"{counted(self.seen, 'image')} seen, {self.good:,} good"
         total += f", {counted(self.annotations, 'annotation')}" if self.layout == "COCO" else ""
-        said = [visible(f"{self.path} ({self.layout}): {total}")]
-        said += [visible(f"  {part}: {_classes(classes)}") for part, classes in self.counts.items()]
-        said += _section("bad", grouped(self.bad, SHOWN), self.by_reason)
-        said += _section("warnings", *_shortened(self.warnings))
-        pairs = [visible(f"{one} = {other}") for one, other in self.duplicates]
-        said += _section("the same pixels in two splits or two classes", _cut(pairs))
+        lines = [visible(f"{self.path} ({self.layout}): {total}")]
+        lines += [
+            visible(f"  {part}: {_classes(classes)}") for part, classes in self.counts.items()
+        ]
+        lines += _section("bad", grouped(self.bad, SHOWN), self.by_reason)
+        lines += _section("warnings", *_shortened(self.warnings))
+        pairs = [visible(f"{name} = {twin}") for name, twin in self.duplicates]
+        lines += _section("the same pixels in two splits or two classes", _cut(pairs))
         if self.passed_over:
-            said += ["", "not read because of their ending: " + visible(_counted(self.passed_over))]
+            lines += [
+                "",
+                "not read because of their ending: " + visible(_counted(self.passed_over)),
+            ]
         if self.hidden:
-            said += ["", f"hidden files and folders, not read: {self.hidden:,}"]
+            lines += ["", f"hidden files and folders, not read: {self.hidden:,}"]
         if self.unguarded:
             formats = _counted(self.unguarded)
-            said += [
+            lines += [
                 "",
                 visible(
                     f"formats without checksums, in which altered pixels are not seen: {formats}"
                 ),
             ]
-        return "\n".join([*said, "", self._verdict()])
+        return "\n".join([*lines, "", self._verdict()])
 
     def _verdict(self) -> str:
         if self.bad:
@@ -166,7 +169,7 @@ class Gathering:
     max_pixels: int | None = None
     min_side: int | None = None
     scale: Range | None = None  # the declared range of values
-    seen: int = 0
+    image_count: int = 0
     good: int = 0
     annotations: int = 0
     bad: list[Fault] = field(default_factory=list)
@@ -206,17 +209,17 @@ class Gathering:
         """Read an image file in full; None if it cannot be."""
         return self._take(self._read(path), path, part, label)
 
-    def images(self, files: Sequence[tuple[Path, str]], part: str, told: str) -> None:
+    def images(self, files: Sequence[tuple[Path, str]], part: str, progress_text: str) -> None:
         """Read the image files of a part in full, each with its label, on all cores.
 
         Args:
             files: each with its class, or what else labels it.
             part: that they belong to.
-            told: what the progress line says.
+            progress_text: what the progress line says.
         """
-        with closing(on_all_cores(self._glance, [file for file, _ in files])) as seen:
+        with closing(on_all_cores(self._glance, [file for file, _ in files])) as reads:
             for (file, label), read in zip(
-                files, progress.track(seen, len(files), told), strict=True
+                files, progress.track(reads, len(files), progress_text), strict=True
             ):
                 self._take(read, file, part, label)
 
@@ -250,7 +253,7 @@ class Gathering:
 
     def _take(self, read: "_Read | BadImage", path: Path, part: str, label: str) -> Decoded | None:
         """Count an image that was read, and say what there is to say of it."""
-        self.seen += 1
+        self.image_count += 1
         if isinstance(read, BadImage):
             self.fault(path, read.kind, read.reason)
             return None
@@ -278,21 +281,21 @@ class Gathering:
 
     def _pair(self, digest: bytes, name: str, part: str, label: str) -> None:
         places = self.first.setdefault(digest, {})
-        others = [twin for there, (twin, _) in places.items() if there != part]
-        if not others and part in places and places[part][1] != label:
-            others = [places[part][0]]
-        if others:
-            self.duplicates.append((others[0], name))
+        twins = [twin for other_part, (twin, _) in places.items() if other_part != part]
+        if not twins and part in places and places[part][1] != label:
+            twins = [places[part][0]]
+        if twins:
+            self.duplicates.append((twins[0], name))
         places.setdefault(part, (name, label))
 
     def report(self, path: Path, layout: str, *, strict: bool) -> DataCheck:
         for part, counts in self.outside.items():
-            if self.scale is not None and (said := counts.sentence(part, self.scale)):
-                self.warn(part, "outside the range", said)
+            if self.scale is not None and (sentence := counts.sentence(part, self.scale)):
+                self.warn(part, "outside the range", sentence)
         return DataCheck(
             path=str(path),
             layout=layout,
-            seen=self.seen,
+            seen=self.image_count,
             good=self.good,
             annotations=self.annotations,
             bad=tuple(self.bad),
@@ -342,8 +345,8 @@ def refusal(root: Path, faults: Sequence[Fault], way: str) -> Faults:
     return Faults(f"{root}: {counted(len(faults), 'fault')} before the first step; {way}:", lines)
 
 
-def grouped(faults: Sequence[Fault], most: int = NAMED) -> list[str]:
-    """A line for each fault; one for all that share a sentence, if more than `most` do, with their
+def grouped(faults: Sequence[Fault], limit: int = NAMED) -> list[str]:
+    """A line for each fault; one for all that share a sentence, if more than `limit` do, with their
     number and the first of them.
 
     >>> grouped(
@@ -355,10 +358,13 @@ def grouped(faults: Sequence[Fault], most: int = NAMED) -> list[str]:
     shared = Counter(fault.reason for fault in faults)
     lines: dict[str, list[Fault]] = {}
     for fault in faults:
-        lines.setdefault(fault.reason if shared[fault.reason] > most else str(fault), []).append(
+        lines.setdefault(fault.reason if shared[fault.reason] > limit else str(fault), []).append(
             fault
         )
-    return [_together(held) if len(held) > most else str(held[0]) for held in lines.values()]
+    return [
+        _together(sharing) if len(sharing) > limit else str(sharing[0])
+        for sharing in lines.values()
+    ]
 
 
 def _together(faults: Sequence[Fault]) -> str:
@@ -384,14 +390,14 @@ def _classes(classes: Mapping[str, int]) -> str:
 
 
 def _cut(lines: list[str]) -> list[str]:
-    more = len(lines) - SHOWN
-    return [*lines[:SHOWN], f"… and {more:,} more (--json lists all)"] if more > 0 else lines
+    excess = len(lines) - SHOWN
+    return [*lines[:SHOWN], f"… and {excess:,} more (--json lists all)"] if excess > 0 else lines
 
 
 def _shortened(warnings: tuple[Fault, ...]) -> tuple[list[str], Mapping[str, int]]:
     by_kind: dict[str, list[str]] = {}
-    for one in warnings:
-        by_kind.setdefault(one.kind, []).append(str(one))
+    for warning in warnings:
+        by_kind.setdefault(warning.kind, []).append(str(warning))
     return [line for lines in by_kind.values() for line in _cut(lines)], {
         k: len(v) for k, v in by_kind.items()
     }

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from softless.data.findings import NO_TEXT, refusal
+from softless.data.findings import refusal
 from softless.data.groups import groups_of, shared_groups
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
-from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
-from softless.data.ranges import Range
+from softless.data.places import LAYOUT, class_splits, folders_in
 from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
-from softless.words import few, is_text, visible
+from softless.experiment.ranges import Range
+from softless.words import ALIKE, NO_TEXT, composed, few, is_text, twins_of, visible
 
 AT_ONCE = 4  # folders that are listed at once: a disk far away takes its time for each
 
@@ -35,19 +35,20 @@ class Listing:
 
     # images by their ending, sorted paths relative to the folder
     files: list[str] = field(default_factory=list)
-    other: Counter[str] = field(default_factory=Counter)  # ending -> files that are no images by it
+    # ending -> files that are no images by it
+    passed_over: Counter[str] = field(default_factory=Counter)
     hidden: int = 0  # files and folders whose name starts with a dot
     loops: int = 0  # links back to a folder that they lie in: not followed
 
 
 @dataclass(frozen=True)
-class Scan:
+class ClassFiles:
     """What one folder of class folders holds: files per class relative to the folder, and what was
     passed over.
     """
 
     files: dict[str, list[str]]
-    other: Counter[str]  # ending -> files that are no images by it
+    passed_over: Counter[str]  # ending -> files that are no images by it
     hidden: int  # files and folders whose name starts with a dot
 
 
@@ -78,7 +79,7 @@ def folder_parts(
     if renamed := read_as(places):
         notice(f"{root}: {renamed}")
     _report_unused(root, places)
-    scans = {part: _scan(root / place) for part, place in places.items()}
+    scans = {part: _scan(root / folder) for part, folder in places.items()}
     classes = tuple(scans["train"].files)
     for part, scan in scans.items():
         class_places(
@@ -108,38 +109,43 @@ def existing_folder(path: str | Path) -> Path:
 
 
 def class_places(
-    expected: Sequence[str], found: Sequence[str], there: str, here: str, *, partly: bool = False
+    expected: Sequence[str],
+    present: Sequence[str],
+    expected_in: str,
+    present_in: str,
+    *,
+    partly: bool = False,
 ) -> tuple[int, ...]:
-    """The place in `expected` of each class found. A class is its name: order, index and id may
-    differ.
+    """The position in `expected` of each class of `present`. A class is its name: order, index and
+    id may differ.
 
     Args:
-        expected: the classes of `there`.
-        found: the classes of `here`.
-        there: what `expected` belongs to, for the message.
-        here: what `found` belongs to.
+        expected: the classes of `expected_in`.
+        present: the classes of `present_in`.
+        expected_in: what `expected` belongs to, for the message.
+        present_in: what `present` belongs to.
         partly: some of the classes are enough; which are missing is said.
 
     Raises:
         DataError: the names are not the same; missing and extra ones are listed.
     """
-    place = {name: index for index, name in enumerate(expected)}
-    if len(found) == len(expected) and set(found) == set(expected):
-        return tuple(place[name] for name in found)
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if partly and found and not extra and len(set(found)) == len(found):
+    position = {name: index for index, name in enumerate(expected)}
+    if len(present) == len(expected) and set(present) == set(expected):
+        return tuple(position[name] for name in present)
+    missing = [name for name in expected if name not in present]
+    extra = [name for name in present if name not in expected]
+    if partly and present and not extra and len(set(present)) == len(present):
         notice(
-            f"{here} has no images of {few(missing)}: the numbers are of the other classes of "
-            f"{there}"
+            f"{present_in} has no images of {few(missing)}: the numbers are of the other classes "
+            f"of {expected_in}"
         )
-        return tuple(place[name] for name in found)
+        return tuple(position[name] for name in present)
     lists = "; ".join(
         f"{kind}: {few(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names
     )
     raise DataError(
-        f"the classes of {here} are not those of {there} ({lists or 'a name is given twice'}): "
-        "they must be the same"
+        f"the classes of {present_in} are not those of {expected_in} "
+        f"({lists or 'a name is given twice'}): they must be the same"
     )
 
 
@@ -151,25 +157,25 @@ def listing(
     root: Path,
     failed: Callable[[OSError], None] = _refuse,
     apart: Path | None = None,
-    wanted: Callable[[Path], bool] = is_image,
+    accepts: Callable[[Path], bool] = is_image,
 ) -> Listing:
     """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises
     by default.
 
     A folder `apart` below it is passed over. Images by their ending are looked for, and what
-    `wanted` says of files with others.
+    `accepts` says of files with others.
     """
     left_out = None if apart is None else apart.resolve()
     files: list[str] = []
-    other: Counter[str] = Counter()
+    passed_over: Counter[str] = Counter()
     hidden = loops = 0
     # a folder from the root on, and where it and those it lies in really are
     waiting: list[tuple[str, tuple[Path, ...]]] = [("", ())]
     while waiting:
         inside, chain = waiting.pop()
         try:
-            with os.scandir(root / inside) as found:
-                entries = list(found)
+            with os.scandir(root / inside) as scanner:
+                entries = list(scanner)
         except OSError as error:
             failed(error)
             continue
@@ -179,10 +185,10 @@ def listing(
                 hidden += 1
             elif not entry.is_dir():
                 ending = _ending(name)
-                if ending in IMAGE_TYPES or wanted(Path(entry.path)):
+                if ending in IMAGE_TYPES or accepts(Path(entry.path)):
                     files.append(inside + name)
                 else:
-                    other[ending or "(no ending)"] += 1
+                    passed_over[ending or "(no ending)"] += 1
             else:
                 chain = chain or _chain(root)
                 real = Path(entry.path).resolve()
@@ -190,7 +196,7 @@ def listing(
                     loops += 1
                 elif real != left_out:
                     waiting.append((f"{inside}{name}/", (*chain, real)))
-    return Listing(sorted(files), other, hidden, loops)
+    return Listing(sorted(files), passed_over, hidden, loops)
 
 
 def _chain(folder: Path) -> tuple[Path, ...]:
@@ -211,17 +217,17 @@ def image_files(root: Path) -> tuple[list[str], Counter[str], int]:
     """All images below a folder as sorted relative paths, the other files by ending, and the number
     of hidden entries.
     """
-    found = listing(root)
-    return found.files, found.other, found.hidden
+    listed = listing(root)
+    return listed.files, listed.passed_over, listed.hidden
 
 
-def report_passed_over(root: Path, other: Counter[str], hidden: int) -> None:
+def report_passed_over(root: Path, passed_over: Counter[str], hidden: int) -> None:
     """Say once how many files were not read, and why."""
-    if other:
-        endings = ", ".join(f"{ending} {count}" for ending, count in other.most_common(10))
-        endings += ", …" if len(other) > 10 else ""
+    if passed_over:
+        endings = ", ".join(f"{ending} {count}" for ending, count in passed_over.most_common(10))
+        endings += ", …" if len(passed_over) > 10 else ""
         notice(
-            f"{root}: {other.total()} files are not images by their ending and are not read: "
+            f"{root}: {passed_over.total()} files are not images by their ending and are not read: "
             f"{endings} "
             f"(images end in {', '.join(sorted(IMAGE_TYPES))})"
         )
@@ -231,13 +237,13 @@ def report_passed_over(root: Path, other: Counter[str], hidden: int) -> None:
 
 def read_as(places: Mapping[str, str]) -> str:
     """What is said of splits that are called otherwise; nothing where none is."""
-    other = [f"{place} as {part}" for part, place in places.items() if place != part]
-    return f"read as splits: {', '.join(other)}" if other else ""
+    renamed = [f"{folder} as {part}" for part, folder in places.items() if folder != part]
+    return f"read as splits: {', '.join(renamed)}" if renamed else ""
 
 
 def _report_unused(root: Path, places: Mapping[str, str]) -> None:
-    used = {place.partition("/")[0] for place in places.values()}
-    unused = [name for name in folders_in(root) if name not in used]
+    split_folders = {folder.partition("/")[0] for folder in places.values()}
+    unused = [name for name in folders_in(root) if name not in split_folders]
     if unused:
         notice(
             f"{root}: the folders {', '.join(unused)} beside {places['train']} are not read "
@@ -245,7 +251,7 @@ def _report_unused(root: Path, places: Mapping[str, str]) -> None:
         )
 
 
-def _scan(root: Path) -> Scan:
+def _scan(root: Path) -> ClassFiles:
     folders = folders_in(root)
     if not folders:
         raise DataError(f"{root} holds no class folders: {LAYOUT}")
@@ -260,23 +266,23 @@ def _scan(root: Path) -> Scan:
     for name, twin in twins_of(folders).items():
         raise DataError(f"{root}: the classes '{twin}' and '{name}' {ALIKE}")
     files: dict[str, list[str]] = {}
-    other: Counter[str] = Counter()
+    passed_over: Counter[str] = Counter()
     hidden = 0
     folders = sorted(folders, key=composed)  # the same order on every file system
     with ThreadPoolExecutor(AT_ONCE) as pool:
         inside = list(pool.map(image_files, [root / name for name in folders]))
-    for name, (found, others, dots) in zip(folders, inside, strict=True):
-        files[composed(name)] = [f"{name}/{file}" for file in found]
-        other, hidden = other + others, hidden + dots
-    empty = [name for name, found in files.items() if not found]
+    for name, (paths, endings, dots) in zip(folders, inside, strict=True):
+        files[composed(name)] = [f"{name}/{file}" for file in paths]
+        passed_over, hidden = passed_over + endings, hidden + dots
+    empty = [name for name, paths in files.items() if not paths]
     if empty:
         raise DataError(
             f"no images in {', '.join(str(root / name) for name in empty[:10])}: every class "
             "folder must hold at least one "
             f"({', '.join(sorted(IMAGE_TYPES))}); remove the folder or fill it"
         )
-    report_passed_over(root, other, hidden)
-    return Scan(files, other, hidden)
+    report_passed_over(root, passed_over, hidden)
+    return ClassFiles(files, passed_over, hidden)
 
 
 def _refuse_no_text(root: Path, folders: list[str]) -> None:
@@ -286,12 +292,14 @@ def _refuse_no_text(root: Path, folders: list[str]) -> None:
 
 
 def _samples(
-    root: Path, part: str, scan: Scan, channels: int, scale: Range | None, group: str | None
+    root: Path, part: str, scan: ClassFiles, channels: int, scale: Range | None, group: str | None
 ) -> FileSamples:
-    listed = [file for found in scan.files.values() for file in found]
+    listed = [file for class_files in scan.files.values() for file in class_files]
     groups = None if group is None else np.array(groups_of(listed, group), dtype=object)
     files = [f"{part}/{file}" if part else file for file in listed]
-    targets = np.repeat(np.arange(len(scan.files)), [len(found) for found in scan.files.values()])
+    targets = np.repeat(
+        np.arange(len(scan.files)), [len(class_files) for class_files in scan.files.values()]
+    )
     return FileSamples(root, files, targets, channels, scale, groups=groups)
 
 
@@ -325,15 +333,15 @@ def files_at(path: Path, apart: Path | None = None) -> tuple[Path, list[str]]:
             f"--out {apart} is the folder of the images: give a folder of its own, as "
             f"{path / 'out'}"
         )
-    found = listing(path, apart=apart)
+    listed = listing(path, apart=apart)
     inside = apart is not None and apart.is_dir() and apart.resolve().is_relative_to(path.resolve())
     left_out = len(listing(apart).files) if inside and apart is not None else 0
-    if not found.files:
+    if not listed.files:
         but = f" but for {apart}, the folder for the results" if left_out else ""
         raise DataError(f"no images in {path} or below{but} ({', '.join(sorted(IMAGE_TYPES))})")
     if left_out:
         notice(
             f"{path}: {left_out} images in {apart} are left out: it is the folder for the results"
         )
-    report_passed_over(path, found.other, found.hidden)
-    return path, found.files
+    report_passed_over(path, listed.passed_over, listed.hidden)
+    return path, listed.files

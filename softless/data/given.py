@@ -26,9 +26,9 @@ from softless.data.loader import generators_restored, seed_generators
 from softless.data.notices import notice
 from softless.data.pictures import Picture, with_channels
 from softless.data.progress import track
-from softless.data.ranges import Range
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError
+from softless.experiment.ranges import Range
 
 GIVEN = "given"  # the source in a recipe
 SAID = {GIVEN: "datasets built in Python"}  # sources by more than their name
@@ -96,9 +96,9 @@ def parts_of(data: Any) -> dict[str, Any]:
         UsageError: other names, or something that is no dataset.
     """
     if isinstance(data, Mapping):
-        found = dict(data)
+        datasets = dict(data)
     elif isinstance(data, tuple | list):
-        found = dict(zip(PARTS, data, strict=False))
+        datasets = dict(zip(PARTS, data, strict=False))
         if not 2 <= len(data) <= len(PARTS):
             raise UsageError(
                 f"data has {len(data)} datasets: give (train, val) or (train, val, test), or one "
@@ -106,13 +106,13 @@ def parts_of(data: Any) -> dict[str, Any]:
             )
     else:
         return {"all": checked(data, "")}
-    found = {part: dataset for part, dataset in found.items() if dataset is not None}
-    if "train" not in found or not set(found) <= set(PARTS):
+    datasets = {part: dataset for part, dataset in datasets.items() if dataset is not None}
+    if "train" not in datasets or not set(datasets) <= set(PARTS):
         raise UsageError(
-            f"data has the parts {', '.join(map(str, found)) or 'none'}: they are train, val and "
+            f"data has the parts {', '.join(map(str, datasets)) or 'none'}: they are train, val and "
             "test, and train is needed"
         )
-    return {part: checked(dataset, part) for part, dataset in found.items()}
+    return {part: checked(dataset, part) for part, dataset in datasets.items()}
 
 
 def has_labels(parts: Mapping[str, Any]) -> bool:
@@ -136,53 +136,59 @@ def checked(dataset: Any, part: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ItemReading:
     """How items become pictures."""
 
     channels: int
     scale: Range | None = None
 
 
-def given_parts(reading: Reading) -> "tuple[dict[str, Samples], tuple[str, ...]]":
+def given_parts(reading: ItemReading) -> "tuple[dict[str, Samples], tuple[str, ...]]":
     """The datasets that were given, each item read once, and the names of their classes; one alone
     is "all".
 
     Raises:
         DataError: none was given, or an item that cannot be used; its part and place are named.
     """
-    held = _given.get()
-    if held is None:
+    datasets = _given.get()
+    if datasets is None:
         raise DataError(
             "the images of this run came from datasets built in Python: give them again, in "
             "Python, as data=…, for "
             "example softless.train(out=RUN, resume=True, data=…) or softless.eval(RUN, data=…)"
         )
     parts: dict[str, Samples] = {
-        part: DatasetSamples.read(dataset, part, reading) for part, dataset in held.items()
+        part: DatasetSamples.read(dataset, part, reading) for part, dataset in datasets.items()
     }
     if "val" not in parts and any(
-        isinstance(one, DatasetSamples) and one.changes for one in parts.values()
+        isinstance(samples, DatasetSamples) and samples.changes for samples in parts.values()
     ):
         raise DataError(
             "the dataset changes its images from one reading to the next, and its validation part "
             "is cut from it: "
             "give data=(train, val), of which the second does not change"
         )
-    return parts, class_names(held, parts)
+    return parts, class_names(datasets, parts)
 
 
-def class_names(held: Mapping[str, Any], parts: Mapping[str, Samples]) -> tuple[str, ...]:
-    """The dataset's own `classes`, or numbers as many as there are targets."""
+def class_names(datasets: Mapping[str, Any], parts: Mapping[str, Samples]) -> tuple[str, ...]:
+    """The dataset's own `classes`, or numbers as many as there are targets.
+
+    Targets are (n,) class numbers, or (n, K) labels of 0 and 1.
+
+    Raises:
+        DataError: classes or labels that differ between parts, are fewer than the targets need, or
+            are only one.
+    """
     named = {
         part: tuple(map(str, dataset.classes))
-        for part, dataset in held.items()
+        for part, dataset in datasets.items()
         if hasattr(dataset, "classes")
     }
     if len(set(named.values())) > 1:
-        first, *others = named
+        first, *rest = named
         raise DataError(
-            f"the classes of {first} and {others[0]} are not the same: give every part the same "
-            "list"
+            f"the classes of {first} and {rest[0]} are not the same: give every part the same list"
         )
     several = any(samples.targets.ndim == 2 for samples in parts.values())
     if several and len({samples.targets.shape[1:] for samples in parts.values()}) > 1:
@@ -212,7 +218,7 @@ class DatasetSamples(Samples):
         dataset: Any,
         part: str,
         targets: np.ndarray,
-        reading: Reading,
+        reading: ItemReading,
         digest: str,
         *,
         changes: bool,
@@ -224,7 +230,7 @@ class DatasetSamples(Samples):
         self.places = np.arange(len(targets))
 
     @classmethod
-    def read(cls, dataset: Any, part: str, reading: Reading) -> "DatasetSamples":
+    def read(cls, dataset: Any, part: str, reading: ItemReading) -> "DatasetSamples":
         """Read every item once.
 
         Raises:
@@ -236,9 +242,9 @@ class DatasetSamples(Samples):
         digest = hashlib.sha256()
         targets = []
         with generators_restored():
-            for place in track(range(len(dataset)), len(dataset), f"reading the {part} dataset"):
-                seed_generators(place)
-                pixels, target = _item(dataset, part, place, reading)
+            for index in track(range(len(dataset)), len(dataset), f"reading the {part} dataset"):
+                seed_generators(index)
+                pixels, target = _item(dataset, part, index, reading)
                 targets.append(target)
                 digest.update(pixels.tobytes())
             changed, free = _changed(dataset, part, reading)
@@ -260,69 +266,77 @@ class DatasetSamples(Samples):
                 "labels of 0 and 1"
             )
         numbers = np.asarray(targets, dtype=np.int64)
-        told = "" if free else digest.hexdigest()
-        return cls(dataset, part, numbers, reading, told, changes=changed is not None)
+        pixel_digest = "" if free else digest.hexdigest()
+        return cls(dataset, part, numbers, reading, pixel_digest, changes=changed is not None)
 
     def image(self, index: int) -> Picture:
-        place = int(self.places[index])
+        """The image in one of the forms of `pictures`: mode "L" or "RGB", or an array (h, w, C).
+
+        Raises:
+            DataError: no image, other channels than the model's, or values that are no 8 bits.
+        """
+        position = int(self.places[index])
         return _picture(
-            _pair(self.dataset, place, self.part)[0], self.reading, _where(self.part, place)
+            _pair(self.dataset, position, self.part)[0], self.reading, _where(self.part, position)
         )
 
     def name(self, index: int) -> str:
         return str(self.places[index])
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "DatasetSamples":
+        """The samples at these positions, `indices` (m,), in this order; nothing is read."""
         chosen = np.asarray(indices, dtype=np.int64)
-        other = copy(self)
-        other.targets, other.places = self.targets[chosen], self.places[chosen]
-        return other
+        subset = copy(self)
+        subset.targets, subset.places = self.targets[chosen], self.places[chosen]
+        return subset
 
     def update(self, digest: Any) -> None:
         super().update(digest)
         digest.update(self.digest.encode())
 
 
-def _changed(dataset: Any, part: str, reading: Reading) -> tuple[int | None, bool]:
+def _changed(dataset: Any, part: str, reading: ItemReading) -> tuple[int | None, bool]:
     """The first of some images that is another at each reading, or None; and whether one is so
     although the same was drawn before.
     """
-    found, free = None, False
-    for place in (
+    changed, free = None, False
+    for index in (
         np.linspace(0, len(dataset) - 1, min(READ_AGAIN, len(dataset))).round().astype(int).tolist()
     ):
         read = []
-        for seed in (place, place, len(dataset) + place):
+        for seed in (index, index, len(dataset) + index):
             seed_generators(seed)
-            read.append(_item(dataset, part, place, reading)[0])
-        first, same, other = read
+            read.append(_item(dataset, part, index, reading)[0])
+        first, same, reseeded = read
         free = free or not np.array_equal(first, same)
-        if found is None and not (np.array_equal(first, same) and np.array_equal(first, other)):
-            found = place
-    return found, free
+        if changed is None and not (
+            np.array_equal(first, same) and np.array_equal(first, reseeded)
+        ):
+            changed = index
+    return changed, free
 
 
-def _where(part: str, place: int) -> str:
-    return f"image {place} of the {part} dataset"
+def _where(part: str, index: int) -> str:
+    return f"image {index} of the {part} dataset"
 
 
-def _item(dataset: Any, part: str, place: int, reading: Reading) -> "tuple[np.ndarray, Any]":
+def _item(dataset: Any, part: str, index: int, reading: ItemReading) -> "tuple[np.ndarray, Any]":
     """Pixels, as they lie in memory, and the target."""
-    image, target = _pair(dataset, place, part)
-    pixels = np.ascontiguousarray(np.asarray(_picture(image, reading, _where(part, place))))
-    return pixels, _target(target, part, place)
+    image, target = _pair(dataset, index, part)
+    pixels = np.ascontiguousarray(np.asarray(_picture(image, reading, _where(part, index))))
+    return pixels, _target(target, part, index)
 
 
-def _pair(dataset: Any, place: int, part: str) -> "tuple[Any, Any]":
-    item = dataset[place]
+def _pair(dataset: Any, index: int, part: str) -> "tuple[Any, Any]":
+    item = dataset[index]
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError(
-            f"item {place} of the {part} dataset is a {type(item).__name__}, not a pair: {WAY}"
+            f"item {index} of the {part} dataset is a {type(item).__name__}, not a pair: {WAY}"
         )
     return item[0], item[1]
 
 
-def _picture(image: Any, reading: "Reading", where: str) -> Picture:
+def _picture(image: Any, reading: "ItemReading", item_name: str) -> Picture:
     """The image in one of the forms of `pictures`."""
     if (
         isinstance(image, Image.Image)
@@ -330,25 +344,25 @@ def _picture(image: Any, reading: "Reading", where: str) -> Picture:
         and reading.scale is None
     ):
         raise DataError(
-            f"{where} has Pillow's mode {image.mode}: convert it to L or RGB in the dataset"
+            f"{item_name} has Pillow's mode {image.mode}: convert it to L or RGB in the dataset"
         )
-    pixels = _pixels(image, where)
+    pixels = _pixels(image, item_name)
     stored, channels = pixels.shape[-1], reading.channels
     if stored != channels and not {stored, channels} <= set(MODES):
         raise DataError(
-            f"{where} has {stored} channels and the model takes {channels}: set "
+            f"{item_name} has {stored} channels and the model takes {channels}: set "
             f"data.in_chans={stored}"
         )
     if reading.scale is not None:
         return with_channels(reading.scale.applied(pixels), channels)
-    pixels = _bytes(pixels, where)
+    pixels = _bytes(pixels, item_name)
     if channels not in MODES:
         return pixels
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if stored == 1 else pixels))
     return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
 
 
-def _pixels(image: Any, where: str) -> np.ndarray:
+def _pixels(image: Any, item_name: str) -> np.ndarray:
     """(h, w, C) of the numbers that were given."""
     if isinstance(image, Image.Image):
         image = np.asarray(
@@ -366,38 +380,38 @@ def _pixels(image: Any, where: str) -> np.ndarray:
         pixels = np.moveaxis(pixels, 0, -1)  # tensors are (C, H, W), arrays (H, W, C)
     if pixels.ndim != 3 or not pixels.size or pixels.dtype.kind not in "uif":
         raise DataError(
-            f"{where} has the shape {np.shape(image)} and the type {pixels.dtype}: give numbers, "
-            "as (H, W) or (H, W, C) "
+            f"{item_name} has the shape {np.shape(image)} and the type {pixels.dtype}: give "
+            "numbers, as (H, W) or (H, W, C) "
             "arrays, (C, H, W) tensors or Pillow's images"
         )
     return pixels
 
 
-def _bytes(pixels: np.ndarray, where: str) -> np.ndarray:
+def _bytes(pixels: np.ndarray, item_name: str) -> np.ndarray:
     """The same of 8 bits: bytes, or the floats of 0..1 that torchvision's ToTensor makes of
     bytes.
     """
     if pixels.dtype == np.uint8:
         return pixels
-    wide = 255 * pixels.astype(np.float64)
-    found = np.rint(wide)
+    scaled = 255 * pixels.astype(np.float64)
+    rounded = np.rint(scaled)
     if (
         pixels.dtype.kind == "f"
-        and np.abs(wide - found).max() < 1e-3
-        and found.min() >= 0
-        and found.max() <= 255
+        and np.abs(scaled - rounded).max() < 1e-3
+        and rounded.min() >= 0
+        and rounded.max() <= 255
     ):
-        return found.astype(np.uint8)
+        return rounded.astype(np.uint8)
     raise DataError(
-        f"{where} has values of {pixels.min():.4g} to {pixels.max():.4g} ({pixels.dtype}) that "
+        f"{item_name} has values of {pixels.min():.4g} to {pixels.max():.4g} ({pixels.dtype}) that "
         "are no 8 bits: leave "
         f"Normalize out, since mean and deviation are the recipe's, or {RANGE_WAY}"
     )
 
 
-def _target(target: Any, part: str, place: int) -> Any:
+def _target(target: Any, part: str, index: int) -> Any:
     """A class number, or labels (K,) of 0 and 1."""
-    where = f"target {place} of the {part} dataset"
+    item_name = f"target {index} of the {part} dataset"
     value = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
     if (
         value.ndim > 1
@@ -405,12 +419,12 @@ def _target(target: Any, part: str, place: int) -> Any:
         or not np.array_equal(value, np.rint(value))
     ):
         raise DataError(
-            f"{where} is {str(target)[:60]}: give a class number, or K labels of 0 and 1"
+            f"{item_name} is {str(target)[:60]}: give a class number, or K labels of 0 and 1"
         )
     if value.ndim == 1 and len(value) == 1:
         value = value[0]
     if value.ndim == 0 and value < 0:
-        raise DataError(f"{where} is {target}: classes are numbered from 0")
+        raise DataError(f"{item_name} is {target}: classes are numbered from 0")
     if value.ndim == 1 and not set(np.unique(value)) <= {0, 1}:
-        raise DataError(f"{where} is {str(target)[:60]}: several labels are 0 or 1 each")
+        raise DataError(f"{item_name} is {str(target)[:60]}: several labels are 0 or 1 each")
     return value.astype(np.int64)

@@ -4,7 +4,6 @@ Parts are cut by scikit-learn's StratifiedGroupKFold, which keeps groups whole a
 even as the groups allow.
 """
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -13,7 +12,8 @@ import numpy as np
 
 from softless.data.findings import Fault
 from softless.data.samples import Samples
-from softless.errors import DataError, UsageError, need
+from softless.errors import DataError, need
+from softless.experiment.rules import compiled
 from softless.words import clipped, counted, few
 
 FEW = 12  # groups: so few are cut in every way there is
@@ -35,36 +35,17 @@ def groups_of(files: Sequence[str], pattern: str) -> list[str]:
         DataError: it finds nothing in some files.
     """
     rule = compiled(pattern)
-    found = [rule.search(file) for file in files]
-    none = [file for file, one in zip(files, found, strict=True) if one is None or not one[1]]
+    matches = [rule.search(file) for file in files]
+    none = [
+        file for file, match in zip(files, matches, strict=True) if match is None or not match[1]
+    ]
     if none:
         raise DataError(
             f"data.group={clipped(pattern)} finds no group in {counted(len(none), 'file')} of "
             f"{len(files):,}, first in {none[0]}: it must find one in "
             "each path below the folder of the split, class folder first"
         )
-    return [one[1] for one in found if one is not None]
-
-
-def compiled(pattern: str) -> re.Pattern[str]:
-    """The pattern.
-
-    Raises:
-        UsageError: it is none, or has not exactly one capture group.
-    """
-    try:
-        rule = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(
-            f"data.group={clipped(pattern)} is no regular expression: {error}"
-        ) from error
-    if rule.groups != 1:
-        raise UsageError(
-            f"data.group={clipped(pattern)} has {counted(rule.groups, 'capture group')}: "
-            "brackets around one part of the path say what the group is, "
-            r"for example data.group='/(p\d+)_'"
-        )
-    return rule
+    return [match[1] for match in matches if match is not None]
 
 
 def shared_groups(parts: Mapping[str, Samples], called: str) -> Iterator[Fault]:
@@ -73,11 +54,13 @@ def shared_groups(parts: Mapping[str, Samples], called: str) -> Iterator[Fault]:
     for part, samples in parts.items():
         for index, group in enumerate([] if samples.groups is None else samples.groups.tolist()):
             places.setdefault(group, {}).setdefault(part, samples.name(index))
-    for group, found in places.items():
-        if len(found) > 1:
-            said = " and ".join(f"{part} ({name})" for part, name in found.items())
+    for group, names_by_part in places.items():
+        if len(names_by_part) > 1:
+            parts_text = " and ".join(f"{part} ({name})" for part, name in names_by_part.items())
             yield Fault(
-                f"{called} {group}", f"it is in {said}: no group may stand in two parts", "groups"
+                f"{called} {group}",
+                f"it is in {parts_text}: no group may stand in two parts",
+                "groups",
             )
 
 
@@ -110,8 +93,8 @@ def grouped_cut(
     """
     need("sklearn")
     y, names = strata(targets), np.unique(groups, return_inverse=True)[1]
-    held = _needed(y, names)
-    free = np.flatnonzero(~held[names])
+    needed = _needed(y, names)
+    free = np.flatnonzero(~needed[names])
     if not len(free):
         raise DataError(_why_whole(groups))
     off = np.isin(names, _best_piece(y, names, free, fraction, seed))
@@ -133,28 +116,28 @@ def folds_of(
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     names = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    count, what = int(names.max()) + 1, "image" if groups is None else "group"
+    count, unit = int(names.max()) + 1, "image" if groups is None else "group"
     if count < folds:
         raise DataError(
-            f"{counted(count, what)} cannot be cut into {folds} folds: each needs one of its own, "
+            f"{counted(count, unit)} cannot be cut into {folds} folds: each needs one of its own, "
             "so ask for fewer"
         )
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    y, held = strata(targets), _held_by(targets, names, len(classes))
-    lost, rng = np.flatnonzero(held.sum(0) == 1), np.random.default_rng(seed)
+    y, has_class = strata(targets), _held_by(targets, names, len(classes))
+    lost, rng = np.flatnonzero(has_class.sum(0) == 1), np.random.default_rng(seed)
     for attempt in range(0 if len(lost) else TRIES):
         places = rng.permutation(count) % folds  # of each group
         if attempt < SORTED:
             for fold, (_, test) in enumerate(_cuts(kind, folds, seed + attempt, y, names)):
                 places[names[test]] = fold
-        places, wanting = _mended(places, held, folds)
+        places, wanting = _mended(places, has_class, folds)
         if not wanting:
             return places[names]
-        lost = _alone(places, held, folds)
+        lost = _alone(places, has_class, folds)
     raise DataError(
         f"the images of the class '{classes[lost[0] % len(classes)]}' cannot be spread over two "
         f"of {folds} folds, so one fold would be tested on "
-        f"what it never learnt: the class needs images of two {what}s at least; add some, or "
+        f"what it never learnt: the class needs images of two {unit}s at least; add some, or "
         "leave the class out"
     )
 
@@ -168,37 +151,37 @@ def _held_by(targets: np.ndarray, names: np.ndarray, classes: int) -> np.ndarray
         if targets.ndim == 1
         else np.concatenate([targets > 0, targets < 1], 1)
     )
-    held = np.zeros((names.max() + 1, hot.shape[1]), dtype=bool)
-    np.logical_or.at(held, names, hot)
-    return held
+    has_class = np.zeros((names.max() + 1, hot.shape[1]), dtype=bool)
+    np.logical_or.at(has_class, names, hot)
+    return has_class
 
 
-def _alone(places: np.ndarray, held: np.ndarray, folds: int) -> np.ndarray:
+def _alone(places: np.ndarray, has_class: np.ndarray, folds: int) -> np.ndarray:
     """The classes that only one fold has."""
-    reached = np.zeros((folds, held.shape[1]), dtype=bool)
-    np.logical_or.at(reached, places, held)
+    reached = np.zeros((folds, has_class.shape[1]), dtype=bool)
+    np.logical_or.at(reached, places, has_class)
     return np.flatnonzero(reached.sum(0) == 1)
 
 
-def _mended(places: np.ndarray, held: np.ndarray, folds: int) -> tuple[np.ndarray, int]:
+def _mended(places: np.ndarray, has_class: np.ndarray, folds: int) -> tuple[np.ndarray, int]:
     """The fold of each group after moves of groups, as long as they help; and how many folds are
     empty or classes in one fold alone.
     """
 
     def wanting(tried: np.ndarray) -> int:
-        return len(_alone(tried, held, folds)) + folds - len(np.unique(tried))
+        return len(_alone(tried, has_class, folds)) + folds - len(np.unique(tried))
 
-    left = wanting(places)
-    while left:
+    remaining = wanting(places)
+    while remaining:
         for group, fold in product(range(len(places)), range(folds)):
             tried = places.copy()
             tried[group] = fold
-            if (now := wanting(tried)) < left:
-                places, left = tried, now
+            if (now := wanting(tried)) < remaining:
+                places, remaining = tried, now
                 break
         else:
             break
-    return places, left
+    return places, remaining
 
 
 def _cuts(
@@ -256,12 +239,12 @@ def _candidates(
     chosen[:, groups] = sets
     if len(groups) <= FEW:
         return chosen
-    pieces, taken = _share(fraction, len(groups))
-    return np.concatenate([chosen, *_unions(y[free], names[free], total, pieces, taken, seed)])
+    pieces, take = _share(fraction, len(groups))
+    return np.concatenate([chosen, *_unions(y[free], names[free], total, pieces, take, seed)])
 
 
 def _unions(
-    y: np.ndarray, names: np.ndarray, total: int, pieces: int, taken: int, seed: int
+    y: np.ndarray, names: np.ndarray, total: int, pieces: int, take: int, seed: int
 ) -> Iterator[np.ndarray]:
     """(pieces, G) bool: unions of so many neighbouring pieces of a cut, for several orders of the
     groups.
@@ -274,7 +257,7 @@ def _unions(
             _cuts(StratifiedGroupKFold, pieces, seed + attempt, y, names)
         ):
             cuts[piece, names[test]] = True
-        yield np.logical_or.reduce([np.roll(cuts, step, axis=0) for step in range(taken)])
+        yield np.logical_or.reduce([np.roll(cuts, step, axis=0) for step in range(take)])
 
 
 def _share(fraction: float, count: int) -> tuple[int, int]:
@@ -282,21 +265,21 @@ def _share(fraction: float, count: int) -> tuple[int, int]:
     ways = [
         (pieces, max(round(fraction * pieces), 1)) for pieces in range(2, min(PIECES, count) + 1)
     ]
-    ways = [(pieces, min(taken, pieces - 1)) for pieces, taken in ways]
+    ways = [(pieces, min(take, pieces - 1)) for pieces, take in ways]
     near = [way for way in ways if abs(way[1] / way[0] - fraction) <= CLOSE]
     return near[0] if near else min(ways, key=lambda way: abs(way[1] / way[0] - fraction))
 
 
 def _why_whole(groups: np.ndarray) -> str:
-    found = list(dict.fromkeys(groups.tolist()))
-    if len(found) == 1:
+    names = list(dict.fromkeys(groups.tolist()))
+    if len(names) == 1:
         return (
-            f"all {counted(len(groups), 'image')} are of one group ({found[0]}): nothing is "
+            f"all {counted(len(groups), 'image')} are of one group ({names[0]}): nothing is "
             "left to validate on; add another group, "
             "or declare the parts"
         )
     return (
-        f"nothing can be cut off for validation: each of the {len(found)} groups "
-        f"({few(found, 5)}) is the only one of some class, "
+        f"nothing can be cut off for validation: each of the {len(names)} groups "
+        f"({few(names, 5)}) is the only one of some class, "
         "and would leave it unlearnt; add groups, or declare the parts"
     )

@@ -26,10 +26,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from softless.data.pictures import size_of
-from softless.data.ranges import WAY
 from softless.data.tags import Refused
 from softless.data.tiff_images import Tagged, read_tiles, read_values, tagged
 from softless.errors import DataError, UsageError
+from softless.experiment.ranges import WAY
 from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
 
@@ -195,43 +195,43 @@ def _decoded(
     """`decode`; without its texts a PNG's profile and texts are not looked at."""
     try:
         refuse_no_file(path)
-        with _open(path, texts=texts) as (image, said):
+        with _open(path, texts=texts) as (image, remarks):
             refuse_many(
                 path, image.size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels), _tile(image)
             )
             if judge is None:
                 _refuse_deep_pixels(image, path)
-            told = _tagged(path, deep=judge is not None) if image.format == "TIFF" else None
+            tags = _tagged(path, deep=judge is not None) if image.format == "TIFF" else None
             refuse_small(path, image.size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
-            if told is not None and not told.as_pillow:
-                return _by_tiles(told, channels, judge)
+            if tags is not None and not tags.as_pillow:
+                return _by_tiles(tags, channels, judge)
             take = (
                 partial(convert, path=path, mode=MODES[channels])
                 if judge is None
                 else judge.opened(image, path)
             )
             stored, orientation = _stored_size(image), _tiff_orientation(image)
-            _load(image, said)
-            left = _orientation_left(image, said)
+            _load(image, remarks)
+            remaining = _orientation_left(image, remarks)
             upright = take(image)
-            upright = upright.transpose(_TURNS[left]) if left in _TURNS else upright
-            if told is None or told.single:
-                _count_pictures(image, said)
-            said.extend(() if told is None else (Remark(*remark) for remark in told.remarks))
-            remarks = tuple(dict.fromkeys(said))
-            turned = orientation if orientation in _TURNS else left
+            upright = upright.transpose(_TURNS[remaining]) if remaining in _TURNS else upright
+            if tags is None or tags.single:
+                _count_pictures(image, remarks)
+            remarks.extend(() if tags is None else (Remark(*remark) for remark in tags.remarks))
+            distinct = tuple(dict.fromkeys(remarks))
+            turned = orientation if orientation in _TURNS else remaining
             return Decoded(
-                upright, image.format or "", stored, remarks, _unguarded(image), orientation=turned
+                upright, image.format or "", stored, distinct, _unguarded(image), orientation=turned
             )
     except BadImage:
         raise
     except DAMAGED as error:
-        told = _tagged(path, deep=judge is not None)
-        if told is None or (told.as_pillow and not isinstance(error, UnidentifiedImageError)):
+        tags = _tagged(path, deep=judge is not None)
+        if tags is None or (tags.as_pillow and not isinstance(error, UnidentifiedImageError)):
             raise unreadable(path, error) from error
-    refuse_many(path, told.stored, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
-    refuse_small(path, told.stored, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
-    return _by_tiles(told, channels, judge)
+    refuse_many(path, tags.stored, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
+    refuse_small(path, tags.stored, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+    return _by_tiles(tags, channels, judge)
 
 
 def _tagged(path: Path, *, deep: bool) -> Tagged | None:
@@ -240,23 +240,23 @@ def _tagged(path: Path, *, deep: bool) -> Tagged | None:
         return tagged(path, deep=deep)
 
 
-def _by_tiles(told: Tagged, channels: int, judge: Judge | None) -> Decoded:
+def _by_tiles(tags: Tagged, channels: int, judge: Judge | None) -> Decoded:
     """A TIFF that Pillow does not read as it is stored."""
-    with _named(told.path):
+    with _named(tags.path):
         if judge is None:
-            image, lost = read_tiles(told.path, channels)
+            image, lost = read_tiles(tags.path, channels)
         else:
-            values, lost = read_values(told.path)
+            values, lost = read_values(tags.path)
             image = judge.tiles(values)
     if lost:
-        raise bad_image(told.path, "damaged", f"{lost}; replace or remove the file")
-    remarks = tuple(Remark(*remark) for remark in told.remarks)
+        raise bad_image(tags.path, "damaged", f"{lost}; replace or remove the file")
+    remarks = tuple(Remark(*remark) for remark in tags.remarks)
     return Decoded(
-        image, "TIFF", told.stored, remarks, told.unguarded, orientation=told.orientation
+        image, "TIFF", tags.stored, remarks, tags.unguarded, orientation=tags.orientation
     )
 
 
-def _load(image: Image.Image, said: list[Remark]) -> None:
+def _load(image: Image.Image, remarks: list[Remark]) -> None:
     """Decode the pixels.
 
     Pillow 13 maps a TIFF that is not packed into memory with its sides exchanged or its turn
@@ -265,16 +265,16 @@ def _load(image: Image.Image, said: list[Remark]) -> None:
     if _tiff_orientation(image) in _TURNS:
         image.filename = ""  # type: ignore[attr-defined]  # without one it reads the file
     # a TIFF's loading reads its tags again
-    with heard(said) if image.format == "TIFF" else nullcontext():
+    with heard(remarks) if image.format == "TIFF" else nullcontext():
         image.load()
 
 
-def said_of_turned(what: str) -> str:
+def said_of_turned(drawn: str) -> str:
     """What is said where an image was turned and its size does not tell
     (`Decoded.silently_turned`).
     """
     return (
-        f"its EXIF orientation turns it and leaves its size, so nothing tells whether {what} "
+        f"its EXIF orientation turns it and leaves its size, so nothing tells whether {drawn} "
         "drawn on the upright image "
         "or on the stored one: look at some"
     )
@@ -327,13 +327,13 @@ def _verify(path: Path, *, texts: bool) -> None:
             image.verify()
 
 
-def limit(variable: str, default: int, given: int | None = None) -> int:
+def limit(variable: str, default: int, value: int | None = None) -> int:
     """A limit as given, else as the environment says, else the default.
 
     Raises:
         UsageError: it is no whole number, or below 1.
     """
-    text = os.environ.get(variable, str(default)) if given is None else str(given)
+    text = os.environ.get(variable, str(default)) if value is None else str(value)
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UsageError(f"{variable}={text}: the limit is a whole number of pixels, at least 1")
     return int(text)
@@ -344,7 +344,7 @@ def _open(path: Path, *, texts: bool = True) -> Iterator[tuple[Image.Image, list
     """The file opened, no pixel decoded, and what Pillow warned of; without texts a PNG's own are
     passed over, which is said.
     """
-    said: list[Remark] = (
+    remarks: list[Remark] = (
         []
         if texts
         else [
@@ -354,26 +354,26 @@ def _open(path: Path, *, texts: bool = True) -> Iterator[tuple[Image.Image, list
             )
         ]
     )
-    with heard(said):
+    with heard(remarks):
         image = Image.open(path if texts else without_texts(path), formats=FORMATS)
     with image:
-        yield image, said
+        yield image, remarks
 
 
 def without_texts(path: Path) -> io.BytesIO:
     """A PNG without the chunks that hold its colour profile and texts."""
     content = path.read_bytes()
-    kept, place = [content[:8]], 8
-    while place + 12 <= len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        if content[place + 4 : place + 8] not in {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}:
-            kept.append(content[place:end])
-        place = end
-    return io.BytesIO(b"".join(kept))
+    chunks, offset = [content[:8]], 8
+    while offset + 12 <= len(content):
+        end = offset + 12 + int.from_bytes(content[offset : offset + 4], "big")
+        if content[offset + 4 : offset + 8] not in {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}:
+            chunks.append(content[offset:end])
+        offset = end
+    return io.BytesIO(b"".join(chunks))
 
 
 @contextmanager
-def heard(said: list[Remark]) -> Iterator[None]:
+def heard(remarks: list[Remark]) -> Iterator[None]:
     """Pillow's warnings as remarks, and our limit in the place of its own, which warns up to twice
     its value and names no file.
 
@@ -386,11 +386,16 @@ def heard(said: list[Remark]) -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = usual
-    said += [Remark("header", " ".join(str(one.message).split())) for one in caught]
+    remarks += [Remark("header", " ".join(str(warning.message).split())) for warning in caught]
 
 
 def refuse_no_file(path: Path) -> None:
-    """Refuse what is no file, or an empty one."""
+    """Refuse what is no file, or an empty one.
+
+    Raises:
+        BadImage: it is one of these.
+        OSError: nothing is there.
+    """
     status = path.stat()  # follows links; raises where there is nothing
     if not stat.S_ISREG(status.st_mode):
         raise bad_image(
@@ -413,33 +418,41 @@ def _tile(image: Image.Image) -> int:
     return tile
 
 
-def refuse_many(path: Path, size: tuple[int, int], most: int, tile: int = 1) -> None:
-    """Refuse an image, or one tile of it, of more pixels than the limit."""
+def refuse_many(path: Path, size: tuple[int, int], max_pixels: int, tile: int = 1) -> None:
+    """Refuse an image, or one tile of it, of more pixels than the limit; `size` is width and
+    height.
+
+    Raises:
+        BadImage: there are more.
+    """
     width, height = size
-    if width * height > most or tile > most:
-        what = (
+    if width * height > max_pixels or tile > max_pixels:
+        size_text = (
             f"{width} x {height} = {width * height}"
-            if width * height > most
+            if width * height > max_pixels
             else f"one tile of {tile}"
         )
-        more = max(width * height, tile)
+        needed = max(width * height, tile)
         raise bad_image(
             path,
             "too many pixels",
-            f"its header says {what} pixels, and at most {most} are decoded; make it smaller, or "
-            "set "
-            f"SOFTLESS_MAX_PIXELS={more} if you trust it",
+            f"its header says {size_text} pixels, and at most {max_pixels} are decoded; make it "
+            f"smaller, or set SOFTLESS_MAX_PIXELS={needed} if you trust it",
         )
 
 
-def refuse_small(path: Path, size: tuple[int, int], least: int) -> None:
-    """Refuse an image whose shorter side is below the limit."""
+def refuse_small(path: Path, size: tuple[int, int], min_side: int) -> None:
+    """Refuse an image whose shorter side is below the limit; `size` is width and height in pixels.
+
+    Raises:
+        BadImage: it is below.
+    """
     width, height = size
-    if min(width, height) < least:
+    if min(width, height) < min_side:
         raise bad_image(
             path,
             "too small",
-            f"it is {width} x {height} pixels, and both sides must have at least {least}; remove "
+            f"it is {width} x {height} pixels, and both sides must have at least {min_side}; remove "
             "it, or set "
             f"SOFTLESS_MIN_SIDE={min(width, height)} to have it enlarged",
         )
@@ -484,7 +497,11 @@ def _refuse_not_finite(image: Image.Image, path: Path) -> None:
 
 
 def convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
-    """The image in another 8-bit mode; palettes are expanded, alpha is dropped."""
+    """The image in another 8-bit mode, of the same size; palettes are expanded, alpha is dropped.
+
+    Raises:
+        BadImage: Pillow has no way from its mode to this one.
+    """
     if image.mode == "P" and "transparency" in image.info:
         # Pillow warns when a palette with transparent entries goes to RGB directly
         image = image.convert("RGBA")
@@ -509,17 +526,17 @@ def _tiff_orientation(image: Image.Image) -> Any:
     return image.tag_v2.get(_ORIENTATION) if image.format == "TIFF" else None  # type: ignore[attr-defined]
 
 
-def _orientation_left(image: Image.Image, said: list[Remark]) -> int:
+def _orientation_left(image: Image.Image, remarks: list[Remark]) -> int:
     """The orientation of the loaded image that is still to be undone; Pillow has turned a TIFF
     already.
     """
     try:
-        with heard(said):
-            found = image.getexif().get(_ORIENTATION, UPRIGHT)
+        with heard(remarks):
+            orientation = image.getexif().get(_ORIENTATION, UPRIGHT)
     except DAMAGED:
-        said.append(Remark("EXIF", "its EXIF block cannot be read, so it is taken as upright"))
+        remarks.append(Remark("EXIF", "its EXIF block cannot be read, so it is taken as upright"))
         return UPRIGHT
-    return found if found in _TURNS else UPRIGHT
+    return orientation if orientation in _TURNS else UPRIGHT
 
 
 def _unguarded(image: Image.Image) -> str:
@@ -535,7 +552,7 @@ def _unguarded(image: Image.Image) -> str:
     )
 
 
-def _count_pictures(image: Image.Image, said: list[Remark]) -> None:
+def _count_pictures(image: Image.Image, remarks: list[Remark]) -> None:
     """An MPO is a photograph with its previews or depth behind it: the first picture is the
     photograph.
     """
@@ -546,7 +563,9 @@ def _count_pictures(image: Image.Image, said: list[Remark]) -> None:
             count = f"{image.n_frames} "  # type: ignore[attr-defined]
     except DAMAGED:
         count = ""  # a later one is damaged
-    said.append(Remark("several pictures", f"it holds {count}pictures, and only the first is read"))
+    remarks.append(
+        Remark("several pictures", f"it holds {count}pictures, and only the first is read")
+    )
 
 
 def unreadable(path: Path, error: Exception) -> BadImage:

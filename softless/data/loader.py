@@ -77,11 +77,11 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
 
     def _item(self, position: int) -> tuple[Any, Any]:
         index = position % len(self.samples)
-        prepared, kept = self._prepared(index)
-        finished = self.transform.finish(prepared, kept=kept)
+        prepared, cached = self._prepared(index)
+        finished = self.transform.finish(prepared, cached=cached)
         if self.transform.joint:
-            pair: tuple[Any, Any] = finished
-            return pair
+            sample: tuple[Any, Any] = finished
+            return sample
         return finished, self.samples.target(index)
 
     def _prepared(self, index: int) -> tuple[Any, bool]:
@@ -93,11 +93,11 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
             (image, self.samples.target(index)) if self.transform.joint else image
         )
         size = _bytes(prepared)
-        kept = size <= self._room
-        if kept:
+        cached = size <= self._room
+        if cached:
             self._room -= size
             self._cache[index] = prepared
-        return prepared, kept
+        return prepared, cached
 
 
 class EpochOrder(Sampler[list[int]]):
@@ -112,8 +112,8 @@ class EpochOrder(Sampler[list[int]]):
     Args:
         batch: images of a batch over all ranks.
         parts: batches of a step, which are drawn together.
-        whole: rank r takes every world-th batch as it is instead: ranks that compute for one that
-            trains.
+        whole_batches: rank r takes every world-th batch as it is instead: ranks that compute for
+            one that trains.
 
     Raises:
         UsageError: fewer images than a step takes, or a batch that does not divide among the ranks.
@@ -128,14 +128,14 @@ class EpochOrder(Sampler[list[int]]):
         world: int = 1,
         repeats: int = 1,
         *,
-        whole: bool = False,
+        whole_batches: bool = False,
         parts: int = 1,
     ) -> None:
         if batch < 1 or repeats < 1:
             raise UsageError(
                 f"batch_size={batch}, augment.repeats={repeats}: both must be at least 1"
             )
-        if batch % world and not whole:
+        if batch % world and not whole_batches:
             raise UsageError(
                 f"batch_size={batch} does not divide among {world} processes: choose a multiple "
                 f"of {world}"
@@ -160,7 +160,7 @@ class EpochOrder(Sampler[list[int]]):
             world,
             repeats,
         )
-        self.whole = whole
+        self.whole_batches = whole_batches
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -175,7 +175,7 @@ class EpochOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = self.positions()
         starts = range(self.start * self.batch, len(self) * self.batch, self.batch)
-        if self.whole:
+        if self.whole_batches:
             yield from (
                 order[start : start + self.batch].tolist()
                 for start in starts[self.rank :: self.world]
@@ -185,12 +185,12 @@ class EpochOrder(Sampler[list[int]]):
             yield order[start + self.rank : start + self.batch : self.world].tolist()
 
     def positions(self) -> np.ndarray:
-        """The global order of this epoch: positions index + n * copy, (len(self) * batch,)."""
+        """The global order of this epoch, (len(self) * batch,): positions index + n * copy."""
         images = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
-        used = len(self) * self.batch
-        first = images[: -(-used // self.repeats)]
+        length = len(self) * self.batch
+        first = images[: -(-length // self.repeats)]
         copies = first[:, None] + self.n * np.arange(self.repeats)
-        return copies.reshape(-1)[:used]
+        return copies.reshape(-1)[:length]
 
 
 class EpochLoader(DataLoader[Any]):
@@ -232,15 +232,17 @@ def train_loader(
     world: int = 1,
     repeats: int = 1,
     workers: int = 0,
-    whole: bool = False,
+    whole_batches: bool = False,
     parts: int = 1,
 ) -> EpochLoader:
-    """Batches for training: this rank's share of each `parts` global batches, or with `whole` every
-    world-th of those.
+    """Batches for training: this rank's share of each `parts` global batches, or with
+    `whole_batches` every world-th of those.
 
     Call `set_epoch` before each pass.
     """
-    order = EpochOrder(len(samples), batch, seed, rank, world, repeats, whole=whole, parts=parts)
+    order = EpochOrder(
+        len(samples), batch, seed, rank, world, repeats, whole_batches=whole_batches, parts=parts
+    )
     return _loader(samples, transform, order, seed, workers)
 
 
@@ -269,13 +271,13 @@ def eval_loader(
             loaders.
         keep: whether images are kept in memory for the next pass.
     """
-    whole = [
+    batches = [
         range(start, min(start + batch, len(samples))) for start in range(0, len(samples), batch)
     ]
-    mine = whole[rank::world]
+    mine = batches[rank::world]
     loader = _loader(samples, transform, mine, 0, workers, keep=keep)
     loader.positions = range(len(samples)) if world == 1 else np.concatenate([np.arange(0), *mine])
-    loader.rounds = None if world == 1 else -(-len(whole) // world)
+    loader.rounds = None if world == 1 else -(-len(batches) // world)
     return loader
 
 
@@ -342,8 +344,8 @@ def _loader(
 
 
 def lists(items: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    """(images, targets): images of several sizes, and targets of several lengths, make no
-    tensor.
+    """(images, targets) of a batch, each a list: images (C, h, w) of several sizes, and targets of
+    several lengths, make no tensor.
     """
     return [image for image, _ in items], [target for _, target in items]
 

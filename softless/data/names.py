@@ -19,30 +19,30 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        whole = list(names)
-        joined = "".join(whole)
-        parts = whole if joined.isascii() else [name.encode("utf-8", ANY) for name in whole]
+        listed = list(names)
+        joined = "".join(listed)
+        parts = listed if joined.isascii() else [name.encode("utf-8", ANY) for name in listed]
         self._bytes = np.frombuffer(joined.encode("utf-8", ANY), dtype=np.uint8)
-        self._ends = np.zeros(len(whole) + 1, dtype=np.int64)
-        np.cumsum(np.fromiter(map(len, parts), np.int64, len(whole)), out=self._ends[1:])
+        self._ends = np.zeros(len(listed) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, parts), np.int64, len(listed)), out=self._ends[1:])
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(f"name {place} of {len(self)}")
-        at = int(place) % len(self)
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"name {index} of {len(self)}")
+        at = int(index) % len(self)
         return self._bytes[self._ends[at] : self._ends[at + 1]].tobytes().decode("utf-8", ANY)
 
     def __iter__(self) -> Iterator[str]:
-        return (self[place] for place in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

@@ -18,7 +18,7 @@ GREY = np.array([299, 587, 114]) / 1000  # ITU-R 601, as Pillow turns colour to 
 
 
 def size_of(picture: Picture) -> tuple[int, int]:
-    """Width and height."""
+    """Width and height in pixels, of a PIL image or of an array (h, w, C)."""
     if isinstance(picture, np.ndarray):
         return picture.shape[1], picture.shape[0]
     width, height = picture.size
@@ -33,7 +33,9 @@ def tensor_of(picture: Picture) -> Tensor:
 
 
 def resized(picture: Picture, width: int, height: int) -> Picture:
-    """The picture at another size, by cubic interpolation."""
+    """The picture at another size in pixels, by cubic interpolation; an array (h, w, C) becomes
+    (height, width, C).
+    """
     if not isinstance(picture, np.ndarray):
         return picture.resize((width, height), Image.Resampling.BICUBIC)
     moved = F.resize(
@@ -43,7 +45,7 @@ def resized(picture: Picture, width: int, height: int) -> Picture:
 
 
 def scaled(tensor: Tensor) -> Tensor:
-    """A new float tensor in 0..1, of bytes or of what is that already."""
+    """A new float tensor in 0..1 of the same shape, of bytes or of what is in 0..1 already."""
     return tensor.float().div_(255) if tensor.dtype == torch.uint8 else tensor.clone()
 
 
@@ -54,7 +56,7 @@ def unit(picture: Picture) -> np.ndarray:
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Pixels (h, w, 1 or 3) with one channel or three: grey is repeated, colour is weighted."""
+    """Pixels (h, w, 1 or 3) as (h, w, channels), 1 or 3: grey is repeated, colour is weighted."""
     if pixels.shape[-1] == channels:
         return pixels
     if pixels.shape[-1] == 1:
@@ -63,7 +65,9 @@ def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def for_people(picture: Picture) -> Image.Image:
-    """The picture in 8 bits, to be looked at."""
+    """The picture in 8 bits, to be looked at; of an array (h, w, C) grey where C is 1, else its
+    first three channels.
+    """
     if not isinstance(picture, np.ndarray):
         image: Image.Image = picture
         return image
@@ -74,7 +78,7 @@ def for_people(picture: Picture) -> Image.Image:
 
 
 def in_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Pixels of bytes, or of float32 in 0..1, as bytes."""
+    """Pixels of bytes, or of float32 in 0..1, as bytes of the same shape, such as (h, w, C)."""
     return (
         pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
     )

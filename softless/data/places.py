@@ -6,8 +6,7 @@ All that reads folders asks here, so training, prediction and `softless data che
 
 import os
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from softless.data.exports import export_in
@@ -15,7 +14,6 @@ from softless.errors import DataError
 from softless.words import few
 
 PARTS = ("train", "val", "test")
-ALIKE = "differ only in case, or in how an accent is encoded; rename or merge them"
 LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
 _CALLED = {
     "train": {"train", "training", "trn", "trainval"},
@@ -100,15 +98,15 @@ def part_of(name: str) -> str | None:
     ... ]
     ['train', 'val', 'val', 'test', 'train', 'val', None]
     """
-    left = [word for word in words_of(name) if word not in _BESIDE]
-    if len(left) != 1:
+    words = [word for word in words_of(name) if word not in _BESIDE]
+    if len(words) != 1:
         return None
-    found = (
-        _PART_OF.get(left[0].removesuffix(ending))
+    parts = (
+        _PART_OF.get(words[0].removesuffix(ending))
         for ending in _ENDINGS
-        if left[0].endswith(ending)
+        if words[0].endswith(ending)
     )
-    return next((part for part in found if part), None)
+    return next((part for part in parts if part), None)
 
 
 def words_of(name: str) -> list[str]:
@@ -132,18 +130,18 @@ def by_part(folder: Path) -> dict[str, str]:
     Raises:
         DataError: two that hold something are called alike.
     """
-    found: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for part in PARTS:
         names = [name for name in folders_in(folder) if part_of(name) == part]
         filled = [name for name in names if _any_in(folder / name)]
         if len(filled) > 1:
-            said = " and ".join(f"'{name}'" for name in filled)
+            names_text = " and ".join(f"'{name}'" for name in filled)
             raise DataError(
-                f"{folder} has several folders for {part}, {said}: keep one, or merge them"
+                f"{folder} has several folders for {part}, {names_text}: keep one, or merge them"
             )
         if names:
-            found[part] = (filled or names)[0]
-    return found
+            splits[part] = (filled or names)[0]
+    return splits
 
 
 def class_splits(root: Path) -> dict[str, str]:
@@ -227,7 +225,7 @@ def _refuse_same_folders(root: Path, names: Sequence[str]) -> None:
     inside = folders_in(root / names[0]) if len(names) > 1 else []
     if len(inside) < 2 or any(folders_in(root / name) != inside for name in names[1:]):
         return
-    shown, shared = few(names, 5), few(inside, 5)
+    listed, shared = few(names, 5), few(inside, 5)
     if all(map(part_of, inside)):
         way = (
             "Those are called like splits, and splits lie around the classes: make it "
@@ -235,20 +233,8 @@ def _refuse_same_folders(root: Path, names: Sequence[str]) -> None:
         )
     else:
         way = (
-            f"If those are the classes, merge {shown} into one, or call them train, val and test; "
+            f"If those are the classes, merge {listed} into one, or call them train, val and test; "
             "if not, move the images up, straight "
             "into their class folders"
         )
-    raise DataError(f"{root}: the folders {shown} all hold the same folders, {shared}. {way}")
-
-
-def composed(name: str) -> str:
-    """A class's name, whose accents some file systems write apart from their letters."""
-    return unicodedata.normalize("NFC", name)
-
-
-def twins_of(names: Iterable[str]) -> dict[str, str]:
-    """Names that people read as one before them: name -> that one."""
-    seen: dict[str, str] = {}
-    first = {name: seen.setdefault(composed(name).casefold(), name) for name in names}
-    return {name: twin for name, twin in first.items() if twin != name}
+    raise DataError(f"{root}: the folders {listed} all hold the same folders, {shared}. {way}")

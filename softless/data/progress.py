@@ -31,18 +31,18 @@ def track(
     """
     stream = stream or sys.stderr
     start = last = time.monotonic()
-    done, shown = 0, False
+    done, displayed = 0, False
     try:
         for item in items:
             yield item
             done += size(item)
             now = time.monotonic()
             if now - start > PATIENCE and now - last > INTERVAL and stream.isatty():
-                last, shown = now, True
+                last, displayed = now, True
                 stream.write("\r" + progress_line(label, done, total, now - start).ljust(78))
                 stream.flush()
     finally:
-        if shown:
+        if displayed:
             stream.write("\r" + " " * 78 + "\r")
             stream.flush()
 
@@ -54,5 +54,5 @@ def progress_line(label: str, done: int, total: int, seconds: float) -> str:
     'evaluating 50/200  5.0/s  30 s left'
     """
     rate = done / seconds
-    left = f"{(total - done) / rate:.0f} s left" if rate else "…"
-    return f"{visible(label)} {done}/{total}  {rate:.1f}/s  {left}"
+    remaining = f"{(total - done) / rate:.0f} s left" if rate else "…"
+    return f"{visible(label)} {done}/{total}  {rate:.1f}/s  {remaining}"

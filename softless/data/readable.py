@@ -24,10 +24,10 @@ from softless.data.cores import on_all_cores
 from softless.data.findings import Fault, named, refusal
 from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, content, limit
 from softless.data.notices import notice
-from softless.data.ranges import Outside, Range
 from softless.data.reading import read_whole
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.errors import DataError, StorageError, UsageError, located, unknown
+from softless.experiment.ranges import Outside, Range
 from softless.models.durable import discard, make_folder, move, reason_of, write_bytes
 
 POLICIES = ("stop", "skip", "clip")  # of all fields named `faults`
@@ -58,8 +58,8 @@ def sift(root: Path, parts: Mapping[str, Samples], policy: str) -> dict[str, Sam
     bad = unreadable([path for paths in files.values() for path in paths], channels, scale)
     faults = {
         part: {
-            place: fault_of(path, bad[path], root)
-            for place, path in enumerate(paths)
+            index: fault_of(path, bad[path], root)
+            for index, path in enumerate(paths)
             if path in bad
         }
         for part, paths in files.items()
@@ -69,15 +69,18 @@ def sift(root: Path, parts: Mapping[str, Samples], policy: str) -> dict[str, Sam
         for part, samples in parts.items()
         if isinstance(samples, ArraySamples)
     }
-    wrong = [fault for found in faults.values() for fault in found.values()]
+    wrong = [fault for part_faults in faults.values() for fault in part_faults.values()]
     if wrong and policy == "stop":
         raise refusal(root, wrong, "mend or remove them, or leave them out with data.faults=skip")
-    kept = {
+    usable = {
         part: _without(root, part, samples, faults.get(part, {})) for part, samples in parts.items()
     }
     if wrong:
-        say_left_out(root, {part: (len(found), len(parts[part])) for part, found in faults.items()})
-    return kept
+        say_left_out(
+            root,
+            {part: (len(part_faults), len(parts[part])) for part, part_faults in faults.items()},
+        )
+    return usable
 
 
 def refuse_policy(policy: str, *, boxes: bool = False) -> None:
@@ -94,12 +97,14 @@ def refuse_policy(policy: str, *, boxes: bool = False) -> None:
 
 def say_left_out(root: Path, counts: Mapping[str, tuple[int, int]]) -> None:
     """One line on what is not used: part -> (images left out, of how many)."""
-    told = ", ".join(
-        f"{left} of {whole} images of {part}" for part, (left, whole) in counts.items() if left
+    counts_text = ", ".join(
+        f"{unusable} of {total} images of {part}"
+        for part, (unusable, total) in counts.items()
+        if unusable
     )
     smaller = [part for part in ("val", "test") if counts.get(part, (0, 0))[0]]
     note = f"; scores are of the images of {' and '.join(smaller)} that are left" if smaller else ""
-    notice(f"{root}: data.faults=skip leaves out {told}, which cannot be used{note}")
+    notice(f"{root}: data.faults=skip leaves out {counts_text}, which cannot be used{note}")
 
 
 def fault_of(path: Path, error: BadImage, root: Path) -> Fault:
@@ -123,34 +128,34 @@ def unreadable(
     store = _store(files, rule)
     _known.update(_recalled(store))
     keys = [_key(path, rule) for path in files]
-    asked = [place for place, key in enumerate(keys) if key is None or key not in _known]
+    unchecked = [index for index, key in enumerate(keys) if key is None or key not in _known]
     bad: dict[Path, BadImage] = {}
     outside, cut = Outside(), set[int]()
     look = partial(_looked_at, channels=channels, scale=scale, page=page)
-    with closing(on_all_cores(look, [files[place] for place in asked])) as read:
-        for place, found in zip(
-            asked, progress.track(read, len(asked), "reading all images once"), strict=True
+    with closing(on_all_cores(look, [files[index] for index in unchecked])) as read:
+        for index, outcome in zip(
+            unchecked, progress.track(read, len(unchecked), "reading all images once"), strict=True
         ):
-            if isinstance(found, BadImage):
-                bad[files[place]] = found
-            elif (key := keys[place]) is not None:
-                _known[key] = found.content
-                if any(found.outside):
-                    outside.add(found.outside)
+            if isinstance(outcome, BadImage):
+                bad[files[index]] = outcome
+            elif (key := keys[index]) is not None:
+                _known[key] = outcome.content
+                if any(outcome.outside):
+                    outside.add(outcome.outside)
                     cut.add(key)
     seconds = time.monotonic() - start
-    told = (
-        f"{len(files):,} images: {len(asked):,} decoded, {len(files) - len(asked):,} known to "
-        f"be whole, {len(bad):,} cannot be read"
+    summary = (
+        f"{len(files):,} images: {len(unchecked):,} decoded, {len(files) - len(unchecked):,} known "
+        f"to be whole, {len(bad):,} cannot be read"
     )
-    (notice if seconds > progress.PATIENCE else _log.info)(f"{told} ({seconds:.0f} s)")
-    if scale is not None and (said := outside.sentence(f"{len(files):,}", scale)):
-        notice(said)
-    if seconds > progress.PATIENCE and len(asked) > len(bad):
-        whole = (
+    (notice if seconds > progress.PATIENCE else _log.info)(f"{summary} ({seconds:.0f} s)")
+    if scale is not None and (sentence := outside.sentence(f"{len(files):,}", scale)):
+        notice(sentence)
+    if seconds > progress.PATIENCE and len(unchecked) > len(bad):
+        intact = (
             key for key, path in zip(keys, files, strict=True) if path not in bad and key not in cut
         )
-        _remember(store, {key: _known[key] for key in whole if key is not None and key in _known})
+        _remember(store, {key: _known[key] for key in intact if key is not None and key in _known})
     return bad
 
 
@@ -160,8 +165,8 @@ def contents(samples: FileSamples) -> str:
     """
     paths, rule = samples.paths(), _rule(samples.channels, samples.scale)
     with closing(on_all_cores(partial(_content_of, rule=rule), paths)) as each:
-        found = np.fromiter(each, dtype=">u8", count=len(paths))
-    digest = hashlib.sha256(found.tobytes())
+        digests = np.fromiter(each, dtype=">u8", count=len(paths))
+    digest = hashlib.sha256(digests.tobytes())
     samples.update_outlines(digest)
     return digest.hexdigest()
 
@@ -184,44 +189,44 @@ def _looked_at(path: Path, channels: int, scale: Range | None, page: int) -> _Wh
 
 def _content_of(path: Path, rule: str) -> int:
     key = _key(path, rule)
-    found = None if key is None else _known.get(key)
-    return content(path) if found is None else found
+    remembered = None if key is None else _known.get(key)
+    return content(path) if remembered is None else remembered
 
 
 def _without(root: Path, part: str, samples: Samples, faults: Mapping[int, Fault]) -> Samples:
     """The samples but for those at the places of `faults`."""
     if not faults:
         return samples
-    kept = samples.take([place for place in range(len(samples)) if place not in faults])
-    kept.left_out = tuple(faults.values())
+    usable = samples.take([index for index in range(len(samples)) if index not in faults])
+    usable.left_out = tuple(faults.values())
     if samples.targets.ndim == 2:
-        return kept
+        return usable
     lost = sorted(
-        {label for label in samples.targets.tolist() if label >= 0} - set(kept.targets.tolist())
+        {label for label in samples.targets.tolist() if label >= 0} - set(usable.targets.tolist())
     )
     if lost:
-        shown = ", ".join(
+        examples = ", ".join(
             sorted({
                 samples.name(int(np.flatnonzero(samples.targets == label)[0])) for label in lost
             })[:10]
         )
         raise DataError(
             f"{root}: without the images that cannot be used, {len(lost)} classes of {part} have "
-            f"none left (such as {shown}): "
+            f"none left (such as {examples}): "
             "mend some, or remove the classes"
         )
-    return kept
+    return usable
 
 
 def _key(path: Path, rule: str) -> int | None:
     """What tells this content of this file from any other, 64 bits; None where there is no file."""
     try:
-        about = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    told = f"{path.absolute()}\0{about.st_size} {about.st_mtime_ns} {rule}"
+    identity = f"{path.absolute()}\0{status.st_size} {status.st_mtime_ns} {rule}"
     return int.from_bytes(
-        hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=8).digest(), "big"
+        hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).digest(), "big"
     )
 
 
@@ -233,18 +238,18 @@ def _rule(channels: int, scale: Range | None) -> str:
 
 def _store(files: Sequence[Path], rule: str) -> Path:
     """Where it is kept what is known of such files."""
-    given = (
+    setting = (
         os.environ.get("SOFTLESS_CACHE")
         or os.environ.get("LOCALAPPDATA")
         or os.environ.get("XDG_CACHE_HOME")
     )
-    base = located(given) if given else Path.home() / ".cache"
+    base = located(setting) if setting else Path.home() / ".cache"
     folder = base if os.environ.get("SOFTLESS_CACHE") else base / "softless"
-    place = f"{Path(os.path.commonpath([path.parent for path in files])).absolute()}\0{rule}"
+    identity = f"{Path(os.path.commonpath([path.parent for path in files])).absolute()}\0{rule}"
     return (
         folder
         / "contents"
-        / hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+        / hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
     )
 
 
@@ -257,13 +262,13 @@ def _recalled(store: Path) -> dict[int, int]:
     return dict(pairs.tolist())
 
 
-def _remember(store: Path, found: Mapping[int, int]) -> None:
+def _remember(store: Path, digests: Mapping[int, int]) -> None:
     """Keep what is known for the next process; without it that one decodes again."""
     # other processes may read the same images
     beside = store.with_name(f"{store.name}.{os.getpid()}")
     try:
         make_folder(store.parent)
-        write_bytes(beside, np.array(sorted(found.items()), dtype=">u8").tobytes())
+        write_bytes(beside, np.array(sorted(digests.items()), dtype=">u8").tobytes())
         move(beside, store)
     except StorageError as error:
         discard(beside)

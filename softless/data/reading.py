@@ -9,8 +9,8 @@ from softless.data import deep, dicom, images
 from softless.data.images import Decoded
 from softless.data.notices import notice
 from softless.data.pictures import Picture, with_channels
-from softless.data.ranges import Range
 from softless.errors import UsageError
+from softless.experiment.ranges import Range
 
 __all__ = ["Decoded", "decode", "is_image", "read_image", "read_whole"]
 
@@ -55,10 +55,14 @@ def decode(
         path: the file.
         channels: 1 or 3.
         scale: the declared range; without it 8-bit images alone are read, and DICOM by its own
-            window.
+            window. With it the image is float32 (h, w, channels) in 0..1.
         page: which frame of a DICOM file.
         max_pixels: refuse more, from the header; SOFTLESS_MAX_PIXELS by default.
         min_side: refuse a shorter side below this; SOFTLESS_MIN_SIDE by default.
+
+    Raises:
+        BadImage: as `read_image`.
+        UsageError: a page of a file that is no DICOM, or that has no such page.
     """
     if dicom.is_dicom(path):
         return dicom.decode(

@@ -54,14 +54,14 @@ def seen_mpp(samples: Samples, shrinks: Callable[[int, int], float]) -> float | 
     if not isinstance(samples, FileSamples) or not len(samples):
         return None
     paths = samples.paths()
-    asked = np.unique(np.linspace(0, len(paths) - 1, SAMPLE).astype(int))
-    found = []
-    for place in asked:
-        mpp = micrometres(paths[place])
+    indices = np.unique(np.linspace(0, len(paths) - 1, SAMPLE).astype(int))
+    sides = []
+    for index in indices:
+        mpp = micrometres(paths[index])
         if mpp is None:
             return None
-        with Image.open(paths[place]) as image:
+        with Image.open(paths[index]) as image:
             width, height = image.size
-        found += [side * shrinks(height, width) for side in mpp]
-    low, high = min(found), max(found)
+        sides += [side * shrinks(height, width) for side in mpp]
+    low, high = min(sides), max(sides)
     return (low + high) / 2 if high <= low * (1 + SAME) else None

@@ -17,9 +17,9 @@ from softless.data.findings import Fault
 from softless.data.images import MODES
 from softless.data.names import Names
 from softless.data.pictures import Picture, with_channels
-from softless.data.ranges import Range
 from softless.data.reading import read_image
 from softless.errors import DataError
+from softless.experiment.ranges import Range
 
 
 class Samples(ABC):
@@ -62,7 +62,9 @@ class Samples(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Picture:
-        """The image, in one of the forms of `pictures`."""
+        """The image, in one of the forms of `pictures`: PIL in mode "L" or "RGB", or an array
+        (h, w, C).
+        """
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -70,15 +72,15 @@ class Samples(ABC):
 
     @abstractmethod
     def take(self, indices: Sequence[int] | np.ndarray) -> "Samples":
-        """The samples at these positions, in this order."""
+        """The samples at these positions, `indices` (m,), in this order."""
 
     def renumbered(self, places: Sequence[int]) -> "Samples":
         """The same samples with class index i called places[i]."""
-        other, moved = copy(self), np.asarray(places, dtype=np.int64)
-        other.targets = (
+        copied, moved = copy(self), np.asarray(places, dtype=np.int64)
+        copied.targets = (
             moved[self.targets] if self.targets.ndim == 1 else self.targets[:, np.argsort(moved)]
         )
-        return other
+        return copied
 
 
 class ArraySamples(Samples):
@@ -108,6 +110,9 @@ class ArraySamples(Samples):
         self.unusable: Mapping[int, Fault] = {}
 
     def image(self, index: int) -> Picture:
+        """The image: PIL where it is grey or RGB of 8 bits; uint8 (h, w, C) of other channels, or
+        float32 (h, w, C) in 0..1 under a declared range.
+        """
         pixels = self.images[index]
         if self.scale is not None:
             values = self.scale.applied(pixels if pixels.ndim == 3 else pixels[..., None])
@@ -125,13 +130,14 @@ class ArraySamples(Samples):
         digest.update(np.ascontiguousarray(self.images).tobytes())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "ArraySamples":
+        """The samples at these positions, `indices` (m,), in this order; images are copied."""
         chosen = np.asarray(indices, dtype=np.int64)
         names = [self.names[i] for i in chosen]
-        taken = ArraySamples(
+        subset = ArraySamples(
             self.images[chosen], self.targets[chosen], self.channels, names, self.scale
         )
-        taken.groups = None if self.groups is None else self.groups[chosen]
-        return taken
+        subset.groups = None if self.groups is None else self.groups[chosen]
+        return subset
 
 
 class FileSamples(Samples):
@@ -168,12 +174,14 @@ class FileSamples(Samples):
         """Feed the outlines drawn on the images, where there are some, into a hashlib digest."""
 
     def image(self, index: int) -> Picture:
+        """The image, read now: PIL of 8 bits, or of a declared range float32 (h, w, C) in 0..1."""
         return read_image(self.root / self.files[index], self.channels, self.scale, page=self.page)
 
     def name(self, index: int) -> str:
         return self.files[index]
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "FileSamples":
+        """The samples of these files, `indices` (m,), in this order; nothing is read."""
         chosen = np.asarray(indices, dtype=np.int64)
         files = [self.files[i] for i in chosen]
         groups = None if self.groups is None else self.groups[chosen]

@@ -11,9 +11,9 @@ from softless import ranks
 from softless.data.arrays import unlabelled_npz
 from softless.data.folder import files_at, images_at
 from softless.data.notices import notice
-from softless.data.ranges import Range
 from softless.data.samples import FileSamples, Samples
 from softless.errors import DataError, UsageError, located
+from softless.experiment.ranges import Range
 from softless.words import counted
 
 Found = TypeVar("Found")
@@ -42,7 +42,7 @@ def images_of(
             among the images.
     """
     named = [sources] if isinstance(sources, str | Path) else list(sources)
-    paths = [located(one) for one in named]
+    paths = [located(source) for source in named]
     if not paths:
         raise UsageError("no images are named: give a folder, an image, or several of them")
     packed = [path for path in paths if path.suffix.lower() == ".npz"]
@@ -73,11 +73,13 @@ def images_for_all(
     each.
     """
     named = [sources] if isinstance(sources, str | Path) else list(sources)
-    packed = any(Path(one).suffix.lower() == ".npz" for one in named)
-    found = opened_for_all(lambda: images_of(named, channels, apart, scale, page), in_memory=packed)
-    if paths := found.paths()[:1]:
+    packed = any(Path(source).suffix.lower() == ".npz" for source in named)
+    samples = opened_for_all(
+        lambda: images_of(named, channels, apart, scale, page), in_memory=packed
+    )
+    if paths := samples.paths()[:1]:
         ranks.together(lambda: _seen(paths[0]))
-    return found
+    return samples
 
 
 def opened_for_all(work: Callable[[], Found], *, in_memory: bool) -> Found:
@@ -99,8 +101,8 @@ def _together(
     paths: Sequence[Path], channels: int, apart: Path | None, scale: Range | None, page: int
 ) -> FileSamples:
     """Files of several sources, each once."""
-    found = [files_at(path, apart) for path in paths]
-    files = [(root / name).absolute() for root, names in found for name in names]
+    listings = [files_at(path, apart) for path in paths]
+    files = [(root / name).absolute() for root, names in listings for name in names]
     once = list(dict.fromkeys(files))
     if len(once) < len(files):
         notice(
@@ -108,7 +110,7 @@ def _together(
             "answered once"
         )
     try:
-        base = Path(os.path.commonpath([root.absolute() for root, _ in found]))
+        base = Path(os.path.commonpath([root.absolute() for root, _ in listings]))
     except ValueError as error:
         raise UsageError(
             "the sources lie on several drives: answer those of each drive alone"

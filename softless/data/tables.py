@@ -18,21 +18,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from softless.data.findings import Fault, refusal
 from softless.data.groups import shared_groups
 from softless.data.notices import notice
-from softless.data.places import ALIKE, PARTS, composed, part_of, twins_of
-from softless.data.ranges import Range
+from softless.data.places import PARTS, part_of
 from softless.data.samples import FileSamples
 from softless.errors import DataError, located, nearest
-from softless.words import POINTED, POINTER, clipped, counted, few
-
-if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
-    from softless.training.recipe import TableSpec
+from softless.experiment.groups import TableSpec
+from softless.experiment.ranges import Range
+from softless.words import ALIKE, POINTED, POINTER, clipped, composed, counted, few, twins_of
 
 DELIMITERS = (",", ";", "\t", "|")
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -41,6 +38,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 # what tools write for a missing one
 NO_LABEL = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})
+PART_NAMES = ", ".join(PARTS)
 ALONE = "all"  # the part of rows whose table declares none
 
 
@@ -78,7 +76,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """A row that can be used."""
 
     number: int
@@ -90,13 +88,13 @@ class Row:
     part: str
 
     @property
-    def said(self) -> tuple[object, ...]:
+    def statement(self) -> tuple[object, ...]:
         """What it says of its file."""
         return self.label, self.values, self.group, self.part
 
 
 def table_parts(
-    spec: "TableSpec", path: str | None, channels: int, scale: Range | None = None
+    spec: TableSpec, path: str | None, channels: int, scale: Range | None = None
 ) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
     """The parts that a table declares ({"train", "val", "test"}, or {"all"}) and the class names.
 
@@ -110,16 +108,16 @@ def table_parts(
         DataError: the table cannot be read, lacks a column, or has rows, groups or classes that
             cannot be used (all in one error).
     """
-    found = read_table(spec, path, channels, scale)
-    if len(found.faults) == 1:
-        raise DataError(f"{found.path}: {found.faults[0]}")
-    if found.faults:
-        raise refusal(found.path, found.faults, "mend the table")
-    return dict(found.parts), found.classes
+    table = read_table(spec, path, channels, scale)
+    if len(table.faults) == 1:
+        raise DataError(f"{table.path}: {table.faults[0]}")
+    if table.faults:
+        raise refusal(table.path, table.faults, "mend the table")
+    return dict(table.parts), table.classes
 
 
 def read_table(
-    spec: "TableSpec", path: str | None, channels: int, scale: Range | None = None
+    spec: TableSpec, path: str | None, channels: int, scale: Range | None = None
 ) -> Table:
     """Read a table; see `table_parts`. What is wrong with its rows is in `faults`.
 
@@ -140,7 +138,7 @@ def read_table(
     if not rows:
         raise DataError(f"{file} has a header and no rows: a row lists an image")
     several = len(columns.labels) > 1
-    classes = columns.names if several else _classes(file, good, whole=not faults)
+    classes = columns.names if several else _classes(file, good, complete=not faults)
     parts = _parts(
         good,
         root,
@@ -153,7 +151,7 @@ def read_table(
     return Table(file, root, classes, parts, tuple(faults), several)
 
 
-def label_count(spec: "TableSpec") -> int:
+def label_count(spec: TableSpec) -> int:
     """How many labels an image of a table has.
 
     Raises:
@@ -165,11 +163,11 @@ def label_count(spec: "TableSpec") -> int:
 
 
 def _read(
-    file: Path, wanted: Sequence[str | None]
+    file: Path, column_names: Sequence[str | None]
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and each row that is not empty with its number."""
     text = _text(file)
-    delimiter, skipped = _delimiter(text, [name for name in wanted if name])
+    delimiter, skipped = _delimiter(text, [name for name in column_names if name])
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )
@@ -196,14 +194,14 @@ def _read(
     wrong = [(number, len(cells)) for number, cells in rows if len(cells) != len(header)]
     if wrong:
         number, count = wrong[0]
-        more = (
+        remainder = (
             f", and {counted(len(wrong) - 1, 'more row')} of another length"
             if len(wrong) > 1
             else ""
         )
         raise DataError(
             f"{file}: row {number} has {counted(count, 'cell')} and the header "
-            f"{len(header)}{more}: a cell that holds the separator "
+            f"{len(header)}{remainder}: a cell that holds the separator "
             f"'{delimiter}' stands in quotes"
         )
     return header, rows
@@ -229,13 +227,15 @@ def _text(file: Path) -> str:
     return text
 
 
-def _delimiter(text: str, wanted: Sequence[str]) -> tuple[str, int]:
+def _delimiter(text: str, column_names: Sequence[str]) -> tuple[str, int]:
     """The sign between cells, and how many lines stand before the header: the sign by which the
     header has most of the columns asked for.
     """
     lines = [line for line in text.splitlines() if line.strip()]
-    if (told := "".join(lines[:1]).strip()).lower().startswith("sep=") and len(told) == 5:
-        return told[4], 1
+    if (first_line := "".join(lines[:1]).strip()).lower().startswith("sep=") and len(
+        first_line
+    ) == 5:
+        return first_line[4], 1
 
     def fits(delimiter: str) -> tuple[int, int]:
         try:
@@ -245,13 +245,13 @@ def _delimiter(text: str, wanted: Sequence[str]) -> tuple[str, int]:
             ]
         except (csv.Error, StopIteration):
             return 0, 0
-        return len({*wanted} & {*names}), len(names)
+        return len({*column_names} & {*names}), len(names)
 
     return max(DELIMITERS, key=fits), 0
 
 
 def _columns(
-    file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], spec: "TableSpec"
+    file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], spec: TableSpec
 ) -> Columns:
     standard = type(spec)()
     group, split = spec.group, spec.split
@@ -265,10 +265,10 @@ def _columns(
     at_group = None if group is None else _place(file, header, group, "table.group")
     by_itself = split is not None and split not in header and split == standard.split
     at_split = None if split is None or by_itself else _place(file, header, split, "table.split")
-    taken = {at_file, at_group, at_split}
+    occupied = {at_file, at_group, at_split}
     names = spec.label
     if names == standard.label and names[0] not in header:
-        names = _marked(file, header, rows, names[0], taken)
+        names = _marked(file, header, rows, names[0], occupied)
     if not names:
         raise DataError("table.label names no column: give one, or several of 0 and 1")
     at_labels = tuple(_place(file, header, name, "table.label") for name in names)
@@ -300,9 +300,9 @@ def _place(file: Path, header: Sequence[str], name: str, setting: str) -> int:
 
 def _like(name: str, header: Sequence[str]) -> str:
     """The column that may be meant, or a word for it."""
-    near = nearest(name.casefold(), [one.casefold() for one in header], cutoff=0.6)
-    found = next((one for one in header if f"'{one.casefold()}'" in near), "")
-    return found or "NAME"
+    near = nearest(name.casefold(), [column.casefold() for column in header], cutoff=0.6)
+    match = next((column for column in header if f"'{column.casefold()}'" in near), "")
+    return match or "NAME"
 
 
 def _has(header: Sequence[str]) -> str:
@@ -314,18 +314,18 @@ def _marked(
     header: Sequence[str],
     rows: Sequence[tuple[int, list[str]]],
     name: str,
-    taken: set[int | None],
+    occupied: set[int | None],
 ) -> tuple[str, ...]:
     """The columns that are left, where they are several and hold 0 and 1 alone: labels, which is
     said.
     """
-    left = [place for place, one in enumerate(header) if one and place not in taken]
+    columns = [index for index, title in enumerate(header) if title and index not in occupied]
     if (
-        len(left) > 1
+        len(columns) > 1
         and rows
-        and all(cells[place].lower() in TRUTH for _, cells in rows for place in left)
+        and all(cells[index].lower() in TRUTH for _, cells in rows for index in columns)
     ):
-        names = tuple(header[place] for place in left)
+        names = tuple(header[index] for index in columns)
         notice(
             f"{file.name} has no column '{name}': its columns of 0 and 1 are labels, "
             f"{few(names)}; table.label names others"
@@ -336,27 +336,32 @@ def _marked(
 
 def _read_rows(
     rows: Sequence[tuple[int, list[str]]], columns: Columns, header: Sequence[str], root: Path
-) -> tuple[list[Row], list[Fault]]:
+) -> tuple[list[ImageRow], list[Fault]]:
     """The rows that can be used, each file once, and what is wrong with the others."""
-    good: dict[tuple[int, int], Row] = {}
+    good: dict[tuple[int, int], ImageRow] = {}
     faults: list[Fault] = []
     for number, cells in rows:
-        given = cells[columns.file]
-        place = f"row {number}, {given}" if given else f"row {number}"
+        file_name = cells[columns.file]
+        location = f"row {number}, {file_name}" if file_name else f"row {number}"
         row = _row(number, cells, columns, header, root)
-        if isinstance(row, Row):
+        if isinstance(row, ImageRow):
             before = good.setdefault(row.known_as, row)
             if before is row:
                 continue
-            what = "the same row" if before.said == row.said else "other words about it"
-            row = "twice", f"row {before.number} has the same file, and {what}: keep one of them"
-        faults.append(Fault(place, row[1], row[0]))
+            comparison = (
+                "the same row" if before.statement == row.statement else "other words about it"
+            )
+            row = (
+                "twice",
+                f"row {before.number} has the same file, and {comparison}: keep one of them",
+            )
+        faults.append(Fault(location, row[1], row[0]))
     return list(good.values()), faults
 
 
 def _row(
     number: int, cells: Sequence[str], columns: Columns, header: Sequence[str], root: Path
-) -> Row | tuple[str, str]:
+) -> ImageRow | tuple[str, str]:
     """A row, or the kind of its fault and what is wrong."""
     if not cells[columns.file]:
         return "no file", f"the column '{header[columns.file]}' is empty"
@@ -374,38 +379,38 @@ def _row(
         )
     part = ALONE if columns.split is None else part_of(cells[columns.split])
     if columns.split is not None and part is None:
-        said = clipped(cells[columns.split])
+        split_name = clipped(cells[columns.split])
         return (
             "split",
-            f"the column '{header[columns.split]}' says '{said}': it must be {', '.join(PARTS)}",
+            f"the column '{header[columns.split]}' says '{split_name}': it must be {PART_NAMES}",
         )
     labels = [cells[at] for at in columns.labels]
     if wrong := _no_labels(labels, columns):
         return "labels", wrong
     several = len(labels) > 1
     values = tuple(TRUTH[label.lower()] for label in labels) if several else ()
-    return Row(
+    return ImageRow(
         number, *stored, "" if several else composed(labels[0]), values, group, part or ALONE
     )
 
 
-def _stored(root: Path, given: str) -> tuple[str, tuple[int, int]] | None:
+def _stored(root: Path, file_name: str) -> tuple[str, tuple[int, int]] | None:
     """The name of a file as seen from the root, and what the system knows it by; None where there
     is none.
     """
-    for name in dict.fromkeys((given, given.replace("\\", "/"))):
+    for name in dict.fromkeys((file_name, file_name.replace("\\", "/"))):
         try:
-            about = os.stat(root / name)  # noqa: PTH116 - one call for each of a million rows
+            status = os.stat(root / name)  # noqa: PTH116 - one call for each of a million rows
         except (OSError, ValueError):
             continue
-        if stat.S_ISREG(about.st_mode):
-            path, whole = Path(name), root.absolute()
+        if stat.S_ISREG(status.st_mode):
+            path, absolute_root = Path(name), root.absolute()
             below = (
-                path.relative_to(whole)
-                if path.is_absolute() and path.is_relative_to(whole)
+                path.relative_to(absolute_root)
+                if path.is_absolute() and path.is_relative_to(absolute_root)
                 else path
             )
-            return below.as_posix(), (about.st_dev, about.st_ino)
+            return below.as_posix(), (status.st_dev, status.st_ino)
     return None
 
 
@@ -432,7 +437,7 @@ def _no_labels(cells: Sequence[str], columns: Columns) -> str:
     )
 
 
-def _classes(file: Path, rows: Sequence[Row], *, whole: bool) -> tuple[str, ...]:
+def _classes(file: Path, rows: Sequence[ImageRow], *, complete: bool) -> tuple[str, ...]:
     """The labels that occur: whole numbers by their size, names by their letters."""
     names = {row.label for row in rows}
     for name, twin in twins_of(sorted(names)).items():
@@ -448,11 +453,11 @@ def _classes(file: Path, rows: Sequence[Row], *, whole: bool) -> tuple[str, ...]
         )
     written: dict[Decimal, str] = {}
     for name, value in numbers.items():
-        if (other := written.setdefault(value, name)) != name:
+        if (spelling := written.setdefault(value, name)) != name:
             raise DataError(
-                f"{file}: the labels '{other}' and '{name}' are one number: write it in one way"
+                f"{file}: the labels '{spelling}' and '{name}' are one number: write it in one way"
             )
-    if len(names) < 2 and whole:
+    if len(names) < 2 and complete:
         raise DataError(
             f"{file} holds only one class ({few(names)}): a classifier needs at least two"
         )
@@ -461,16 +466,16 @@ def _classes(file: Path, rows: Sequence[Row], *, whole: bool) -> tuple[str, ...]
     )
 
 
-def _targets(rows: Sequence[Row], classes: Sequence[str], *, several: bool) -> np.ndarray:
+def _targets(rows: Sequence[ImageRow], classes: Sequence[str], *, several: bool) -> np.ndarray:
     """(n,) class indices, or (n, K) of 0 and 1."""
     if several:
         return np.array([row.values for row in rows], dtype=np.int64).reshape(-1, len(classes))
-    index = {name: place for place, name in enumerate(classes)}
+    index = {name: class_index for class_index, name in enumerate(classes)}
     return np.array([index[row.label] for row in rows], dtype=np.int64)
 
 
 def _parts(
-    rows: Sequence[Row],
+    rows: Sequence[ImageRow],
     root: Path,
     targets: np.ndarray,
     channels: int,
@@ -479,33 +484,40 @@ def _parts(
     grouped: bool,
 ) -> dict[str, FileSamples]:
     groups = np.array([row.group for row in rows], dtype=object) if grouped else None
-    whole = FileSamples(root, [row.file for row in rows], targets, channels, scale, groups=groups)
-    told = np.array([row.part for row in rows], dtype=object)
-    if set(told.tolist()) <= {ALONE}:
-        return {ALONE: whole}
+    all_samples = FileSamples(
+        root, [row.file for row in rows], targets, channels, scale, groups=groups
+    )
+    declared = np.array([row.part for row in rows], dtype=object)
+    if set(declared.tolist()) <= {ALONE}:
+        return {ALONE: all_samples}
     return {
-        part: whole.take(np.flatnonzero(told == part)) for part in PARTS if (told == part).any()
+        part: all_samples.take(np.flatnonzero(declared == part))
+        for part in PARTS
+        if (declared == part).any()
     }
 
 
 def _across(
-    parts: Mapping[str, FileSamples], classes: Sequence[str], spec: "TableSpec", *, several: bool
+    parts: Mapping[str, FileSamples], classes: Sequence[str], spec: TableSpec, *, several: bool
 ) -> Iterator[Fault]:
     """What is wrong with the parts together."""
     if ALONE in parts:
         return
     yield from shared_groups(parts, spec.group or "group")
     if "train" not in parts:
-        said = " and ".join(parts)
+        part_names = " and ".join(parts)
         yield Fault(
             "train",
-            f"the table declares {said} but no train: add it, or give table.split=none to cut it",
+            f"the table declares {part_names} but no train: add it, or give table.split=none to "
+            "cut it",
             "split",
         )
         return
     for part, samples in parts.items():
         each = samples.targets > 0 if several else np.eye(len(classes), dtype=bool)[samples.targets]
-        for name in (name for name, there in zip(classes, each.T, strict=True) if not there.any()):
+        for name in (
+            name for name, present in zip(classes, each.T, strict=True) if not present.any()
+        ):
             if part == "train" or not several:
                 yield Fault(
                     part,

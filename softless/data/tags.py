@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from softless.data import tiff_pages
-from softless.data.ranges import WAY
 from softless.data.tiff_pages import (
     CIELAB,
     CMYK,
@@ -29,6 +28,7 @@ from softless.data.tiff_pages import (
     Contents,
     Picture,
 )
+from softless.experiment.ranges import WAY
 
 # what becomes of stored numbers: a declared range, or they themselves
 Values = Callable[[NDArray[Any]], NDArray[Any]]
@@ -53,7 +53,7 @@ class NoSuch(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A picture of a file, and what its reader asked for."""
 
     contents: Contents
@@ -87,18 +87,18 @@ class Kind(NamedTuple):
     name: str
     outcome: str  # refused, or read with a remark
     word: str
-    says: Callable[[Asked], str]
+    says: Callable[[Request], str]
 
 
-def _bits(asked: Asked) -> tuple[int, ...]:
-    found = asked.tags.bitspersample
-    return tuple(found) if isinstance(found, tuple) else (found,)
+def _bits(request: Request) -> tuple[int, ...]:
+    bits = request.tags.bitspersample
+    return tuple(bits) if isinstance(bits, tuple) else (bits,)
 
 
-def _packed(asked: Asked) -> str:
+def _packed(request: Request) -> str:
     import tifffile
 
-    name, number = "", int(asked.tags.compression)
+    name, number = "", int(request.tags.compression)
     if number == 1:
         return ""
     try:
@@ -106,7 +106,7 @@ def _packed(asked: Asked) -> str:
     except KeyError:
         usable = False
     if not usable:
-        name = getattr(asked.tags.compression, "name", "")
+        name = getattr(request.tags.compression, "name", "")
     return (
         ""
         if usable
@@ -115,118 +115,120 @@ def _packed(asked: Asked) -> str:
     )
 
 
-def _mixed(asked: Asked) -> str:
-    formats = asked.tags.tags.valueof(339, UNSIGNED)
-    if int(asked.tags.planarconfig) not in {1, 2}:
+def _mixed(request: Request) -> str:
+    formats = request.tags.tags.valueof(339, UNSIGNED)
+    if int(request.tags.planarconfig) not in {1, 2}:
         return (
-            f"samples laid out in a way that is not known ({int(asked.tags.planarconfig)}): "
+            f"samples laid out in a way that is not known ({int(request.tags.planarconfig)}): "
             f"{CONVERT}"
         )
-    several = len(set(_bits(asked))) > 1 or (isinstance(formats, tuple) and len(set(formats)) > 1)
-    return f"samples of several depths or kinds {_bits(asked)}: {DEEP}" if several else ""
+    several = len(set(_bits(request))) > 1 or (isinstance(formats, tuple) and len(set(formats)) > 1)
+    return f"samples of several depths or kinds {_bits(request)}: {DEEP}" if several else ""
 
 
-def _float(asked: Asked) -> str:
+def _float(request: Request) -> str:
     return (
-        f"floating-point pixels of {_bits(asked)[0]} bits: {DEEP}"
-        if asked.values is None and asked.tags.sampleformat == FLOAT
+        f"floating-point pixels of {_bits(request)[0]} bits: {DEEP}"
+        if request.values is None and request.tags.sampleformat == FLOAT
         else ""
     )
 
 
-def _signed(asked: Asked) -> str:
+def _signed(request: Request) -> str:
     return (
-        f"signed pixels of {_bits(asked)[0]} bits: {DEEP}"
-        if asked.values is None and asked.tags.sampleformat == SIGNED
+        f"signed pixels of {_bits(request)[0]} bits: {DEEP}"
+        if request.values is None and request.tags.sampleformat == SIGNED
         else ""
     )
 
 
-def _inverted(asked: Asked) -> str:
-    deep = asked.values is not None and (_bits(asked)[0] > 8 or asked.tags.sampleformat != UNSIGNED)
+def _inverted(request: Request) -> str:
+    deep = request.values is not None and (
+        _bits(request)[0] > 8 or request.tags.sampleformat != UNSIGNED
+    )
     return (
         "more than 8 bits in which 0 is white: save it with 0 as black"
-        if deep and int(asked.tags.photometric) == WHITE_IS_ZERO
+        if deep and int(request.tags.photometric) == WHITE_IS_ZERO
         else ""
     )
 
 
-def _complex(asked: Asked) -> str:
+def _complex(request: Request) -> str:
     return (
         ""
-        if asked.tags.sampleformat in {UNSIGNED, SIGNED, FLOAT, VOID}
+        if request.tags.sampleformat in {UNSIGNED, SIGNED, FLOAT, VOID}
         else f"complex pixels: {DEEP}"
     )
 
 
-def _deep(asked: Asked) -> str:
-    bits = _bits(asked)[0]
-    if asked.values is not None or bits in {1, 2, 4, 8} or asked.tags.sampleformat == FLOAT:
+def _deep(request: Request) -> str:
+    bits = _bits(request)[0]
+    if request.values is not None or bits in {1, 2, 4, 8} or request.tags.sampleformat == FLOAT:
         return ""
     return f"{'32-bit integer' if bits == 32 else f'{bits}-bit'} pixels: {DEEP}"
 
 
-def _colours(asked: Asked) -> str:
-    photometric, tags = int(asked.tags.photometric), asked.tags
+def _colours(request: Request) -> str:
+    photometric, tags = int(request.tags.photometric), request.tags
     name = getattr(tags.photometric, "name", str(photometric))
     uncoloured = photometric == YCBCR and (
         int(tags.compression) not in COLOURED or tags.samplesperpixel != 3
     )
-    shallow = _bits(asked)[0] < 8 and (tags.samplesperpixel > 1 or asked.own > 1)
+    shallow = _bits(request)[0] < 8 and (tags.samplesperpixel > 1 or request.own > 1)
     if photometric not in SAMPLES or uncoloured:
         return f"colours of a kind that is not read ({name}): {CONVERT}"
-    return f"colours of {_bits(asked)[0]} bits: {CONVERT}" if shallow else ""
+    return f"colours of {_bits(request)[0]} bits: {CONVERT}" if shallow else ""
 
 
-def _channels(asked: Asked) -> str:
-    if asked.picture.planes != "channels" or asked.channels is not None:
+def _channels(request: Request) -> str:
+    if request.picture.planes != "channels" or request.channels is not None:
         return ""
-    return f"{asked.picture.channels} pages that are the channels of one picture: {asked.way}"
+    return f"{request.picture.channels} pages that are the channels of one picture: {request.way}"
 
 
-def _unknown(asked: Asked) -> str:
-    if asked.picture.planes != "unknown" or asked.channels is not None:
+def _unknown(request: Request) -> str:
+    if request.picture.planes != "unknown" or request.channels is not None:
         return ""
-    count = len(asked.picture.levels[0])
-    also = ", page= one picture" if asked.choosable else ""
+    count = len(request.picture.levels[0])
+    also = ", page= one picture" if request.choosable else ""
     return (
         f"{count} grey pages of one size, and nothing says whether they are channels or a "
-        f"stack: {asked.way}{also}"
+        f"stack: {request.way}{also}"
     )
 
 
-def _samples(asked: Asked) -> str:
-    count, own = int(asked.tags.samplesperpixel), asked.own
+def _samples(request: Request) -> str:
+    count, own = int(request.tags.samplesperpixel), request.own
     fits = count == own or (own == 3 and count == 4)
-    if asked.channels is not None or fits:
+    if request.channels is not None or fits:
         return ""
-    return f"{count} samples a pixel where its colours take {own}: 1 or 3 are read; {asked.way}"
+    return f"{count} samples a pixel where its colours take {own}: 1 or 3 are read; {request.way}"
 
 
-def _elsewhere(asked: Asked) -> str:
+def _elsewhere(request: Request) -> str:
     return (
         f"pictures that lie in other files, or behind one header: {CONVERT}"
-        if asked.contents.elsewhere
+        if request.contents.elsewhere
         else ""
     )
 
 
-def _fourth(asked: Asked) -> str:
-    if asked.channels is not None or asked.own != 3 or asked.tags.samplesperpixel != 4:
+def _fourth(request: Request) -> str:
+    if request.channels is not None or request.own != 3 or request.tags.samplesperpixel != 4:
         return ""
     kind = {0: "unspecified", 1: "associated alpha", 2: "unassociated alpha"}.get(
-        next(iter(asked.tags.extrasamples), 0), "unknown"
+        next(iter(request.tags.extrasamples), 0), "unknown"
     )
     return f"it holds a fourth sample ({kind}), which is dropped"
 
 
-def _several(asked: Asked) -> str:
-    count = len(asked.contents.choices)
-    if asked.page is not None or not asked.contents.several or count < 2:
+def _several(request: Request) -> str:
+    count = len(request.contents.choices)
+    if request.page is not None or not request.contents.several or count < 2:
         return ""
-    also = f" ({asked.contents.several}; page= chooses another)" if asked.choosable else ""
+    also = f" ({request.contents.several}; page= chooses another)" if request.choosable else ""
     return (
-        f"it holds {f'{count} ' if asked.contents.whole else ''}pictures, and only the first "
+        f"it holds {f'{count} ' if request.contents.complete else ''}pictures, and only the first "
         f"is read{also}"
     )
 
@@ -279,61 +281,61 @@ def judged(
     except IndexError as error:
         raise NoSuch(str(error)) from error
     chosen = None if channels is None else tuple(channels)
-    asked = Asked(contents, picture, chosen, page, values, choosable)
+    request = Request(contents, picture, chosen, page, values, choosable)
     with tiff_pages.silent():
         try:
-            remarks = _remarks(asked)
-            whole, said = _readable(asked)
+            remarks = _remarks(request)
+            readable, level_remarks = _readable(request)
         except tiff_pages.DAMAGED as error:
             raise Refused(
                 "damaged", f"tags that cannot be ({error}); replace or remove the file"
             ) from error
     if chosen is not None:
-        _refuse_no_such(asked, chosen)
-    return Verdict(whole, chosen, (*remarks, *said))
+        _refuse_no_such(request, chosen)
+    return Verdict(readable, chosen, (*remarks, *level_remarks))
 
 
-def _remarks(asked: Asked) -> list[tuple[str, str]]:
+def _remarks(request: Request) -> list[tuple[str, str]]:
     """What the table has to say of a file that it lets pass."""
     remarks = []
     for kind in KINDS:
-        said = kind.says(asked)
-        if said and kind.outcome == REFUSED:
-            raise Refused(kind.word, said)
-        if said:
-            remarks.append((kind.word, said))
+        text = kind.says(request)
+        if text and kind.outcome == REFUSED:
+            raise Refused(kind.word, text)
+        if text:
+            remarks.append((kind.word, text))
     return remarks
 
 
-def _readable(asked: Asked) -> tuple[Picture, list[tuple[str, str]]]:
+def _readable(request: Request) -> tuple[Picture, list[tuple[str, str]]]:
     """The picture with the levels ahead of the first that is of another kind than the finest one,
     which is said.
     """
-    for number, level in enumerate(asked.picture.levels):
+    for number, level in enumerate(request.picture.levels):
         for page in level:
-            own = replace(asked, picture=Picture(((page,),)))
+            own = replace(request, picture=Picture(((page,),)))
             wrong = [kind for kind in KINDS if kind.word == FORMAT and kind.says(own)]
             if wrong and not number:
                 raise Refused(FORMAT, wrong[0].says(own))
             if wrong:
-                said = (
+                text = (
                     f"its levels from {number} on are not read, since that one holds "
                     f"{wrong[0].says(own)}"
                 )
-                return replace(asked.picture, levels=asked.picture.levels[:number]), [
-                    ("levels", said)
+                return replace(request.picture, levels=request.picture.levels[:number]), [
+                    ("levels", text)
                 ]
-    return asked.picture, []
+    return request.picture, []
 
 
-def _refuse_no_such(asked: Asked, chosen: tuple[int, ...]) -> None:
-    last = asked.picture.channels - 1
+def _refuse_no_such(request: Request, chosen: tuple[int, ...]) -> None:
+    last = request.picture.channels - 1
     if len(chosen) not in {1, 3}:
         raise NoSuch(
             f"channels={','.join(map(str, chosen))}: 1 or 3 channels are read, and these are "
             f"{len(chosen)}"
         )
-    if int(asked.tags.photometric) in {PALETTE, CMYK, CIELAB}:
+    if int(request.tags.photometric) in {PALETTE, CMYK, CIELAB}:
         raise NoSuch(
             "channels= chooses among the channels of a TIFF, and the colours of this one are not "
             "separate"

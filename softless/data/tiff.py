@@ -68,8 +68,8 @@ class Tiles:
         self.size = self.turn.size(self.stored)
         nothing = np.zeros(0, dtype=np.dtype(page.dtype))
         self.dtype = np.dtype(np.uint8) if values is None else values(nothing).dtype
-        self.kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        self.held = 0
+        self.cache: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self.cache_bytes = 0
         # Aperio's empty tiles are a fault of its encoder
         self.sparse = not page.is_svs and page.photometric != PALETTE
 
@@ -96,13 +96,19 @@ class Tiles:
                 one that is of no use.
         """
         box = self.turn.stored((top, left, top + height, left + width), self.size)
-        found = np.zeros((box[2] - box[0], box[3] - box[1], self.samples), dtype=self.dtype)
+        region = np.zeros((box[2] - box[0], box[3] - box[1], self.samples), dtype=self.dtype)
         lost = []
-        (tall, wide), across = self.segment, -(-self.stored[1] // self.segment[1])
-        for row in range(box[0] // tall, -(-box[2] // tall)):
-            for column in range(box[1] // wide, -(-box[3] // wide)):
-                y, x = row * tall, column * wide
-                end = min(y + tall, self.stored[0]), min(x + wide, self.stored[1])
+        (segment_height, segment_width), across = (
+            self.segment,
+            -(-self.stored[1] // self.segment[1]),
+        )
+        for row in range(box[0] // segment_height, -(-box[2] // segment_height)):
+            for column in range(box[1] // segment_width, -(-box[3] // segment_width)):
+                y, x = row * segment_height, column * segment_width
+                end = (
+                    min(y + segment_height, self.stored[0]),
+                    min(x + segment_width, self.stored[1]),
+                )
                 try:
                     tile = self._tile(row * across + column, (y, x, *end), check)
                 except Damaged as error:
@@ -114,27 +120,27 @@ class Tiles:
                     min(end[0], box[2]),
                     min(end[1], box[3]),
                 )
-                found[y0 - box[0] : y1 - box[0], x0 - box[1] : x1 - box[1]] = tile[
+                region[y0 - box[0] : y1 - box[0], x0 - box[1] : x1 - box[1]] = tile[
                     y0 - y : y1 - y, x0 - x : x1 - x
                 ]
-        return self.turn.turned(found), lost
+        return self.turn.turned(region), lost
 
     def _tile(
         self, number: int, box: tuple[int, int, int, int], check: Check | None
     ) -> NDArray[Any]:
         """A tile (h,w,s) of the stored level, from those that are kept where it is among them."""
-        if number in self.kept:
-            self.kept.move_to_end(number)
-            return self.kept[number]
+        if number in self.cache:
+            self.cache.move_to_end(number)
+            return self.cache[number]
         size = box[2] - box[0], box[3] - box[1]
         with tiff_pages.silent():
             tile = self._chosen(number, size)
         if check is not None:
             check(box[0], box[1], *size)
-        self.kept[number] = tile
-        self.held += tile.nbytes
-        while self.held > CACHE and len(self.kept) > 1:
-            self.held -= self.kept.popitem(last=False)[1].nbytes
+        self.cache[number] = tile
+        self.cache_bytes += tile.nbytes
+        while self.cache_bytes > CACHE and len(self.cache) > 1:
+            self.cache_bytes -= self.cache.popitem(last=False)[1].nbytes
         return tile
 
     def _chosen(self, number: int, size: tuple[int, int]) -> NDArray[Any]:
@@ -142,12 +148,12 @@ class Tiles:
         if self.verdict.channels is None:
             return self._coloured(self._planar(self.pages[0], number, size))
         count, parts = int(self.page.samplesperpixel), []
-        whole: dict[int, NDArray[Any]] = {}
+        planes: dict[int, NDArray[Any]] = {}
         for channel in self.verdict.channels:
             plane, sample = divmod(channel, count)
-            if plane not in whole:
-                whole[plane] = self._widened(self._planar(self.pages[plane], number, size))
-            parts.append(whole[plane][..., sample])
+            if plane not in planes:
+                planes[plane] = self._widened(self._planar(self.pages[plane], number, size))
+            parts.append(planes[plane][..., sample])
         return np.stack(parts, axis=-1)
 
     def _planar(self, page: Any, number: int, size: tuple[int, int]) -> NDArray[Any]:
@@ -173,12 +179,12 @@ class Tiles:
         if self.values is not None and bits >= 8:
             inverted = photometric == WHITE_IS_ZERO  # of 8 bits: deeper ones are refused
             return self.values(np.uint8(WHITE) - values if inverted else values)
-        wide = (
+        widened = (
             values.astype(np.uint8)
             if bits == 8
             else values.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
         )
-        return np.uint8(WHITE) - wide if photometric == WHITE_IS_ZERO else wide
+        return np.uint8(WHITE) - widened if photometric == WHITE_IS_ZERO else widened
 
     def _valued(self, colours: NDArray[np.uint8]) -> NDArray[Any]:
         return colours if self.values is None else self.values(colours)
@@ -187,15 +193,15 @@ class Tiles:
         photometric = int(self.page.photometric)
         if photometric == PALETTE:
             return self._valued(_palette(self.page)[values[..., 0].astype(np.intp)])
-        wide = self._widened(values) if photometric not in TO_RGB else values.astype(np.uint8)
+        widened = self._widened(values) if photometric not in TO_RGB else values.astype(np.uint8)
         if photometric in TO_RGB:
-            own = np.ascontiguousarray(wide[..., : SAMPLES[photometric]])
+            own = np.ascontiguousarray(widened[..., : SAMPLES[photometric]])
             mode = TO_RGB[photometric]
             image = Image.frombytes(mode, own.shape[1::-1], own.tobytes(), "raw", mode).convert(
                 "RGB"
             )
             return self._valued(np.asarray(image))
-        return wide[..., : SAMPLES[photometric]]
+        return widened[..., : SAMPLES[photometric]]
 
 
 def _palette(page: Any) -> NDArray[np.uint8]:
@@ -309,24 +315,26 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _refuse_other_size(
-    found: Sequence[int], size: tuple[int, int], segment: tuple[int, int]
+    decoded_size: Sequence[int], size: tuple[int, int], segment: tuple[int, int]
 ) -> None:
     """A tile is as large as its tags say, or as the part of it that lies in the image."""
     fits = all(
-        side in {least, most} for side, least, most in zip(found, size, segment, strict=True)
+        side in {image_side, segment_side}
+        for side, image_side, segment_side in zip(decoded_size, size, segment, strict=True)
     )
     if not fits:
         raise Damaged(
-            f"it decodes to {found[1]} x {found[0]} pixels in place of {segment[1]} x {segment[0]}"
+            f"it decodes to {decoded_size[1]} x {decoded_size[0]} pixels in place of "
+            f"{segment[1]} x {segment[0]}"
         )
 
 
 def oriented(page: Any, otherwise: int = UPRIGHT) -> int:
     """The Orientation of a page, 1 to 8; `otherwise` where it has no such tag."""
-    found = page.tags.valueof(ORIENTATION)
-    if found is None:
+    value = page.tags.valueof(ORIENTATION)
+    if value is None:
         return otherwise
-    return int(found) if found in range(1, 9) else UPRIGHT
+    return int(value) if value in range(1, 9) else UPRIGHT
 
 
 class Turn:

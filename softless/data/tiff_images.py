@@ -87,7 +87,8 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
 
 
 def read_tiles(path: Path, channels: int) -> tuple[Image.Image, str]:
-    """The picture in mode "RGB" or "L", and why part of it cannot be read, or nothing.
+    """The upright picture of 8 bits in mode "RGB" or "L" (`channels` 3 or 1), and why part of it
+    cannot be read, or nothing.
 
     Raises:
         tags.Refused: its tags contradict each other.

@@ -72,7 +72,7 @@ def silent() -> Iterator[None]:
     table.
     """
     logger = logging.getLogger("tifffile")
-    if not any(isinstance(one, _Silence) for one in logger.filters):
+    if not any(isinstance(log_filter, _Silence) for log_filter in logger.filters):
         logger.addFilter(_Silence())
     token = _silent.set(True)
     try:
@@ -116,11 +116,15 @@ class Contents:
     # like
     several: str
     resolution: Resolution
-    whole: bool = True  # whether the tags of all pages can be read
+    complete: bool = True  # whether the tags of all pages can be read
     elsewhere: bool = False  # planes of the picture lie in other files, or behind one header
 
     def picture(self, page: int | None) -> Picture:
-        """The one to be read; of planes that nothing tells apart `page` is the plane."""
+        """The one to be read; of planes that nothing tells apart `page` is the plane.
+
+        Raises:
+            IndexError: there is no such page; the message says which there are.
+        """
         if page is None:
             return self.pictures[0]
         choices = self.choices
@@ -131,16 +135,16 @@ class Contents:
     @property
     def choices(self) -> tuple[Picture, ...]:
         """What `page=` counts."""
-        found: list[Picture] = []
+        choices: list[Picture] = []
         for picture in self.pictures:
             if picture.planes == "unknown":
-                found += [
+                choices += [
                     Picture(tuple((level[number],) for level in picture.levels))
                     for number in range(len(picture.levels[0]))
                 ]
             else:
-                found.append(picture)
-        return tuple(found)
+                choices.append(picture)
+        return tuple(choices)
 
 
 # Opening
@@ -174,10 +178,10 @@ def opened(path: Path) -> Any:
         try:
             file.pages.useframes = False
             first: Any = file.pages[0]
-            whole = first.imagewidth > 0 and first.imagelength > 0 and first.samplesperpixel > 0
+            readable = first.imagewidth > 0 and first.imagelength > 0 and first.samplesperpixel > 0
         except DAMAGED:
-            whole = False
-    if not whole:
+            readable = False
+    if not readable:
         file.close()
         return None
     return file
@@ -189,16 +193,16 @@ def opened(path: Path) -> Any:
 def contents(file: Any) -> Contents:
     """What an open TIFF holds, from its tags alone."""
     with silent():
-        pages, whole = _pages(file)
+        pages, complete = _pages(file)
         made_by = _maker(pages[0])
-        told = _TOLD.get(made_by, _by_size)(file, pages)
-        if told is None:
-            told = _by_size(file, pages)
+        described = _DESCRIBED_BY.get(made_by, _by_size)(file, pages)
+        if described is None:
+            described = _by_size(file, pages)
         return replace(
-            told,
+            described,
             maker=made_by,
-            resolution=_resolution(file, made_by, told.pictures[0].first),
-            whole=whole,
+            resolution=_resolution(file, made_by, described.pictures[0].first),
+            complete=complete,
         )
 
 
@@ -247,7 +251,7 @@ def _maker(page: Any) -> str:
         "tifffile": page.is_shaped,
         "IndicaLabs": "<indica" in text[:200],
     }
-    return next((name for name, found in flags.items() if found), "")
+    return next((name for name, flag in flags.items() if flag), "")
 
 
 _NOTHING = Resolution(None)
@@ -278,31 +282,36 @@ def _is_coarser(page: Any, base: Any) -> bool:
             and min(page.imagewidth, page.imagelength) == 1
         )
     low, high = 1.0, math.inf
-    for side, whole in ((page.imagewidth, base.imagewidth), (page.imagelength, base.imagelength)):
-        low = max(low, whole / (side + 1))
-        high = min(high, whole / (side - 1)) if side > 1 else high
+    for side, base_side in (
+        (page.imagewidth, base.imagewidth),
+        (page.imagelength, base.imagelength),
+    ):
+        low = max(low, base_side / (side + 1))
+        high = min(high, base_side / (side - 1)) if side > 1 else high
     return low <= high
 
 
 def _levels(
-    planes: Sequence[Any], others: Sequence[Any], *, flagged: bool = True
+    planes: Sequence[Any], candidates: Sequence[Any], *, flagged: bool = True
 ) -> tuple[tuple[tuple[Any, ...], ...], list[Any]]:
     """The levels of a picture with these planes, out of the other pages; and the pages that are
     none.
     """
     base = planes[0]
     groups: dict[tuple[int, int], list[Any]] = {}
-    left: list[Any] = []
-    for page in others:
+    unmatched: list[Any] = []
+    for page in candidates:
         fits = _is_coarser(page, base) and _alike(page, base) and (page.is_reduced or not flagged)
-        (groups.setdefault((page.imagelength, page.imagewidth), []) if fits else left).append(page)
-    found = [tuple(planes)]
-    for _, group in sorted(groups.items(), key=lambda pair: -pair[0][0] * pair[0][1]):
+        (groups.setdefault((page.imagelength, page.imagewidth), []) if fits else unmatched).append(
+            page
+        )
+    levels = [tuple(planes)]
+    for _, group in sorted(groups.items(), key=lambda entry: -entry[0][0] * entry[0][1]):
         if len(group) == len(planes):
-            found.append(tuple(group))
+            levels.append(tuple(group))
         else:
-            left += group
-    return tuple(found), left
+            unmatched += group
+    return tuple(levels), unmatched
 
 
 def _by_size(_: Any, pages: list[Any], planes: str = "") -> Contents:
@@ -315,11 +324,11 @@ def _by_size(_: Any, pages: list[Any], planes: str = "") -> Contents:
         for page in pages
         if page.shaped == base.shaped and _alike(page, base) and page.is_reduced == base.is_reduced
     ]
-    levels, left = _levels(same, [page for page in pages if page not in same])
+    levels, unmatched = _levels(same, [page for page in pages if page not in same])
     subs = _with_subifds(same)
     if len(subs) > 1 and len(levels) == 1:
         levels = subs
-    rest = [Picture(((page,),)) for page in left if not page.is_reduced]
+    rest = [Picture(((page,),)) for page in unmatched if not page.is_reduced]
     if len(same) == 1:
         return _contents([Picture(levels), *rest], "pictures")
     if planes == "channels":
@@ -372,9 +381,9 @@ def _philips(file: Any, _: list[Any]) -> Contents | None:
 
 
 def _imagej(file: Any, pages: list[Any]) -> Contents:
-    told = dict(line.split("=", 1) for line in pages[0].description.splitlines() if "=" in line)
+    fields = dict(line.split("=", 1) for line in pages[0].description.splitlines() if "=" in line)
     count = {
-        name: _number(told.get(name), 1) for name in ("images", "channels", "slices", "frames")
+        name: _number(fields.get(name), 1) for name in ("images", "channels", "slices", "frames")
     }
     if count["images"] > len(pages) and len(pages) == 1:
         return replace(_contents([Picture(((pages[0],),))]), elsewhere=True)
@@ -389,9 +398,9 @@ def _shaped(file: Any, pages: list[Any]) -> Contents | None:
     """What tifffile writes of its own files: the shape, and the axes where its caller named
     them.
     """
-    told = re.search(r'"shape":\s*\[([\d,\s]+)\]', pages[0].description or "")
+    shape_text = re.search(r'"shape":\s*\[([\d,\s]+)\]', pages[0].description or "")
     axes = re.search(r'"axes":\s*"([A-Z]+)"', pages[0].description or "")
-    shape = [int(part) for part in told[1].split(",")] if told else []
+    shape = [int(part) for part in shape_text[1].split(",")] if shape_text else []
     if len(pages) == 1 and math.prod(shape) > math.prod(pages[0].shape):
         return replace(_contents([Picture(((pages[0],),))]), elsewhere=True)
     named = axes[1] if axes else ""
@@ -421,13 +430,13 @@ def _ome(_: Any, pages: list[Any]) -> Contents | None:
         if placed is None:
             return None
         elsewhere = elsewhere or (not number and placed.elsewhere)
-        whole = [
+        complete = [
             places
             for places in placed.positions
-            if all(0 <= place < len(pages) for place in places)
+            if all(0 <= index < len(pages) for index in places)
         ]
-        for places in whole:
-            levels = _with_subifds([pages[place] for place in places])
+        for places in complete:
+            levels = _with_subifds([pages[index] for index in places])
             pictures.append(Picture(levels, "channels" if len(places) > 1 else ""))
         first = len(pictures) if not number else first
     if not pictures or (not first and not elsewhere):
@@ -461,7 +470,7 @@ def _ome_planes(pixels: Any, count: int, own: int) -> _Placed | None:
     order = [axis for axis in pixels.get("DimensionOrder", "XYCZT") if axis in sizes]
     channels = [part for part in pixels if _named(part, "Channel")]
     samples = max(
-        [_number(one.get("SamplesPerPixel"), 1) for one in channels],
+        [_number(channel.get("SamplesPerPixel"), 1) for channel in channels],
         default=own if sizes["C"] % own == 0 else 1,
     )
     spans = {**sizes, "C": max(1, sizes["C"] // samples)}
@@ -471,23 +480,26 @@ def _ome_planes(pixels: Any, count: int, own: int) -> _Placed | None:
     pages: dict[tuple[int, int, int], int] = {}
     blocks = [part for part in pixels if _named(part, "TiffData")]
     files = {
-        one.get("FileName") or one.text for block in blocks for one in block if _named(one, "UUID")
+        element.get("FileName") or element.text
+        for block in blocks
+        for element in block
+        if _named(element, "UUID")
     }
     for number, block in enumerate(blocks):
         start = [_number(block.get(f"First{axis}"), 0) for axis in order]
         if "C" in order:
             start[order.index("C")] //= samples
-        whole = (
+        default_count = (
             total
             if block.get("IFD") is None and block.get("PlaneCount") is None and len(blocks) == 1
             else 1
         )
         at = sum(
-            first * math.prod(spans[axis] for axis in order[:place])
-            for place, first in enumerate(start)
+            first * math.prod(spans[axis] for axis in order[:position])
+            for position, first in enumerate(start)
         )
         page = _number(block.get("IFD"), 0 if len(blocks) == 1 else number)
-        for step in range(min(_number(block.get("PlaneCount"), whole), total)):
+        for step in range(min(_number(block.get("PlaneCount"), default_count), total)):
             pages[_place(at + step, order, spans)] = page + step
     if not blocks:
         pages = {_place(at, order, spans): at for at in range(total)}
@@ -502,17 +514,17 @@ def _ome_planes(pixels: Any, count: int, own: int) -> _Placed | None:
 
 
 def _place(at: int, order: Sequence[str], spans: dict[str, int]) -> tuple[int, int, int]:
-    found = {}
+    coordinates = {}
     for axis in order:
-        at, found[axis] = divmod(at, spans[axis])
-    return found["C"], found["Z"], found["T"]
+        at, coordinates[axis] = divmod(at, spans[axis])
+    return coordinates["C"], coordinates["Z"], coordinates["T"]
 
 
 def _number(text: str | None, default: int) -> int:
     return int(text) if text is not None and text.strip().isdigit() else default
 
 
-_TOLD: dict[str, Callable[[Any, list[Any]], Contents | None]] = {
+_DESCRIBED_BY: dict[str, Callable[[Any, list[Any]], Contents | None]] = {
     "Aperio": _aperio,
     "Philips": _philips,
     "OME": _ome,
@@ -530,12 +542,12 @@ def _resolution(file: Any, maker: str, page: Any) -> Resolution:
     """What the maker says of it, else the tags of resolution; what cannot be is said and not
     taken.
     """
-    stated, what = _STATED.get(maker, lambda *_: (None, ""))(file, page)
+    stated, source = _STATED.get(maker, lambda *_: (None, ""))(file, page)
     if stated is not None:
         if all(PLAUSIBLE[0] <= side <= PLAUSIBLE[1] for side in stated):
             return Resolution(stated)
         return Resolution(
-            None, f"{what} says {stated[1]:.4g} micrometres per pixel, which cannot be"
+            None, f"{source} says {stated[1]:.4g} micrometres per pixel, which cannot be"
         )
     if maker in {"Aperio", "Philips"}:
         return _NOTHING
@@ -546,10 +558,11 @@ def _by_tags(page: Any) -> Resolution:
     unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, 2) or 1))
     densities = [page.tags.valueof(tag) for tag in (283, 282)]  # down, across
     if unit is None or any(
-        not isinstance(one, tuple) or len(one) != 2 or not all(one) for one in densities
+        not isinstance(density, tuple) or len(density) != 2 or not all(density)
+        for density in densities
     ):
         return _NOTHING
-    down, across = (unit * one[1] / one[0] for one in densities)
+    down, across = (unit * density[1] / density[0] for density in densities)
     if all(PLAUSIBLE[0] <= side <= PRINTED for side in (down, across)):
         return Resolution((down, across))
     return Resolution(
@@ -560,8 +573,8 @@ def _by_tags(page: Any) -> Resolution:
 
 
 def _aperio_says(_: Any, page: Any) -> tuple[tuple[float, float] | None, str]:
-    found = re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]+)", page.description or "")
-    value = _float(found[1] if found else None)
+    match = re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]+)", page.description or "")
+    value = _float(match[1] if match else None)
     return (None if value is None else (value, value)), "its MPP"
 
 
@@ -581,12 +594,12 @@ def _ome_says(file: Any, _: Any) -> tuple[tuple[float, float] | None, str]:
 
 
 def _philips_says(file: Any, _: Any) -> tuple[tuple[float, float] | None, str]:
-    found = re.search(
+    match = re.search(
         r'DICOM_PIXEL_SPACING"[^>]*>\s*(?:&quot;|")([0-9.eE+-]+)(?:&quot;|")\s*'
         r'(?:&quot;|")([0-9.eE+-]+)',
         file.pages[0].description or "",
     )
-    sides = [_float(found[number]) for number in (1, 2)] if found else [None]
+    sides = [_float(match[number]) for number in (1, 2)] if match else [None]
     if any(side is None for side in sides):
         return None, ""
     return (1e3 * float(sides[0] or 0), 1e3 * float(sides[1] or 0)), "its DICOM_PIXEL_SPACING"

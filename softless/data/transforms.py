@@ -10,7 +10,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +24,9 @@ from torchvision import transforms as tv
 from softless.data.images import MODES
 from softless.data.pictures import Picture, scaled, tensor_of
 from softless.errors import UsageError
+from softless.experiment.augmentation import check_augmentation
+from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
-
-if TYPE_CHECKING:
-    from softless.training.recipe import Recipe
 
 Step = Callable[[Any], Any]
 
@@ -58,9 +57,9 @@ class Pipeline:
             image = step(image)
         return image
 
-    def finish(self, prepared: Any, *, kept: bool = True) -> Any:
+    def finish(self, prepared: Any, *, cached: bool = True) -> Any:
         """The rest: the tail, or what `prepare` made, a copy of it where it is kept."""
-        if self.fixed and not kept:
+        if self.fixed and not cached:
             return prepared
         if self.fixed:
             return copy.deepcopy(prepared) if self.joint else prepared.clone()
@@ -69,14 +68,14 @@ class Pipeline:
         return prepared
 
     def __call__(self, image: Any) -> Any:
-        return self.finish(self.prepare(image), kept=False)
+        return self.finish(self.prepare(image), cached=False)
 
     def __repr__(self) -> str:
         return "Pipeline(\n" + "".join(f"    {step}\n" for step in self.transforms) + ")"
 
 
 def build_transforms(
-    recipe: "Recipe", mean: Sequence[float], std: Sequence[float], *, train: bool
+    recipe: Recipe, mean: Sequence[float], std: Sequence[float], *, train: bool
 ) -> Pipeline:
     """The pipeline image -> float tensor (C, S, S), normalised by `mean` and `std` (of pixels
     scaled to 0..1).
@@ -95,7 +94,7 @@ def build_transforms(
             data.in_chans,
             deep=_deep(recipe),
         )
-    check_augment(recipe)
+    check_augmentation(recipe)
     if recipe.augment.affine is not None:
         return _affine_pipeline(recipe, mean, std)
     if data.in_chans in MODES and not _deep(recipe):
@@ -103,7 +102,7 @@ def build_transforms(
     return _tensor_pipeline(recipe, mean, std)
 
 
-def _deep(recipe: "Recipe") -> bool:
+def _deep(recipe: Recipe) -> bool:
     """Whether images are floats in 0..1 in place of 8 bits."""
     return recipe.data.range is not None
 
@@ -123,8 +122,11 @@ def eval_transform(
 
     Of height and width: resize until both are covered, and cut the rest off.
 
-    Images of other channels than one or three, and `deep` ones of a declared range, go the same way
-    as tensors.
+    Images become (C, S, S) float32, or (C, H, W) of height and width. Those of other channels than
+    one or three, and `deep` ones of a declared range, go the same way as tensors.
+
+    Raises:
+        UsageError: `crop_pct` outside (0, 1].
     """
     if not 0 < crop_pct <= 1:
         raise UsageError(
@@ -157,7 +159,7 @@ def plain_transform(
     *,
     deep: bool = False,
 ) -> Pipeline:
-    """The whole image, normalised and of its own size: for models that take any.
+    """The whole image, (C, h, w), normalised and of its own size: for models that take any.
 
     The first three arguments have no effect.
     """
@@ -167,7 +169,7 @@ def plain_transform(
     return Pipeline([Normalised(mean, std)], [], fixed=True)
 
 
-def _timm_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _timm_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     data, augment = recipe.data, recipe.augment
     compose = create_transform(
         (data.in_chans, *sides(data.image_size)),
@@ -189,7 +191,7 @@ def _timm_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]
     return Pipeline([], [_mended(step) for step in compose.transforms], fixed=False)
 
 
-def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _affine_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     data, augment = recipe.data, recipe.augment
     assert augment.affine is not None
     flips = _flips(recipe)
@@ -223,7 +225,7 @@ def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     return Pipeline(head, [*tail, Normalised(mean, std), *_erasing(recipe)], fixed=False)
 
 
-def _tensor_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _tensor_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     augment = recipe.augment
     crop = tv.RandomResizedCrop(
         sides(recipe.data.image_size),
@@ -235,58 +237,6 @@ def _tensor_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     normalised = tv.Normalize(list(mean), list(std))
     tail: list[Step] = [crop, *_flips(recipe), *_colours(recipe), normalised, *_erasing(recipe)]
     return Pipeline([array_to_tensor], tail, fixed=False)
-
-
-def check_augment(recipe: "Recipe") -> None:
-    """Whether the fields of `augment` go together, and with the images.
-
-    Raises:
-        UsageError: they do not, or timm has no such policy.
-    """
-    augment, channels = recipe.augment, recipe.data.in_chans
-    if channels not in MODES and (augment.auto_augment or augment.color_jitter):
-        raise UsageError(
-            "augment.auto_augment and augment.color_jitter need grey or RGB images, and "
-            f"data.in_chans is {channels}: "
-            "set both to none"
-        )
-    if _deep(recipe) and augment.auto_augment:
-        raise UsageError(
-            f"augment.auto_augment='{augment.auto_augment}' changes 8-bit images, and "
-            f"data.range={recipe.data.range} gives others: "
-            "set augment.auto_augment=none; augment.color_jitter changes these too"
-        )
-    if (
-        augment.affine is not None
-        and augment.auto_augment
-        and not augment.auto_augment.startswith("rand")
-    ):
-        raise UsageError(
-            f"augment.auto_augment='{augment.auto_augment}' cannot be combined with "
-            "augment.affine: "
-            "only RandAugment ('rand-…') can"
-        )
-    if augment.auto_augment:
-        _policy(augment.auto_augment)
-
-
-def _policy(text: str) -> None:
-    """Whether timm reads this policy.
-
-    Its parser asserts, or takes what it does not know in silence.
-    """
-    kinds = {"rand": rand_augment_transform, "augmix": auto_augment.augment_and_mix_transform}
-    read = next(
-        (kind for begin, kind in kinds.items() if text.startswith(begin)),
-        auto_augment.auto_augment_transform,
-    )
-    try:
-        read(text, {"translate_const": 1, "img_mean": (0, 0, 0)})
-    except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UsageError(
-            f"augment.auto_augment='{text}' is no policy of timm: for example "
-            "rand-m9-mstd0.5-inc1, or none"
-        ) from error
 
 
 def _frame(size: int | Sequence[int], crop_pct: float, interpolation: str) -> list[Step]:
@@ -302,7 +252,7 @@ def _frame(size: int | Sequence[int], crop_pct: float, interpolation: str) -> li
     return [resize, tv.CenterCrop(size)]
 
 
-def _flips(recipe: "Recipe") -> list[Step]:
+def _flips(recipe: Recipe) -> list[Step]:
     chances = (
         (recipe.augment.hflip, tv.RandomHorizontalFlip),
         (recipe.augment.vflip, tv.RandomVerticalFlip),
@@ -310,12 +260,12 @@ def _flips(recipe: "Recipe") -> list[Step]:
     return [flip(p=chance) for chance, flip in chances if chance > 0]
 
 
-def _colours(recipe: "Recipe") -> list[Step]:
+def _colours(recipe: Recipe) -> list[Step]:
     strength = recipe.augment.color_jitter
     return [tv.ColorJitter(*[strength] * 3)] if strength else []
 
 
-def _erasing(recipe: "Recipe") -> list[Step]:
+def _erasing(recipe: Recipe) -> list[Step]:
     augment = recipe.augment
     if not augment.reprob:
         return []
@@ -360,6 +310,7 @@ class RandomAffine:
         self.modes = modes if isinstance(modes, tuple) else (modes,)
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, of the same size and mode, under a map drawn anew."""
         uniform = random.uniform
         angle = uniform(-self.degrees, self.degrees)
         scale = uniform(1 - self.change, 1 + self.change)
@@ -409,8 +360,9 @@ def _tensor_affine(affine: tuple[float, float, float]) -> Step:
 
 
 class Normalised:
-    """torchvision's ToTensor and Normalize in one, by a table of the 256 grey levels per
-    channel.
+    """torchvision's ToTensor and Normalize in one, by a table of the 256 grey levels per channel.
+
+    A picture (h, w) or (h, w, C) becomes (C, h, w) float32; `mean` and `std` are of pixels in 0..1.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -1,9 +1,9 @@
-"""Measuring trained models: metrics, intervals, and runs loaded back from their folders."""
+"""Measuring trained models: metrics, intervals, and what a run loaded back from its folder is."""
 
 from softless.evaluation.evaluate import Evaluation, evaluate, forward_all
 from softless.evaluation.intervals import Interval, bootstrap_mean, paired_bootstrap, wilson
 from softless.evaluation.metrics import Metrics, measure
-from softless.evaluation.run import LoadedRun, load_run
+from softless.evaluation.run import LoadedRun
 
 __all__ = [
     "Evaluation",
@@ -13,7 +13,6 @@ __all__ = [
     "bootstrap_mean",
     "evaluate",
     "forward_all",
-    "load_run",
     "measure",
     "paired_bootstrap",
     "wilson",

@@ -22,8 +22,8 @@ def area_of(scores: np.ndarray, own: np.ndarray) -> float | None:
     order. The few of the others that share the rounded score of an image of the class are compared
     as they are.
     """
-    others = len(scores) - len(own)
-    if not len(own) or not others:
+    negatives = len(scores) - len(own)
+    if not len(own) or not negatives:
         return None
     rounded = scores.astype(np.float32)
     ordered, mine = np.sort(rounded), np.sort(scores[own])
@@ -44,7 +44,7 @@ def area_of(scores: np.ndarray, own: np.ndarray) -> float | None:
                 + (up_to - below) / 2
             ).sum()
         )
-    return in_order / (len(own) * others)
+    return in_order / (len(own) * negatives)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Ordered:
     def of(cls, scores: np.ndarray, positive: np.ndarray) -> "Ordered":
         """Of scores (n,) and whether each image is of the class (n,)."""
         order = np.argsort(scores, kind="stable")
-        held = scores[order]
-        fresh = np.ones(len(held), dtype=bool)
-        fresh[1:] = held[1:] != held[:-1]
+        sorted_scores = scores[order]
+        fresh = np.ones(len(sorted_scores), dtype=bool)
+        fresh[1:] = sorted_scores[1:] != sorted_scores[:-1]
         return cls(order, np.flatnonzero(fresh), positive[order])
 
     @property
@@ -94,9 +94,12 @@ class Ordered:
         group = np.repeat(
             np.arange(len(self.starts)), np.diff(np.append(self.starts, len(self.order)))
         )
-        many, others = up.sum(), down.sum()
-        area = float((up * below).sum() / (many * others))
-        of_class, of_others = (below / others - area) / many, (above / many - area) / others
+        positives, negatives = up.sum(), down.sum()
+        area = float((up * below).sum() / (positives * negatives))
+        of_class, of_others = (
+            (below / negatives - area) / positives,
+            (above / positives - area) / negatives,
+        )
         moved = np.empty(len(self.order))
         moved[self.order] = len(self.order) * np.where(
             self.positive, of_class[group], of_others[group]

@@ -37,8 +37,8 @@ class Operating:
     @property
     def sensitivity(self) -> Estimate:
         """The share of the second class that is found."""
-        found, missed, _, _ = self.counts
-        return share(found, found + missed, f"no image is of class {self.positive}")
+        hits, missed, _, _ = self.counts
+        return share(hits, hits + missed, f"no image is of class {self.positive}")
 
     @property
     def specificity(self) -> Estimate:
@@ -47,15 +47,16 @@ class Operating:
         return share(passed, passed + called, f"every image is of class {self.positive}")
 
     def to_dict(self) -> dict[str, Any]:
-        found, missed, passed, called = self.counts
-        told = {"sensitivity": self.sensitivity, "specificity": self.specificity}
+        """For JSON: threshold, both shares with their intervals, and `counts` (images) by name."""
+        hits, missed, passed, called = self.counts
+        estimates = {"sensitivity": self.sensitivity, "specificity": self.specificity}
         return {
             "threshold": self.threshold,
             "chosen_on": "validation",
             "positive": self.positive,
-            **{name: one.value for name, one in told.items()},
-            "intervals": {name: one.interval for name, one in told.items()},
-            "found": found,
+            **{name: estimate.value for name, estimate in estimates.items()},
+            "intervals": {name: estimate.interval for name, estimate in estimates.items()},
+            "found": hits,
             "missed": missed,
             "passed": passed,
             "called": called,
@@ -68,7 +69,7 @@ class Details:
     estimates in the order of the classes.
     """
 
-    whole: dict[str, Estimate]
+    overall: dict[str, Estimate]
     of_class: dict[str, list[Estimate]]
 
 
@@ -77,32 +78,32 @@ def details(
 ) -> Details:
     """Everything with its interval, of logits (n, K) and targets (n,) whose `Metrics` are known."""
     areas, mean = _areas(metrics, logits, targets)
-    support, answered, right = (
+    support, answered, correct = (
         metrics.confusion.sum(1),
         metrics.confusion.sum(0),
         metrics.confusion.diagonal(),
     )
     return Details(
-        whole={"balanced_accuracy": _balanced(metrics), "auc": mean},
+        overall={"balanced_accuracy": _balanced(metrics), "auc": mean},
         of_class={
             "precision": [
                 share(hits, of, f"{name} is never answered")
-                for name, hits, of in zip(classes, right, answered, strict=True)
+                for name, hits, of in zip(classes, correct, answered, strict=True)
             ],
             "recall": [
                 share(hits, of, f"no image is of class {name}")
-                for name, hits, of in zip(classes, right, support, strict=True)
+                for name, hits, of in zip(classes, correct, support, strict=True)
             ],
             "auc": areas,
         },
     )
 
 
-def share(part: int, whole: int, why: str) -> Estimate:
+def share(part: int, total: int, why: str) -> Estimate:
     """A share with Wilson's interval; `why` there is none of nothing."""
-    if not whole:
+    if not total:
         return Estimate(None, why=why)
-    return Estimate(int(part) / int(whole), *wilson(int(part), int(whole)))
+    return Estimate(int(part) / int(total), *wilson(int(part), int(total)))
 
 
 def youden(chances: np.ndarray, positive: np.ndarray) -> float | None:
@@ -118,12 +119,13 @@ def youden(chances: np.ndarray, positive: np.ndarray) -> float | None:
     """
     if not positive.any() or positive.all():
         return None
-    values, place = np.unique(chances, return_inverse=True)
+    values, value_index = np.unique(chances, return_inverse=True)
     up, down = (
-        np.bincount(place, weights=side, minlength=len(values)) for side in (positive, ~positive)
+        np.bincount(value_index, weights=side, minlength=len(values))
+        for side in (positive, ~positive)
     )
-    found, called = up[::-1].cumsum()[::-1] / up.sum(), down[::-1].cumsum()[::-1] / down.sum()
-    gain = found - called  # of answering the class from this probability on
+    sensitivity, called = up[::-1].cumsum()[::-1] / up.sum(), down[::-1].cumsum()[::-1] / down.sum()
+    gain = sensitivity - called  # of answering the class from this probability on
     if gain.max() <= 0:
         return None
     below = np.concatenate([[0.0], values[:-1]])
@@ -136,12 +138,12 @@ def operating(
     logits: np.ndarray, targets: np.ndarray, classes: tuple[str, ...], threshold: float
 ) -> Operating:
     """How a threshold does on logits (n, 2) and targets (n,)."""
-    said, truth = second_class(logits) >= threshold, targets == 1
+    predicted, truth = second_class(logits) >= threshold, targets == 1
     counts = [
-        int((truth & said).sum()),
-        int((truth & ~said).sum()),
-        int((~truth & ~said).sum()),
-        int((~truth & said).sum()),
+        int((truth & predicted).sum()),
+        int((truth & ~predicted).sum()),
+        int((~truth & ~predicted).sum()),
+        int((~truth & predicted).sum()),
     ]
     return Operating(threshold, classes[1], (counts[0], counts[1], counts[2], counts[3]))
 
@@ -166,22 +168,24 @@ def _areas(
     images, counts = len(targets), np.bincount(targets, minlength=logits.shape[1])
     drawn = images * len(occurring) * REPLICATES <= MOST
     # of two classes one curve is the other's mirror image
-    kept = occurring if logits.shape[1] > 2 else occurring[:1]
+    labels = occurring if logits.shape[1] > 2 else occurring[:1]
     total, deviations = np.zeros(REPLICATES if drawn else images), {}
     for label, scores in enumerate(class_scores(logits)):
-        if label not in kept:
+        if label not in labels:
             continue
         ordered = Ordered.of(scores, targets == label)
         moved = resampled(ordered.areas, images) if drawn else ordered.influence()
         deviations[label] = _deviation(moved, drawn=drawn)
-        total += moved / len(kept)
-    found = []
+        total += moved / len(labels)
+    estimates = []
     for label, area in enumerate(metrics.class_auc):
         why = "" if area is not None else "no image is of this class"
         rarer = int(min(counts[label], images - counts[label]))
-        found.append(estimate(area, deviations.get(label, deviations[kept[0]]), rarer, why=why))
+        estimates.append(
+            estimate(area, deviations.get(label, deviations[labels[0]]), rarer, why=why)
+        )
     rarest = int(min(min(counts[label], images - counts[label]) for label in occurring))
-    return found, estimate(metrics.auc, _deviation(total, drawn=drawn), rarest)
+    return estimates, estimate(metrics.auc, _deviation(total, drawn=drawn), rarest)
 
 
 def _deviation(moved: np.ndarray, *, drawn: bool) -> float:
@@ -190,5 +194,5 @@ def _deviation(moved: np.ndarray, *, drawn: bool) -> float:
     """
     if not drawn:
         return float(np.sqrt((moved**2).sum()) / len(moved))
-    known = moved[~np.isnan(moved)]
-    return float(known.std()) if len(known) > 1 else 0.0
+    valid = moved[~np.isnan(moved)]
+    return float(valid.std()) if len(valid) > 1 else 0.0

@@ -97,16 +97,17 @@ class Evaluation:
 
         `reasons` says of what there is no interval, or no value, and why.
         """
-        m, whole, of_class = self.metrics, self.details.whole, self.details.of_class
+        m, overall, of_class = self.metrics, self.details.overall, self.details.of_class
         named = {
-            name: dict(zip(self.classes, told, strict=True)) for name, told in of_class.items()
+            name: dict(zip(self.classes, estimates, strict=True))
+            for name, estimates in of_class.items()
         }
-        reasons = {name: one.why for name, one in whole.items() if one.why}
+        reasons = {name: estimate.why for name, estimate in overall.items() if estimate.why}
         reasons |= {
-            f"{name} of {label}": one.why
-            for name, told in named.items()
-            for label, one in told.items()
-            if one.why
+            f"{name} of {label}": estimate.why
+            for name, estimates in named.items()
+            for label, estimate in estimates.items()
+            if estimate.why
         }
         return {
             **{name: value for name, value in self.summary().items() if name != "threshold"},
@@ -114,16 +115,16 @@ class Evaluation:
             "brier": m.brier,
             "ece": m.calibration.error,
             "interval": list(self.interval),
-            "intervals": {name: one.interval for name, one in whole.items()},
+            "intervals": {name: estimate.interval for name, estimate in overall.items()},
             "classes": list(self.classes),
             "images": dict(zip(self.classes, m.confusion.sum(1).tolist(), strict=True)),
             "per_class": {
-                name: {label: one.value for label, one in told.items()}
-                for name, told in named.items()
+                name: {label: estimate.value for label, estimate in estimates.items()}
+                for name, estimates in named.items()
             },
             "class_intervals": {
-                name: {label: one.interval for label, one in told.items()}
-                for name, told in named.items()
+                name: {label: estimate.interval for label, estimate in estimates.items()}
+                for name, estimates in named.items()
             },
             "at_threshold": None if self.operating is None else self.operating.to_dict(),
             "calibration": _curve(m.calibration),
@@ -136,17 +137,17 @@ class Evaluation:
         write_answers(folder, samples, self.logits, self.targets)
 
     def __str__(self) -> str:
-        m, (low, high), whole = self.metrics, self.interval, self.details.whole
-        most = self.classes[int(m.confusion.sum(1).argmax())]
+        m, (low, high), overall = self.metrics, self.interval, self.details.overall
+        commonest = self.classes[int(m.confusion.sum(1).argmax())]
         two = f"of {self.classes[1]}" if len(self.classes) == 2 else "one against rest"
         rows = [
             ("images", f"{self.seen} of {self.expected}"),
             ("top-1 accuracy", f"{m.top1:.4f}  (95 % interval {low:.4f} to {high:.4f})"),
-            ("always the commonest", f"{m.commonest:.4f}  ({most})"),
+            ("always the commonest", f"{m.commonest:.4f}  ({commonest})"),
             ("chance", f"{m.chance:.4f}  ({counted(len(self.classes), 'class', 'classes')})"),
             *([] if m.top5 is None else [("top-5 accuracy", f"{m.top5:.4f}")]),
-            ("balanced accuracy", str(whole["balanced_accuracy"])),
-            (f"AUC {two}", str(whole["auc"])),
+            ("balanced accuracy", str(overall["balanced_accuracy"])),
+            (f"AUC {two}", str(overall["auc"])),
             *_at(self.operating),
             ("Brier score", f"{m.brier:.4f}"),
             ("calibration error", f"{m.calibration.error:.4f}"),
@@ -157,7 +158,7 @@ class Evaluation:
 
     def by_class(self) -> str:
         """Precision, recall and AUC of each class with their intervals, as a table."""
-        told = self.details.of_class
+        estimates = self.details.of_class
         names = [visible(name) for name in self.classes]
         width = max(5, *map(len, names))
         heads = {"precision": "precision", "recall": "recall", "auc": "AUC"}
@@ -165,20 +166,20 @@ class Evaluation:
             f"{'class':<{width}}  images  "
             + "  ".join(f"{head:<24}" for head in heads.values()).rstrip()
         ]
-        for place, (name, images) in enumerate(
+        for index, (name, images) in enumerate(
             zip(names, self.metrics.confusion.sum(1).tolist(), strict=True)
         ):
-            cells = [f"{_short(told[measure][place]):<24}" for measure in heads]
+            cells = [f"{_short(estimates[measure][index]):<24}" for measure in heads]
             lines.append(f"{name:<{width}}  {images:>6}  {'  '.join(cells)}".rstrip())
         return "\n".join(lines)
 
 
-def _short(one: Estimate) -> str:
+def _short(estimate: Estimate) -> str:
     """An estimate in a cell."""
-    if one.value is None:
+    if estimate.value is None:
         return "n/a"
-    return f"{one.value:.4f}" + (
-        "" if one.interval is None else f" [{one.low:.3f}, {one.high:.3f}]"
+    return f"{estimate.value:.4f}" + (
+        "" if estimate.interval is None else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
     )
 
 
@@ -199,13 +200,13 @@ def _at(point: Operating | None) -> list[tuple[str, str]]:
     ]
 
 
-def _curve(found: Calibration) -> dict[str, Any]:
+def _curve(curve: Calibration) -> dict[str, Any]:
     """A calibration curve as JSON holds it, null where a bin has no image."""
-    lists = {"sure": found.sure, "right": found.right}
+    lists = {"sure": curve.sure, "right": curve.right}
     return {
-        "counts": found.counts.tolist(),
+        "counts": curve.counts.tolist(),
         **{
-            name: [None if np.isnan(one) else float(one) for one in values]
+            name: [None if np.isnan(value) else float(value) for value in values]
             for name, values in lists.items()
         },
     }
@@ -227,12 +228,16 @@ def evaluate(
     of the whole.
 
     Args:
+        run_or_model: images (B, C, H, W) to logits (B, K).
+        loader: yields images (B, C, H, W) and class indices (B,).
         classes: names in index order; a loaded run knows its own.
         device: where to compute; None is where the model lies.
         amp: "none", "bfloat16" or "float16" (torch.autocast).
+        label: of the progress line.
 
     Raises:
         UsageError: no class names, or others than the model has logits for.
+        DivergedError: some logits are not finite.
     """
     model = run_or_model.model if isinstance(run_or_model, LoadedRun) else run_or_model
     names = tuple(classes) if classes is not None else getattr(run_or_model, "classes", None)
@@ -240,8 +245,8 @@ def evaluate(
         raise UsageError(
             "evaluate needs the class names of a bare model: pass classes=splits.classes"
         )
-    place = torch.device(device) if device is not None else next(model.parameters()).device
-    logits, targets = forward_all(model, loader, len(loader.positions), place, amp, label)
+    compute_device = torch.device(device) if device is not None else next(model.parameters()).device
+    logits, targets = forward_all(model, loader, len(loader.positions), compute_device, amp, label)
     logits, targets = gathered(loader, logits, targets)
     if logits.shape[1] != len(names):
         raise UsageError(
@@ -267,12 +272,22 @@ def evaluated(
         classes: names in index order.
         expected: how many images there are, where some may be missing.
         threshold: of the second of two classes, as validation chose it.
+
+    Raises:
+        DivergedError: some logits are not finite.
     """
     metrics = measure(torch.from_numpy(logits), torch.from_numpy(targets))
-    right, images = int(np.trace(metrics.confusion)), len(targets)
-    seen = images if expected is None else expected
+    correct, images = int(np.trace(metrics.confusion)), len(targets)
+    expected_images = images if expected is None else expected
     return Evaluation(
-        metrics, images, seen, wilson(right, images), logits, targets, classes, threshold
+        metrics,
+        images,
+        expected_images,
+        wilson(correct, images),
+        logits,
+        targets,
+        classes,
+        threshold,
     )
 
 
@@ -285,7 +300,19 @@ def forward_all(
     amp: str = "none",
     label: str = "evaluating",
 ) -> tuple[Tensor, Tensor]:
-    """Logits (n, K) float32 and targets (n,) of all batches, on the processor."""
+    """Logits (n, K) float32 and targets (n,) of all batches, on the processor.
+
+    Further axes of outputs and targets are kept: features are (n, D), targets of several labels
+    (n, K). Without a batch both are empty.
+
+    Args:
+        model: images (B, C, H, W) to outputs (B, K); left in the mode it was in.
+        batches: of images (B, C, H, W) and targets (B,).
+        total: how many images there are at most; n is how many came.
+        device: where to compute.
+        amp: "none", "bfloat16" or "float16".
+        label: of the progress line.
+    """
     logits = targets = None
     done = 0
     with evaluating(model):
@@ -332,6 +359,14 @@ def precision_of(amp: str) -> str:
 def gathered(loader: EpochLoader, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """All ranks' parts in the order of the data set; a loader that ranks do not share has nothing
     to gather.
+
+    Args:
+        loader: whose positions the rows have in the data set.
+        logits: (n_r, K) of this rank, or features (n_r, D).
+        targets: (n_r,) or (n_r, K).
+
+    Returns:
+        Both with the rows of all ranks, (n, K) and (n,) or (n, K).
     """
     if loader.rounds is None:
         return logits, targets

@@ -24,7 +24,7 @@ LAST_PAIR = 2  # class-attention layers, and blocks, of an XCiT, as SimA takes
 class Probe:
     """What a classifier over frozen features answers on one split."""
 
-    measure: str  # "knn" or "linear", of `evaluation.measures`
+    measure: str  # "knn" or "linear", of `experiment.measures`
     how: str  # its settings, for people
     predicted: np.ndarray  # (n,)
     targets: np.ndarray  # (n,)
@@ -39,6 +39,7 @@ class Probe:
 
     @property
     def accuracy(self) -> float:
+        """The share of the images that are classified rightly, 0..1."""
         return float(self.correct.mean())
 
     @property
@@ -63,6 +64,7 @@ class Probe:
         return float(np.bincount(self.targets).max() / len(self.targets))
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: the accuracy under the name of its measure, and everything but the answers."""
         return {
             self.measure: self.accuracy,
             "interval": list(self.interval),
@@ -102,11 +104,11 @@ def layers(model: nn.Module, images: Tensor) -> Tensor:
     """
     host: Any = model
     if (behind := class_blocks(model)) is not None:
-        with _outputs([*host.blocks[-LAST_PAIR:], *behind[-LAST_PAIR:]]) as found:
+        with _outputs([*host.blocks[-LAST_PAIR:], *behind[-LAST_PAIR:]]) as captured:
             host.forward_features(images)
         tokens = len(host.blocks[-LAST_PAIR:])
-        means = [host.norm(part).mean(1) for part in found[:tokens]]
-        return torch.cat([*(host.norm(part)[:, 0] for part in found[tokens:]), *means], dim=1)
+        means = [host.norm(part).mean(1) for part in captured[:tokens]]
+        return torch.cat([*(host.norm(part)[:, 0] for part in captured[tokens:]), *means], dim=1)
     if getattr(host, "num_prefix_tokens", 0) and getattr(host, "cls_token", None) is not None:
         last = min(LAST_BLOCKS, len(host.blocks))
         pairs = host.forward_intermediates(
@@ -131,9 +133,9 @@ def extract(
     Raises:
         DivergedError: features that are not finite.
     """
-    place = device or next(model.parameters()).device
+    compute_device = device or next(model.parameters()).device
     features, targets = forward_all(
-        _Reader(model, read), loader, len(loader.positions), place, amp, label
+        _Reader(model, read), loader, len(loader.positions), compute_device, amp, label
     )
     features, targets = gathered(loader, features, targets)
     bad = int((~features.isfinite()).any(1).sum())
@@ -159,13 +161,13 @@ class _Reader(nn.Module):
 @contextmanager
 def _outputs(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
     """What these modules give, in the order in which they are run."""
-    found: list[Tensor] = []
+    captured: list[Tensor] = []
     handles = [
-        module.register_forward_hook(lambda _module, _given, gave: found.append(gave))
+        module.register_forward_hook(lambda _module, _inputs, output: captured.append(output))
         for module in modules
     ]
     try:
-        yield found
+        yield captured
     finally:
         for handle in handles:
             handle.remove()

@@ -51,12 +51,18 @@ def paired_bootstrap(
     """The difference mean(a) - mean(b) of two models and its percentile interval, seeds and images
     drawn together.
 
-    Both models were trained with the same seeds and tested on the same images: each replicate draws
+    Both models were trained with the same seeds and tested on the same images. Each replicate draws
     seeds and images with replacement, the same for both, so what is hard for both cancels.
 
     Args:
         a: (seeds, images), True where the run got the image right; (images,) counts as one seed.
         b: the other model's, same shape and order.
+        level: of the interval, between 0 and 1.
+        replicates: draws.
+        seed: of the draws.
+
+    Raises:
+        UsageError: shapes that differ or are not (seeds, images), or a level outside 0..1.
     """
     right_a, right_b = _runs(a), _runs(b)
     if right_a.shape != right_b.shape:
@@ -71,6 +77,15 @@ def bootstrap_mean(
 ) -> Interval:
     """The mean accuracy of one model over its seeds and its percentile interval, seeds and images
     drawn together.
+
+    Args:
+        a: (seeds, images), True where the run got the image right; (images,) counts as one seed.
+        level: of the interval, between 0 and 1.
+        replicates: draws.
+        seed: of the draws.
+
+    Raises:
+        UsageError: not of shape (seeds, images), or a level outside 0..1.
     """
     return _bootstrap(_runs(a), level, replicates, seed)
 

@@ -35,8 +35,8 @@ def nearest(
         f"{k} nearest of {len(bank[0])} training images by cosine, weights exp(similarity / "
         f"{TEMPERATURE})"
     )
-    said = counted.argmax(1).numpy()
-    return Probe("knn", how, said, queries[1].numpy(), classes, len(bank[0]), bank[0].shape[1])
+    predicted = counted.argmax(1).numpy()
+    return Probe("knn", how, predicted, queries[1].numpy(), classes, len(bank[0]), bank[0].shape[1])
 
 
 def votes(
@@ -58,12 +58,12 @@ def votes(
         raise UsageError(
             f"{k} nearest of {len(bank)} training images: k lies between 1 and their number"
         )
-    found = []
+    chunks = []
     for part in queries.split(CHUNK):
         similar, nearest = neighbours(bank, part, k)
         weights = (similar / temperature).exp()
-        found.append(torch.zeros(len(part), classes).scatter_add_(1, labels[nearest], weights))
-    return torch.cat(found)
+        chunks.append(torch.zeros(len(part), classes).scatter_add_(1, labels[nearest], weights))
+    return torch.cat(chunks)
 
 
 def neighbours(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,9 @@ measure them.
 
     rate of epoch e = lr batch / 256 (1 + cos(pi e / epochs)) / 2,     momentum 0.9
 
-Defaults are SimA's (arXiv:2206.08898, section 4.3) under DINO's rule for the rate: lr 1e-3, a batch
-of 1024, no weight decay, 100 epochs, a random resized crop and a flip for each image and epoch.
+Defaults are SimA's (arXiv:2206.08898, section 4.3) under DINO's rule for the rate. They are lr
+1e-3, a batch of 1024, no weight decay, 100 epochs, a random resized crop and a flip for each image
+and epoch.
 """
 
 import math
@@ -70,7 +71,7 @@ def probe(
         train: labelled images.
         test: labelled images of the same classes.
         classes: names in index order.
-        views: of a training image where views are random (`softless.data.crops.one_crop`).
+        views: of a training image where views are random (`softless.tasks.dino.transforms.one_crop`).
         transform: of evaluation.
         settings: of the classifier.
         batch_size: images through the model at once, where they are not trained on.
@@ -78,6 +79,7 @@ def probe(
 
     Raises:
         UsageError: settings that cannot be used.
+        DivergedError: features or a loss that are not finite.
     """
     settings = checked(settings or LinearSettings())
     batch = min(settings.batch, len(train))
@@ -87,20 +89,26 @@ def probe(
         loader = shared_loader(samples, transform, batch=batch_size, workers=workers)
         return extract(model, loader, layers, device=device, label=label)
 
-    asked = features(test, "features of test images")
+    test_features, test_labels = features(test, "features of test images")
     if settings.views == "fixed":
-        batches = held(*features(train, "features of training images"), batch, settings.seed)
+        batches = in_memory(*features(train, "features of training images"), batch, settings.seed)
     else:
-        batches = _seen(model, train, views, batch, settings, workers)
-    linear = fit(batches, asked[0].shape[1], len(classes), settings, batch)
+        batches = _random_views(model, train, views, batch, settings, workers)
+    linear = fit(batches, test_features.shape[1], len(classes), settings, batch)
     with torch.no_grad():
-        said = linear(asked[0]).argmax(1).numpy()
+        predicted = linear(test_features).argmax(1).numpy()
     return Probe(
-        "linear", str(settings), said, asked[1].numpy(), classes, len(train), asked[0].shape[1]
+        "linear",
+        str(settings),
+        predicted,
+        test_labels.numpy(),
+        classes,
+        len(train),
+        test_features.shape[1],
     )
 
 
-def _seen(
+def _random_views(
     model: nn.Module,
     train: Samples,
     views: Pipeline,
@@ -119,7 +127,7 @@ def _seen(
         workers=workers,
         rank=ranks.rank(),
         world=ranks.size(),
-        whole=True,
+        whole_batches=True,
     )
     device = next(model.parameters()).device
     steps = len(train) // batch
@@ -129,8 +137,8 @@ def _seen(
             loader, steps * batch // ranks.size(), label, size=lambda part: len(part[1])
         ):
             with torch.no_grad():
-                found = layers(model, images.to(device)).float().cpu()
-            yield found, labels
+                features = layers(model, images.to(device)).float().cpu()
+            yield features, labels
 
     def of(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         loader.set_epoch(epoch)
@@ -145,7 +153,7 @@ def fit(
     batches: Batches, width: int, classes: int, settings: LinearSettings, batch: int
 ) -> nn.Linear:
     """Train the classifier (width -> classes) on what `batches` yields for each epoch, `batch`
-    images at once.
+    images at once: features (B, width) and labels (B,).
 
     Raises:
         DivergedError: the loss is not finite.
@@ -175,9 +183,9 @@ def fit(
     return linear
 
 
-def held(features: Tensor, labels: Tensor, batch: int, seed: int) -> Batches:
-    """Batches of features (n, D) that are held in memory, in an order that derives from (seed,
-    epoch).
+def in_memory(features: Tensor, labels: Tensor, batch: int, seed: int) -> Batches:
+    """Batches of features (n, D) and labels (n,) that are held in memory, in an order that derives
+    from (seed, epoch).
     """
     order = EpochOrder(len(features), batch, seed)
 

@@ -92,19 +92,19 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
     classes = logits.shape[1]
     walk = walked(logits.cpu(), targets.long().cpu())
     walk.refuse_bad(len(logits))
-    said, truth = logits.cpu().numpy(), targets.long().cpu().numpy()
-    confusion = np.bincount(truth * classes + said.argmax(1), minlength=classes**2).reshape(
+    values, truth = logits.cpu().numpy(), targets.long().cpu().numpy()
+    confusion = np.bincount(truth * classes + values.argmax(1), minlength=classes**2).reshape(
         classes, classes
     )
-    right, support = confusion.diagonal(), confusion.sum(1)
-    areas = _areas(said, truth, walk.totals)
-    known = [area for area in areas if area is not None]
+    correct, support = confusion.diagonal(), confusion.sum(1)
+    areas = _areas(values, truth, walk.totals)
+    defined_areas = [area for area in areas if area is not None]
     return Metrics(
         loss=float(-walk.log / len(truth)),
-        top1=float(right.sum() / len(truth)),
+        top1=float(correct.sum() / len(truth)),
         top5=float(walk.top5 / len(truth)) if classes > 5 else None,
-        balanced_accuracy=float((right[support > 0] / support[support > 0]).mean()),
-        auc=float(np.mean(known)) if known else None,
+        balanced_accuracy=float((correct[support > 0] / support[support > 0]).mean()),
+        auc=float(np.mean(defined_areas)) if defined_areas else None,
         class_auc=areas,
         brier=float(walk.brier / len(truth)),
         calibration=calibration(walk.sure, truth == 1 if classes == 2 else walk.hits),
@@ -113,8 +113,8 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
 
 
 def class_areas(logits: np.ndarray, targets: np.ndarray) -> tuple[float | None, ...]:
-    """The area under the ROC curve of each class against the rest; None where one side has no
-    image.
+    """The area under the ROC curve of each class against the rest, from logits (n, K) and targets
+    (n,); None where one side has no image.
     """
     return _areas(logits, targets, np.concatenate([_log_total(block) for block in _blocks(logits)]))
 
@@ -130,22 +130,24 @@ def _areas(logits: np.ndarray, targets: np.ndarray, totals: np.ndarray) -> tuple
         return tuple(
             area_of(scores[label], order[starts[label] : starts[label + 1]]) for label in range(2)
         )
-    found: list[float | None] = []
+    areas: list[float | None] = []
     for first in range(0, logits.shape[1], AT_ONCE):
         scores = (
             np.ascontiguousarray(logits[:, first : first + AT_ONCE].T).astype(np.float64) - totals
         )
-        places = range(first, first + len(scores))
-        found += [
-            area_of(one, order[starts[at] : starts[at + 1]])
-            for at, one in zip(places, scores, strict=True)
+        labels = range(first, first + len(scores))
+        areas += [
+            area_of(row, order[starts[label] : starts[label + 1]])
+            for label, row in zip(labels, scores, strict=True)
         ]
-    return tuple(found)
+    return tuple(areas)
 
 
 def class_scores(logits: np.ndarray) -> Iterator[np.ndarray]:
-    """(n,) float64 for each class, rising with its probability: the logarithm of that, or of two
-    classes the difference of the logits, exact where probabilities round to 1.
+    """(n,) float64 for each class, rising with its probability, from logits (n, K).
+
+    It is the logarithm of the probability, or of two classes the difference of the logits, exact
+    where probabilities round to 1.
     """
     if logits.shape[1] == 2:
         apart = logits[:, 1].astype(np.float64) - logits[:, 0]
@@ -160,22 +162,24 @@ def class_scores(logits: np.ndarray) -> Iterator[np.ndarray]:
         yield logits[:, label].astype(np.float64) - total
 
 
-def calibration(sure: np.ndarray, right: np.ndarray, bins: int = BINS) -> Calibration:
-    """Probabilities (n,) beside what came true (n,); a probability on the border of two bins is in
-    the lower.
+def calibration(sure: np.ndarray, outcomes: np.ndarray, bins: int = BINS) -> Calibration:
+    """Probabilities (n,) beside their outcomes (n,), true or not; a probability on the border of
+    two bins is in the lower.
     """
-    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], sure)
-    counts = np.bincount(place, minlength=bins)
+    bin_index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], sure)
+    counts = np.bincount(bin_index, minlength=bins)
     summed = (
-        np.bincount(place, weights=values, minlength=bins)
-        for values in (sure, right.astype(np.float64))
+        np.bincount(bin_index, weights=values, minlength=bins)
+        for values in (sure, outcomes.astype(np.float64))
     )
-    means = [np.divide(one, counts, out=np.full(bins, np.nan), where=counts > 0) for one in summed]
+    means = [
+        np.divide(sums, counts, out=np.full(bins, np.nan), where=counts > 0) for sums in summed
+    ]
     return Calibration(counts, *means)
 
 
 def second_class(logits: np.ndarray) -> np.ndarray:
-    """(n,) float64 probability of the second of two classes."""
+    """(n,) float64 probability of the second of two classes, from logits (n, 2)."""
     apart = logits[:, 1].astype(np.float64) - logits[:, 0]
     return 0.5 * (1 + np.tanh(apart / 2))
 
@@ -195,7 +199,11 @@ class Walk:
     totals: np.ndarray
 
     def refuse_bad(self, images: int) -> None:
-        """Raise a DivergedError where some of the images have no finite answer."""
+        """Nothing where all images have finite logits.
+
+        Raises:
+            DivergedError: some have not.
+        """
         if self.bad:
             raise DivergedError(
                 f"the model's output is not finite for {self.bad} of {images} images: its weights "
@@ -207,7 +215,7 @@ def walked(logits: Tensor, targets: Tensor) -> Walk:
     """One pass over logits (n, K) and targets (n,), a block that fits the processor's cache at a
     time.
     """
-    (images, classes), places = logits.shape, torch.arange(logits.shape[1])
+    (images, classes), class_indices = logits.shape, torch.arange(logits.shape[1])
     sums, bad = dict.fromkeys(("log", "brier", "top5"), 0.0), 0
     sure, totals = (torch.zeros(images, dtype=torch.float64) for _ in range(2))
     hits = torch.zeros(images, dtype=torch.bool)
@@ -220,7 +228,7 @@ def walked(logits: Tensor, targets: Tensor) -> Walk:
         largest = block.amax(1, keepdim=True).double()
         bad += int((~(largest[:, 0] + block.amin(1)).isfinite()).sum())
         of_truth = block.gather(1, truth)
-        before = (block > of_truth).sum(1) + _ahead(block == of_truth, truth, places)
+        before = (block > of_truth).sum(1) + _ahead(block == of_truth, truth, class_indices)
         grown = room[: len(block)].copy_(block).sub_(largest).exp_()
         total = grown.sum(1)
         chance = grown.gather(1, truth)[:, 0] / total
@@ -242,15 +250,15 @@ def walked(logits: Tensor, targets: Tensor) -> Walk:
     )
 
 
-def _ahead(equal: Tensor, truth: Tensor, places: Tensor) -> Tensor:
+def _ahead(equal: Tensor, truth: Tensor, class_indices: Tensor) -> Tensor:
     """(b,) how many classes with the logit of the true one come before it, as in the answer; of
-    `equal` (b, K), truth (b, 1), places (K,).
+    `equal` (b, K), truth (b, 1), class_indices (K,).
     """
     ties = equal.sum(1)
     shared = (ties > 1).nonzero()[:, 0]
     ahead = torch.zeros_like(ties)
     if len(shared):
-        ahead[shared] = (equal[shared] & (places < truth[shared])).sum(1)
+        ahead[shared] = (equal[shared] & (class_indices < truth[shared])).sum(1)
     return ahead
 
 
@@ -262,11 +270,13 @@ def _blocks(values: np.ndarray, width: int | None = None) -> Iterator[np.ndarray
 
 def _log_total(logits: np.ndarray) -> np.ndarray:
     """log sum_c exp(logit_c) of each row (n, K), (n,) float64."""
-    wide = logits.astype(np.float64)
-    largest = wide.max(1)
-    total: np.ndarray = largest + np.log(np.exp(wide - largest[:, None]).sum(1))
+    values = logits.astype(np.float64)
+    largest = values.max(1)
+    total: np.ndarray = largest + np.log(np.exp(values - largest[:, None]).sum(1))
     return total
 
 
-def _shares(part: np.ndarray, whole: np.ndarray) -> tuple[float | None, ...]:
-    return tuple(int(one) / int(of) if of else None for one, of in zip(part, whole, strict=True))
+def _shares(part: np.ndarray, totals: np.ndarray) -> tuple[float | None, ...]:
+    return tuple(
+        int(count) / int(of) if of else None for count, of in zip(part, totals, strict=True)
+    )

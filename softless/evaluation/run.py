@@ -5,24 +5,16 @@ them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from softless.data.ranges import Range
-from softless.data.transforms import Pipeline, eval_transform, plain_transform
-from softless.errors import DataError, UsageError, located
-from softless.evaluation.run_files import read_best, read_classes, read_recipe
-from softless.models import digests
-from softless.models.assemble import assemble
-from softless.models.config import noted
+from softless.data.transforms import Pipeline
+from softless.errors import DataError, UsageError
+from softless.experiment.ranges import Range
+from softless.experiment.recipe import Recipe
 from softless.models.features import without_cut_parts
 from softless.models.files import read_safetensors
-from softless.models.outline import check_fits
-from softless.models.records import is_number
-from softless.models.scale import set_training_size
 from softless.models.sizes import sides
 
 DENSE = frozenset({"detection", "segmentation"})  # tasks whose models take whole images of any size
@@ -38,20 +30,19 @@ class LoadedRun:
     model: nn.Module  # in evaluation mode, on the device asked for
     classes: tuple[str, ...]
     transform: Pipeline  # image -> (C, S, S)
-    # recipe.json by attributes, as in recipe.data.source; data.mean and data.std are what the run
-    # measured
-    recipe: Any
+    recipe: Recipe  # its data.mean and data.std are what the run measured
     # best.json: epoch (from 1), metric, value, architecture, image size, scaling
     best: dict[str, Any]
 
     @property
     def task(self) -> str:
+        """One of `softless.models.assemble.TASKS`."""
         return str(self.best.get("task", "classification"))
 
     @property
     def amp(self) -> str:
         """What the run was trained and tested in: "none" (float32), "bfloat16" or "float16"."""
-        return str(getattr(self.recipe, "amp", "none"))
+        return self.recipe.amp
 
     @property
     def batch_size(self) -> int:
@@ -59,7 +50,7 @@ class LoadedRun:
 
         In bfloat16 another batch may round otherwise.
         """
-        return min(MOST_AT_ONCE, int(getattr(self.recipe, "batch_size", MOST_AT_ONCE)))
+        return min(MOST_AT_ONCE, self.recipe.batch_size)
 
     @property
     def scale(self) -> Range | None:
@@ -72,11 +63,12 @@ class LoadedRun:
 
         None of older runs.
         """
-        told = self.best.get("threshold")
-        return None if told is None else float(told)
+        stored = self.best.get("threshold")
+        return None if stored is None else float(stored)
 
     @property
     def in_chans(self) -> int:
+        """Channels of the images that the model takes."""
         return int(self.best["in_chans"])
 
     @property
@@ -92,96 +84,12 @@ class LoadedRun:
         return int(size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
-    """Load the best epoch of the run in a folder.
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name.
 
     Raises:
-        DataError: no such folder, no finished epoch in it, a file of it damaged, or class lists
-            that disagree.
-        UsageError: the weights are those of another model.
+        DataError: the file is damaged; it is named.
     """
-    path = located(run_dir)
-    if not path.is_dir():
-        raise DataError(
-            f"no run folder at {path}: give the folder that `softless train --out` wrote"
-        )
-    if not (path / BEST).is_file() or not (path / WEIGHTS).is_file():
-        raise DataError(
-            f"{path} holds no finished epoch ({BEST} and {WEIGHTS} are not both there): train first"
-        )
-    best = read_best(path / BEST)
-    classes = tuple(best["classes"])
-    task = best.get("task") or "classification"  # which older runs do not say
-    args, architecture = best["model_args"], best["architecture"]
-    if task in {"classification", "multilabel"}:
-        args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
-    transform = (plain_transform if task in DENSE else eval_transform)(
-        best["image_size"],
-        best["crop_pct"],
-        best["interpolation"],
-        best["mean"],
-        best["std"],
-        best["in_chans"],
-        deep=best.get("range") is not None,
-    )
-    _check_same_classes(path, classes)
-    _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
-    check_fits(
-        lambda: assemble(task, architecture, args, best.get("head")), path / WEIGHTS, path / BEST
-    )
-    model = assemble(task, architecture, args, best.get("head"))
-    fill(model, read_weights(path / WEIGHTS), path / WEIGHTS)
-    recipe = _recipe(path / RECIPE, best)
-    _tell_preparation(model, best, recipe)
-    return LoadedRun(path, model.to(device).eval(), classes, transform, recipe, best)
-
-
-def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Any) -> None:
-    """Let the model say how its images were prepared, where timm's functions look for it, and how
-    large they were in training.
-    """
-    size = best["image_size"]
-    # of a typical image: a classifier's are all of one size
-    pixels = best.get("pixels", sides(size))
-    told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
-    told |= {"input_size": (best["in_chans"], *map(int, pixels))}
-    told |= {"notes": noted(best.get("range"))}
-    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **told}
-    if (trained := _trained_pixels(best, recipe)) is not None:
-        set_training_size(model, *trained, mpp=_trained_mpp(best))
-
-
-def _trained_mpp(best: Mapping[str, Any]) -> float | None:
-    found = best.get("trained_at", {}).get("mpp")
-    return float(found) if is_number(found) and found > 0 else None
-
-
-def _trained_pixels(best: Mapping[str, Any], recipe: Any) -> tuple[int, int] | None:
-    """Height and width of the images in training; of runs that do not say so as their recipe has
-    it, or None.
-    """
-    try:
-        if "trained_at" in best:
-            height, width = best["trained_at"]["pixels"]
-        elif best.get("task", "classification") not in DENSE:
-            height, width = sides(best["image_size"])
-        elif (fixed := _fixed(recipe)) is not None:
-            height, width = fixed
-        else:
-            height, width = best["pixels"]
-        return int(height), int(width)
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _fixed(recipe: Any) -> Any:
-    """The canvas of a detection, or the crop of a segmentation."""
-    canvas = getattr(getattr(recipe, "detection", None), "canvas", None)
-    return canvas or getattr(getattr(recipe, "segmentation", None), "crop", None)
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; DataError names the file when it is damaged."""
     return read_safetensors(file)
 
 
@@ -190,11 +98,14 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
 
     Raises:
         UsageError: tensors missing, unknown or of another shape: it is another model's file.
+        DataError: numbers that are not finite.
     """
     state = without_cut_parts(model, state)
     if wrong := mismatches(model, state):
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UsageError(f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{more}")
+        remainder = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(
+            f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{remainder}"
+        )
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise DataError(
@@ -217,35 +128,3 @@ def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
             if name in state and state[name].shape != tensor.shape
         ),
     ]
-
-
-def _recipe(file: Path, best: Mapping[str, Any]) -> SimpleNamespace:
-    """The recipe with the field names it has in training, which lies above this layer and owns the
-    class.
-    """
-    stored = read_recipe(file)
-    data = {**stored["data"], "mean": tuple(best["mean"]), "std": tuple(best["std"])}
-    groups = {
-        name: SimpleNamespace(**entry) for name, entry in stored.items() if isinstance(entry, dict)
-    }
-    return SimpleNamespace(**{**stored, **groups, "data": SimpleNamespace(**data)})
-
-
-def _check_same_classes(path: Path, classes: tuple[str, ...]) -> None:
-    if (path / CLASSES).is_file() and read_classes(path / CLASSES) != classes:
-        raise DataError(
-            f"{path}: {CLASSES} and {BEST} list other classes; one of them is another run's"
-        )
-
-
-def _check_same_weights(file: Path, expected: str | None) -> None:
-    """Against the digest that training wrote beside the epoch's score; runs of an older softless
-    have none.
-    """
-    if expected is not None and (found := digests.of_file(file)) != expected:
-        raise DataError(
-            f"{file} is not what {BEST} beside it describes: SHA-256 {found[:12]}… and not "
-            f"{expected[:12]}…. A copy was damaged, or the run was cut "
-            "while it wrote them: `softless train --resume` writes both anew (of a finished run "
-            "once its result.json is deleted)"
-        )

@@ -4,7 +4,7 @@ measure's spread is seen.
     logit m ± t s / (m (1 - m))
 
 s is the standard deviation of the measure m over the draws (Efron 1979), made larger by n / (n - 1)
-in its square, and t is Student's quantile of n - 1 degrees: with few images the draws alone make
+in its square. Student's quantile of n - 1 degrees is t: with few images the draws alone make
 intervals too narrow. On the scale of the logit they keep within 0..1 and are as lopsided as the
 measure is near an end. Where the draws cannot tell the spread there is no interval, and a sentence
 says why.
@@ -38,6 +38,7 @@ class Estimate:
 
     @property
     def interval(self) -> list[float] | None:
+        """Both ends, or None where there is no interval."""
         return None if self.low is None or self.high is None else [self.low, self.high]
 
     def __str__(self) -> str:
@@ -99,11 +100,11 @@ def estimate(value: float | None, deviation: float, images: int, *, why: str = "
             value,
             why="every draw of these images gives the same value, so they do not show its spread",
         )
-    wide = (
+    half_width = (
         deviation * math.sqrt(images / (images - 1)) * student(images - 1) / (value * (1 - value))
     )
     middle = math.log(value / (1 - value))
-    return Estimate(value, _share(middle - wide), _share(middle + wide))
+    return Estimate(value, _share(middle - half_width), _share(middle + half_width))
 
 
 def student(freedom: int, level: float = LEVEL) -> float:
@@ -131,5 +132,5 @@ def apart(difference: float, deviation: float, images: int) -> tuple[float, floa
     """
     if images < 3:  # which say nothing of a spread: all that shares can differ by
         return -1.0, 1.0
-    wide = deviation * math.sqrt(images / (images - 1)) * student(images - 1)
-    return difference - wide, difference + wide
+    half_width = deviation * math.sqrt(images / (images - 1)) * student(images - 1)
+    return difference - half_width, difference + half_width

@@ -48,7 +48,7 @@ from softless.layers.plain import (
     why_called,
 )
 from softless.layers.plain import why_not as why_not_plain
-from softless.models.detectors import Backbone
+from softless.models.features import Features
 from softless.models.host import BlockKind
 from softless.models.hosts import HOSTS
 
@@ -203,7 +203,9 @@ def _backbones(model: nn.Module) -> list[str]:
         if isinstance(module, DETECTORS)
     ]
     return [
-        below(path, "features") if isinstance(backbone, Backbone) else path
+        below(path, "features")
+        if isinstance(getattr(backbone, "features", None), Features)
+        else path
         for path, backbone in backbones
     ]
 

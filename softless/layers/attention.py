@@ -19,7 +19,7 @@ from softless.attention import rotary as turning
 from softless.attention.checks import check_options
 from softless.attention.record import Grid
 from softless.attention.registry import registered
-from softless.attention.streaming import Place
+from softless.attention.streaming import ChunkPosition
 from softless.errors import UsageError
 from softless.layers.companions import Filters, Gate, HeadConv, Reduction, kind_of_gate
 from softless.layers.grid import SharedGrid
@@ -122,19 +122,25 @@ class Attention(Routes):
         self.num_heads = num_heads
         self.head_dim = attn_head_dim or dim // num_heads
         self.attn_drop = attn_drop
-        inner, place = self.num_heads * self.head_dim, {"device": device, "dtype": dtype}
+        inner, factory_kwargs = self.num_heads * self.head_dim, {"device": device, "dtype": dtype}
         tied = self.op.wants("tied_qk", self.options)
         self.parts = ("q", "v") if tied else ("q", "k", "v")
-        self.make_projections(dim, inner, qkv_bias, place)
-        self.q_norm = norm_layer(self.head_dim, **place) if qk_norm else nn.Identity()
-        self.k_norm = norm_layer(self.head_dim, **place) if qk_norm and not tied else nn.Identity()
-        self.norm = norm_layer(inner, **place) if scale_norm else nn.Identity()
+        self.make_projections(dim, inner, qkv_bias, factory_kwargs)
+        self.q_norm = norm_layer(self.head_dim, **factory_kwargs) if qk_norm else nn.Identity()
+        self.k_norm = (
+            norm_layer(self.head_dim, **factory_kwargs) if qk_norm and not tied else nn.Identity()
+        )
+        self.norm = norm_layer(inner, **factory_kwargs) if scale_norm else nn.Identity()
         self.gate_kind = kind_of_gate(gated)
-        self.gate = nn.Linear(dim, inner, bias=qkv_bias, **place) if self.gate_kind else None
-        self.proj = nn.Linear(inner, dim_out or dim, bias=proj_bias, **place)
+        self.gate = (
+            nn.Linear(dim, inner, bias=qkv_bias, **factory_kwargs) if self.gate_kind else None
+        )
+        self.proj = nn.Linear(inner, dim_out or dim, bias=proj_bias, **factory_kwargs)
         self.proj_drop = nn.Dropout(proj_drop)
         self.v_conv = (
-            HeadConv(num_heads, v_conv, self.head_dim, v_conv_filters, **place) if v_conv else None
+            HeadConv(num_heads, v_conv, self.head_dim, v_conv_filters, **factory_kwargs)
+            if v_conv
+            else None
         )
         if v_conv_filters != "head" and self.v_conv is None:
             raise UsageError(
@@ -142,7 +148,7 @@ class Attention(Routes):
                 "none: pass v_conv=, for example 5"
             )
         side = self.op.reduces(self.op.filled(self.options)) if self.op.reduces else 1
-        self.reduction = Reduction(dim, side, **place) if side > 1 else None
+        self.reduction = Reduction(dim, side, **factory_kwargs) if side > 1 else None
         if self.reduction is not None and self.v_conv is not None:
             raise UsageError(
                 f"v_conv={v_conv} convolves v on the grid, and the reduction by {side} leaves v "
@@ -151,15 +157,15 @@ class Attention(Routes):
         self.rotary = rotary
         if rotary and (why := self._why_not_rotary()):
             raise UsageError(f"rotary={rotary}: {why}")
-        ours = type(self).sides is Attention.sides and type(self).project is Attention.project
+        unchanged = type(self).sides is Attention.sides and type(self).project is Attention.project
         alone = self.reduction is None and self.v_conv is None and not rotary
-        self._plain = ours and len(self.parts) == 3 and alone
+        self._plain = unchanged and len(self.parts) == 3 and alone
         self.shared_grid: SharedGrid | None = None
         if self.op.own_tensors(self.options) and (
             tokens or not self.op.wants("tokens", self.options)
         ):
             self.learned = OwnTensors(
-                self.op, num_heads, self.head_dim, self.options, tokens, **place
+                self.op, num_heads, self.head_dim, self.options, tokens, **factory_kwargs
             )
 
     def _why_not_rotary(self) -> str | None:
@@ -202,10 +208,10 @@ class Attention(Routes):
 
     def called_with(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Grid | None, dict[str, Any]]:
         """Of the arguments of a call: the tokens, the grid where it was passed, and what `sides`
-        takes besides.
+        takes besides. The tokens are (B,N,dim).
         """
-        given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
-        return given["x"], given.get("grid"), given.get("passed", {})
+        arguments = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+        return arguments["x"], arguments.get("grid"), arguments.get("passed", {})
 
     def set_tokens(self, tokens: int) -> None:
         """Make the operator's tensors for a number of tokens, where it needs one and was not given
@@ -258,7 +264,7 @@ class Attention(Routes):
         return self.q_norm(q), self.k_norm(k[0]) if k else None, v
 
     def placed(
-        self, x: Tensor, grid: Grid | None, place: Place | None = None
+        self, x: Tensor, grid: Grid | None, place: ChunkPosition | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """`project`, with q and k turned by where the tokens x (B,N,dim) stand, where the module
         has rotary positions.
@@ -274,39 +280,39 @@ class Attention(Routes):
         q, k, v = self.project(x)
         if not self.rotary:
             return q, k, v
-        whole = self.grid_of(x.shape[1] if place is None else place.total, grid)
-        cos, sin = turning.angles(q, whole, place)
+        full_grid = self.grid_of(x.shape[1] if place is None else place.total, grid)
+        cos, sin = turning.angles(q, full_grid, place)
         return turning.turned(q, cos, sin), None if k is None else turning.turned(k, cos, sin), v
 
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """q of the tokens, k, v and the mask of those that are attended to: the same, or the few
-        that a reduction leaves.
+        that a reduction leaves. Shapes: q (B,H,N,D), k and v (B,H,M,D), the mask (B,M).
         """
         if self.reduction is None:
             return *self.placed(x, grid), mask
-        few, key_mask = self.reduction(x, mask, self.grid_of(x.shape[1], grid))
-        return *self._project_reduced(x, few), key_mask
+        reduced, key_mask = self.reduction(x, mask, self.grid_of(x.shape[1], grid))
+        return *self._project_reduced(x, reduced), key_mask
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         return (
             x.unflatten(-1, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         )
 
-    def _project_reduced(self, x: Tensor, few: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_reduced(self, x: Tensor, reduced: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q of all tokens x, k and v of the few that the reduction left."""
-        inner, found = self.num_heads * self.head_dim, weights_of(self.qkv, x.device)
-        if found is None:
-            of_all, of_few = self.qkv(x)[..., :inner], self.qkv(few)[..., inner:]
+        inner, weights = self.num_heads * self.head_dim, weights_of(self.qkv, x.device)
+        if weights is None:
+            of_all, of_reduced = self.qkv(x)[..., :inner], self.qkv(reduced)[..., inner:]
         else:
-            weight, bias = found
-            ours, theirs = (None, None) if bias is None else (bias[:inner], bias[inner:])
-            of_all, of_few = (
-                F.linear(x, weight[:inner], ours),
-                F.linear(few, weight[inner:], theirs),
+            weight, bias = weights
+            q_bias, kv_bias = (None, None) if bias is None else (bias[:inner], bias[inner:])
+            of_all, of_reduced = (
+                F.linear(x, weight[:inner], q_bias),
+                F.linear(reduced, weight[inner:], kv_bias),
             )
-        (q,), (k, v) = self._heads(of_all, 1), self._heads(of_few, 2)
+        (q,), (k, v) = self._heads(of_all, 1), self._heads(of_reduced, 2)
         return self.q_norm(q), self.k_norm(k), v
 
     def extras(self, tokens: int, grid: Grid | None = None) -> dict[str, Any]:
@@ -320,9 +326,9 @@ class Attention(Routes):
         Raises:
             UsageError: the grid or the number of tokens was never told, or does not fit.
         """
-        found = dict(self.options)
+        settings = dict(self.options)
         if self.op.wants("grid", self.options):
-            found["grid"] = self.grid_of(tokens, grid)
+            settings["grid"] = self.grid_of(tokens, grid)
         if self.op.learned and self.op.own_tensors(self.options):
             if not hasattr(self, "learned"):
                 raise UsageError(
@@ -331,8 +337,8 @@ class Attention(Routes):
                     "softless.create_model, or pass tokens=, for example through "
                     "with_options(tokens=197)"
                 )
-            found["learned"] = self.learned()
-        return found
+            settings["learned"] = self.learned()
+        return settings
 
     @leaf
     def forward(
@@ -363,15 +369,15 @@ class Attention(Routes):
                 tokens that was never told.
         """
         refuse_absent(x, qkv=self._modules.get("qkv"), qv=self._modules.get("qv"), proj=self.proj)
-        mask, taken = token_mask(self.op, x, attn_mask, is_causal, mask)
+        mask, mask_options = token_mask(self.op, x, attn_mask, is_causal, mask)
         grid = self.standing(x, grid)
-        extras = self.extras(x.shape[1], grid) | taken
+        extras = self.extras(x.shape[1], grid) | mask_options
         if self.attn_drop and self.training:
             extras["dropout"] = self.attn_drop
         if self.reads_the_buffer:
             return self._self_attention(x, mask, extras)
         q, k, v, key_mask = self.sides(x, mask, grid, **passed)
-        wide = self._needs_more_than_half(q.transpose(1, 2))
+        in_float32 = self._needs_more_than_half(q.transpose(1, 2))
         o = attend(
             q,
             k,
@@ -379,12 +385,12 @@ class Attention(Routes):
             op=self.op,
             mask=key_mask,
             query_mask=mask,
-            out_dtype=torch.float32 if wide else None,
+            out_dtype=torch.float32 if in_float32 else None,
             **extras,
         )
         if self.v_conv is not None:
             o = o + self.v_conv(v, mask, self.grid_of(x.shape[1], grid))
-        return self._project_out(x, o.transpose(1, 2).flatten(2), wide)
+        return self._project_out(x, o.transpose(1, 2).flatten(2), in_float32)
 
     def standing(self, x: Tensor, given: Grid | None = None) -> Grid | None:
         """Where the tokens x (B,N,dim) of a pass stand, as passed or as the host told; None where
@@ -434,19 +440,21 @@ class Attention(Routes):
     @property
     def companions(self) -> tuple[str, ...]:
         """What the module adds to the operator, in words: for counts and tables."""
-        said = {
+        present = {
             f"gate ({self.gate_kind})": self.gate is not None,
             "rotary positions": self.rotary,
             "norms of q and k": type(self.q_norm) is not nn.Identity,
             "norm of the output": type(self.norm) is not nn.Identity,
         }
-        parts = [one.said for one in (self.v_conv, self.reduction) if one is not None]
-        return (*parts, *(name for name, has in said.items() if has))
+        parts = [
+            companion.said for companion in (self.v_conv, self.reduction) if companion is not None
+        ]
+        return (*parts, *(name for name, has in present.items() if has))
 
     def extra_repr(self) -> str:
-        told = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        told += "".join(f", {one}" for one in self.companions)
-        return f"op={self.op.name!r}, num_heads={self.num_heads}{told}"
+        settings = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        settings += "".join(f", {companion}" for companion in self.companions)
+        return f"op={self.op.name!r}, num_heads={self.num_heads}{settings}"
 
 
 def _blank(record: Operator) -> Attention:
@@ -475,8 +483,8 @@ def _class(record: Operator) -> type[Attention]:
         "Options:",
     ]
     lines += [
-        f"    {name} = {one.default!r}: {one.says}; {one.values}."
-        for name, one in record.options.items()
+        f"    {name} = {option.default!r}: {option.says}; {option.values}."
+        for name, option in record.options.items()
     ]
     lines += [] if record.options else ["    none of the operator's own."]
     doc = "\n".join([*lines, "", "The other arguments are those of `softless.Attention`."])

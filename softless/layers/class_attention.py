@@ -93,6 +93,7 @@ class ClassAttention(nn.Module):
 
     @leaf
     def forward(self, x: Tensor) -> Tensor:
+        """The class token of x (B,N,dim), past attention to all tokens: (B,1,dim)."""
         refuse_absent(x, qkv=self.qkv, proj=self.proj)
         scale = self.options.get("token_scale")
         qkv = self.qkv(x)
@@ -114,8 +115,8 @@ class ClassAttention(nn.Module):
     def _by_row(self, qkv: Tensor) -> Tensor:
         """The class token's weights over all tokens, times v: (B,H,1,D)."""
         q, k, v = unpacked(qkv, self.num_heads)
-        wide = torch.promote_types(qkv.dtype, torch.float32)
-        return self.attn_drop(self.row(q.to(wide), k.to(wide))) @ v.to(wide)
+        dtype = torch.promote_types(qkv.dtype, torch.float32)
+        return self.attn_drop(self.row(q.to(dtype), k.to(dtype))) @ v.to(dtype)
 
     def row(self, q: Tensor, k: Tensor) -> Tensor:
         """The first query's weights over all tokens, before token_scale: (B,H,N,D) twice ->

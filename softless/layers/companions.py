@@ -100,6 +100,7 @@ class HeadConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as torch.nn.Conv2d starts
 
     def forward(self, v: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+        """v (B,H,N,D) convolved on the grid; 0 for prefix tokens and those outside mask (B,N)."""
         refuse_absent(v, v_conv=self)
         prefix, height, width = grid
         if mask is not None:
@@ -159,6 +160,11 @@ class Reduction(nn.Module):
         return f"reduction of k and v ({self.side} x {self.side})"
 
     def forward(self, x: Tensor, mask: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor | None]:
+        """Tokens x (B,N,dim) and mask (B,N) -> (B,M,dim) and (B,M), None where there is no mask.
+
+        Raises:
+            UsageError: the grid is smaller than one window.
+        """
         refuse_absent(x, conv=self.conv)
         prefix, height, width = grid
         if min(height, width) < self.side:
@@ -169,12 +175,12 @@ class Reduction(nn.Module):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         image = x[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
-        few = torch.cat(
+        reduced = torch.cat(
             [x[:, :prefix], self.norm(self.conv(image).flatten(2).transpose(1, 2)).to(x.dtype)],
             dim=1,
         )
         if mask is None:
-            return few, None
+            return reduced, None
         cells = mask[:, None, prefix:].unflatten(2, (height, width)).to(torch.float32)
-        seen = F.max_pool2d(cells, self.side).flatten(1) > 0
-        return few, torch.cat([mask[:, :prefix], seen], dim=1)
+        cell_mask = F.max_pool2d(cells, self.side).flatten(1) > 0
+        return reduced, torch.cat([mask[:, :prefix], cell_mask], dim=1)

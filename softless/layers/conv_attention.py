@@ -28,14 +28,15 @@ class ConvProjection(nn.Module):
     tokens pass by.
     """
 
-    def __init__(self, dim: int, kernel: int, stride: int, **place: Any) -> None:
+    def __init__(self, dim: int, kernel: int, stride: int, **factory_kwargs: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            dim, dim, kernel, stride, kernel // 2, groups=dim, bias=False, **place
+            dim, dim, kernel, stride, kernel // 2, groups=dim, bias=False, **factory_kwargs
         )
-        self.bn = nn.BatchNorm2d(dim, **place)
+        self.bn = nn.BatchNorm2d(dim, **factory_kwargs)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens x (B,N,dim) on a grid -> (B,M,dim)."""
         refuse_absent(x, conv=self.conv)
         prefix, height, width = grid
         image = x[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
@@ -119,7 +120,7 @@ class ConvAttention(Attention):
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """As `project`; masks are refused, since the convolutions have already mixed a token with
-        its neighbours.
+        its neighbours. The shapes are those of `Attention.sides`.
 
         Raises:
             UsageError: a mask.

@@ -54,7 +54,7 @@ class SharedGrid(threading.local):
             self.backward = torch._C._current_graph_task_id()
 
     def of(self, x: Tensor) -> Grid | None:
-        """Where the tokens x, which come to an attention module, stand.
+        """Where the tokens x (B,N,dim), which come to an attention module, stand.
 
         In a backward pass a block is computed again, and what this thread was told last may be
         another image's: the grid is then that of the first pass, which is found beside the node of
@@ -76,13 +76,13 @@ class SharedGrid(threading.local):
     def _of_first_pass(self, x: Tensor) -> Grid | None:
         """The grid that was noted where a recomputed block was entered, the nearest first."""
         nodes = [] if x.grad_fn is None else [x.grad_fn]
-        seen = set(nodes)
+        visited = set(nodes)
         for node in nodes:
-            if found := _noted(node).get(id(self)):
-                return found
-            more = [one for one in _before(node) if one not in seen]
-            seen.update(more)
-            nodes += more[: FAR - len(nodes)]
+            if grid := _noted(node).get(id(self)):
+                return grid
+            unvisited = [earlier for earlier in _before(node) if earlier not in visited]
+            visited.update(unvisited)
+            nodes += unvisited[: FAR - len(nodes)]
         # the embedding was computed again too
         if self.backward == torch._C._current_graph_task_id():
             return self.value
@@ -96,8 +96,8 @@ class SharedGrid(threading.local):
 
 def _noted(node: Any) -> dict[int, Grid]:
     """What lies beside a node of the graph: the grid by the host's `SharedGrid`."""
-    found: dict[int, Grid] = node.metadata
-    return found
+    grids: dict[int, Grid] = node.metadata
+    return grids
 
 
 def _before(node: Any) -> list[Any]:
@@ -105,7 +105,9 @@ def _before(node: Any) -> list[Any]:
     share.
     """
     return [
-        one for one, _ in node.next_functions if one is not None and not hasattr(one, "variable")
+        following
+        for following, _ in node.next_functions
+        if following is not None and not hasattr(following, "variable")
     ]
 
 
@@ -118,8 +120,8 @@ class Kept:
     for its backward pass. Nothing is kept of a pass that is traced, counted or transformed.
     """
 
-    def __init__(self, most: int = 4) -> None:
-        self.most = most
+    def __init__(self, limit: int = 4) -> None:
+        self.most = limit
         # replaced as a whole and never written to: another thread may be reading
         self.held: dict[Any, Tensor] = {}
 
@@ -127,14 +129,14 @@ class Kept:
         """What is kept under a key, made now where it is not."""
         if _unseen() or is_in_torch_dispatch_mode() or transformed():
             return make()
-        held = self.held
-        if key in held:
-            return held[key]
+        tensors = self.held
+        if key in tensors:
+            return tensors[key]
         with torch.inference_mode(mode=False), torch.no_grad():
-            made = make()
-        last = list(held.items())[-(self.most - 1) :] if self.most > 1 else []
-        self.held = {**dict(last), key: made}
-        return made
+            tensor = make()
+        last = list(tensors.items())[-(self.most - 1) :] if self.most > 1 else []
+        self.held = {**dict(last), key: tensor}
+        return tensor
 
     def __getstate__(self) -> dict[str, Any]:
         return {"most": self.most, "held": {}}

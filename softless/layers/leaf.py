@@ -42,9 +42,9 @@ def noted(function: Function) -> Function:
     return called  # type: ignore[return-value]
 
 
-def tracer_of(*given: Any) -> Any:
+def tracer_of(*arguments: Any) -> Any:
     """Who traces these arguments; None where they are no symbols."""
-    for one in given:
-        if isinstance(one, Proxy):
-            return one.tracer
+    for argument in arguments:
+        if isinstance(argument, Proxy):
+            return argument.tracer
     return None

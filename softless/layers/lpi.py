@@ -29,6 +29,7 @@ class LPI(nn.Module):
 
     @leaf
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Patch tokens x (B, height * width, dim) -> the same shape."""
         refuse_absent(x, conv1=self.conv1, conv2=self.conv2)
         # (B, dim, height, width), channels last in memory
         grid = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)

@@ -57,6 +57,10 @@ def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
 
     A query that may look at nothing and that nobody looks at is padding too, as in the masks of
     NaFlexViT's padded batches.
+
+    Raises:
+        UsageError: a shape that does not fit tokens x (B, N, dim), a mask that differs between
+            queries or heads, or one that a graph hides.
     """
     batch, length = x.shape[0], x.shape[1]
     way_out = (
@@ -86,21 +90,21 @@ def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
         and bool((rows != rows[:, :1, :1]).any())
     ):
         raise UsageError(f"attn_mask differs between queries or heads; {way_out}")
-    seen = rows if rows.dtype == torch.bool else _from_bias(rows, unseen, way_out)
-    keep = seen.any(2, keepdim=True)[:, :1]
-    if several and not _of_tokens(seen, keep):
+    visible = rows if rows.dtype == torch.bool else _from_bias(rows, unseen, way_out)
+    keep = visible.any(2, keepdim=True)[:, :1]
+    if several and not _of_tokens(visible, keep):
         raise UsageError(f"attn_mask differs between queries or heads; {way_out}")
     return keep[:, 0, 0].expand(batch, length)
 
 
-def _of_tokens(seen: Tensor, keep: Tensor) -> bool:
+def _of_tokens(visible: Tensor, keep: Tensor) -> bool:
     """Whether every query sees the tokens to keep (B,1,1,M), but for those that are not kept and
-    see none; seen is (B,H or 1,N or 1,M).
+    see none; visible is (B,H or 1,N or 1,M).
     """
-    alike = (seen == keep).all(-1)
-    if seen.shape[2] != keep.shape[3]:
+    alike = (visible == keep).all(-1)
+    if visible.shape[2] != keep.shape[3]:
         return bool(alike.all())
-    return bool((alike | (~seen.any(-1) & ~keep[:, :, 0])).all())
+    return bool((alike | (~visible.any(-1) & ~keep[:, :, 0])).all())
 
 
 def _shuts_or_nothing(bias: Tensor) -> bool:

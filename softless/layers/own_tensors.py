@@ -61,6 +61,8 @@ class OwnTensors(nn.Module):
 
         Called like any module, so that what brings weights to a module when it is called brings
         these.
+
+        Their shapes are those that the operator's record claims.
         """
         return {name: getattr(self, name) for name in self.claims}
 
@@ -71,8 +73,8 @@ class OwnTensors(nn.Module):
         """
         for name, claim in self.claims.items():
             if not claim.trained:
-                held: Tensor = getattr(self, name)
-                held.copy_(drawn(claim, self.sizes, _generator(held)).to(held))
+                tensor: Tensor = getattr(self, name)
+                tensor.copy_(drawn(claim, self.sizes, _generator(tensor)).to(tensor))
 
     def count(self) -> None:
         """A step of training was taken: the random tensors that are due are drawn anew."""
@@ -106,7 +108,7 @@ def stepped(model: nn.Module) -> None:
             module.count()
 
 
-def _generator(held: Tensor) -> torch.Generator:
+def _generator(tensor: Tensor) -> torch.Generator:
     """Seeded by the numbers of a tensor."""
-    numbers = held.detach().flatten()[:SEEDING].double().tolist()
+    numbers = tensor.detach().flatten()[:SEEDING].double().tolist()
     return torch.Generator().manual_seed(zlib.crc32(struct.pack(f"{len(numbers)}d", *numbers)))

@@ -113,6 +113,7 @@ class ConvPatchEmbed(nn.Module):
 
     @leaf
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images x (B,C,height,width) -> tokens (B,N,dim), and rows and columns of their grid."""
         refuse_empty(x)
         refuse_absent(x, **dict(self.proj.named_modules(prefix="proj")))
         x = fitting(x, (self.patch_size, self.patch_size))

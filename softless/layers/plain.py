@@ -61,7 +61,7 @@ def weights_of(
 
 @torch.no_grad()
 def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Write the weight, and the bias, of a layer that is new."""
+    """Write the weight, of the layer's own shape, and the bias (out,) of a layer that is new."""
     assert isinstance(layer.weight, Tensor)
     layer.weight.copy_(weight)
     if bias is not None:
@@ -139,8 +139,8 @@ def hooks_on_all() -> bool:
         return True
     if not (before or after):
         return False
-    held = [*before.values(), *after.values()]
-    return not all(isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in held)
+    hooks = [*before.values(), *after.values()]
+    return not all(isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in hooks)
 
 
 def _tensors(layer: Any) -> list[Tensor]:
@@ -204,17 +204,17 @@ def sharded(model: nn.Module) -> str:
 
 def place_of(*modules: nn.Module) -> Tensor:
     """An empty tensor of the dtype and on the device of what modules compute with; offloaded
-    weights come to the processor.
+    weights come to the processor. Its shape is (0,).
     """
     own = [x for module in modules for x in module.parameters() if x.is_floating_point()]
     dtype = own[0].dtype if own else torch.get_default_dtype()
-    here = next((x.device for x in own if x.device.type != "meta"), None)
-    if here is None:
-        here = torch.device("cpu" if not own or any(map(watched, modules)) else "meta")
-    return torch.empty(0, dtype=dtype, device=here)
+    device = next((x.device for x in own if x.device.type != "meta"), None)
+    if device is None:
+        device = torch.device("cpu" if not own or any(map(watched, modules)) else "meta")
+    return torch.empty(0, dtype=dtype, device=device)
 
 
-def refuse_empty(model: nn.Module, what: str) -> None:
+def refuse_empty(model: nn.Module, action: str) -> None:
     """Refuse a model that is to be called and cannot.
 
     Raises:
@@ -222,30 +222,31 @@ def refuse_empty(model: nn.Module, what: str) -> None:
     """
     if path := absent(model):
         raise UsageError(
-            f'{what}: {path} has no numbers, its own tensors lie on "meta" and nothing brings '
+            f'{action}: {path} has no numbers, its own tensors lie on "meta" and nothing brings '
             "them: load the weights first, with "
             "load_state_dict(…, assign=True)"
         )
 
 
-def refuse_parts(model: nn.Module, what: str) -> None:
+def refuse_parts(model: nn.Module, action: str) -> None:
     """Refuse a model whose weights are not all here.
 
     Raises:
         UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a
             part; it is named.
     """
-    refuse_empty(model, what)
+    refuse_empty(model, action)
     if path := sharded(model):
         raise UsageError(
-            f"{what}: of {path} this process holds a part only: give a whole model the state that "
-            "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers with "
+            f"{action}: of {path} this process holds a part only: give a whole model the state "
+            "that torch.distributed.checkpoint.state_dict.get_model_state_dict gathers with "
             "full_state_dict=True"
         )
 
 
 def called(layer: nn.Module, o: Tensor, lift: float | Tensor) -> Tensor:
-    """A layer of o / lift, where float16 can hold o and not o / lift: float32.
+    """A layer of o / lift, where float16 can hold o and not o / lift: float32. Tokens o are
+    (B,N,C).
 
         f(o / lift) = f(0) + (f(o) - f(0)) / lift
 

@@ -27,9 +27,9 @@ def fourier_table(
     octave = temperature ** (2 * torch.div(octave, 2, rounding_mode="floor") / features)
 
     def axis(length: int) -> Tensor:
-        place = torch.arange(1, length + 1, device=device, dtype=torch.float32)
-        place = place / (place[-1:] + 1e-6) * (2 * math.pi)
-        angle = place[:, None] / octave
+        position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+        position = position / (position[-1:] + 1e-6) * (2 * math.pi)
+        angle = position[:, None] / octave
         # (length, features)
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1).flatten(1)
 
@@ -52,7 +52,9 @@ class FourierPosition(nn.Module):
         self.tables = Kept()
 
     def table(self, height: int, width: int) -> Tensor:
-        """The float32 table of a grid, from the store where eager code may keep one."""
+        """The float32 table of a grid, from the store where eager code may keep one. It is (1, 2
+        features, height, width).
+        """
         device = place_of(self.token_projection).device
         return self.tables.get(
             (height, width, device),
@@ -61,5 +63,6 @@ class FourierPosition(nn.Module):
 
     @leaf
     def forward(self, batch: int, height: int, width: int) -> Tensor:
+        """Positions of a grid, (batch, dim, height, width)."""
         table = self.table(height, width).to(place_of(self.token_projection).dtype)
         return self.token_projection(table).expand(batch, -1, -1, -1)

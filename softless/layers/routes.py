@@ -54,13 +54,13 @@ class Routes(nn.Module):
         """What `attend` takes beside q, k, v and masks."""
         raise NotImplementedError
 
-    def _project_out(self, x: Tensor, o: Tensor, wide: bool) -> Tensor:
+    def _project_out(self, x: Tensor, o: Tensor, in_float32: bool) -> Tensor:
         """Past the norm, the gate and the output projection: joined heads (B,N,H D) ->
-        (B,N,dim_out); a wide o is float32.
+        (B,N,dim_out); `in_float32` says that o is.
         """
         lift = (
             self.op.half_lift(self._dims(x))
-            if wide and self.op.half_lift and not recording()
+            if in_float32 and self.op.half_lift and not recording()
             else None
         )
         o = self.norm((o * lift).to(torch.float16) if lift else o)
@@ -68,7 +68,7 @@ class Routes(nn.Module):
             o = o * GATES[self.gate_kind](self.gate(x))
         if lift:
             return self.proj_drop(lowered(self.proj, o, lift, x.dtype))
-        return self.proj_drop(widened(self.proj, o).to(x.dtype) if wide else self.proj(o))
+        return self.proj_drop(widened(self.proj, o).to(x.dtype) if in_float32 else self.proj(o))
 
     @property
     def reads_the_buffer(self) -> bool:
@@ -86,11 +86,16 @@ class Routes(nn.Module):
             matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
             if matrix is not None:
                 return self.proj_drop(merged(qkv, matrix, proj.W, proj.b))
-        wide = self._needs_more_than_half(qkv)
+        in_float32 = self._needs_more_than_half(qkv)
         o = attend_packed(
-            qkv, self.num_heads, self.op, mask, out_dtype=torch.float32 if wide else None, **extras
+            qkv,
+            self.num_heads,
+            self.op,
+            mask,
+            out_dtype=torch.float32 if in_float32 else None,
+            **extras,
         )
-        return self._project_out(x, o, wide)
+        return self._project_out(x, o, in_float32)
 
     def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
         """Whether the output projection takes the operator's matrix into its own: in inference,
@@ -160,7 +165,7 @@ class Routes(nn.Module):
 
 
 def dtype_of_products(x: Tensor) -> torch.dtype:
-    """What a linear layer computes x in: autocast's dtype where that is on."""
+    """What a linear layer computes x in: autocast's dtype where that is on. Any shape will do."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else x.dtype
@@ -180,31 +185,33 @@ def merged(qkv: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> 
     """q (A W) + b for the queries of a buffer (B,N,3 H D) and the operator's matrix A (B,H,D,D):
     the projection's product without q A.
     """
-    whole = absorbed(matrix, weight)
-    q = qkv[..., : whole.shape[1]]
-    made = [product(one, theirs) for one, theirs in zip(q, whole, strict=True)]
-    y = made[0][None] if len(made) == 1 else torch.stack(made)
+    absorbed_weight = absorbed(matrix, weight)
+    q = qkv[..., : absorbed_weight.shape[1]]
+    outputs = [product(queries, factor) for queries, factor in zip(q, absorbed_weight, strict=True)]
+    y = outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
     return y if bias is None else y.add_(bias)
 
 
 def widened(proj: nn.Module, o: Tensor) -> Tensor:
-    """`proj` in float32, of a float32 o that its own dtype cannot hold."""
-    found = weights_of(proj, o.device)
-    if found is None:
-        most = o.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(o.dtype).tiny)
+    """`proj` in float32, of a float32 o (B,N,C) that its own dtype cannot hold: (B,N,dim_out)."""
+    weights = weights_of(proj, o.device)
+    if weights is None:
+        largest = o.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(o.dtype).tiny)
         # the largest becomes about one: float16 holds a long way below
-        lift = torch.exp2(-most.log2().ceil())
+        lift = torch.exp2(-largest.log2().ceil())
         return called(proj, (o * lift).to(torch.float16), lift)
     with autocast_off(o.device.type):
-        return F.linear(o.float(), found.W.float(), None if found.b is None else found.b.float())
+        return F.linear(
+            o.float(), weights.W.float(), None if weights.b is None else weights.b.float()
+        )
 
 
 def lowered(proj: nn.Module, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:
     """`proj` of o / lift, where o / lift itself is too small for its dtype: the scale comes down in
-    float32, before the bias.
+    float32, before the bias. Joined heads o (B,N,C) -> (B,N,dim_out).
     """
-    found = weights_of(proj, o.device)
-    if found is None:
+    weights = weights_of(proj, o.device)
+    if weights is None:
         return called(proj, o, lift).to(dtype)
-    y = F.linear(o, found.W).float() / lift
-    return (y if found.b is None else y + found.b).to(dtype)
+    y = F.linear(o, weights.W).float() / lift
+    return (y if weights.b is None else y + weights.b).to(dtype)

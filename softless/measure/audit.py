@@ -77,7 +77,7 @@ class Audit:
     @property
     def exp_free(self) -> bool:
         """Nothing transcendental is evaluated for an image, and nothing is hidden."""
-        return not any(not found.per_grid for found in self.findings)
+        return not any(not finding.per_grid for finding in self.findings)
 
     @property
     def exit_code(self) -> int:
@@ -86,12 +86,12 @@ class Audit:
     @property
     def kinds(self) -> Mapping[str, int]:
         """Evaluations for an image, by kind."""
-        return _sums(found for found in self.findings if not found.per_grid)
+        return _sums(finding for finding in self.findings if not finding.per_grid)
 
     @property
     def per_grid(self) -> Mapping[str, int]:
         """Evaluations for a size of image, by kind."""
-        return _sums(found for found in self.findings if found.per_grid)
+        return _sums(finding for finding in self.findings if finding.per_grid)
 
     @property
     def softmax_kept(self) -> tuple[str, ...]:
@@ -101,24 +101,26 @@ class Audit:
         if not self.operators:
             return ()
         rows = _grouped(
-            found for found in self.findings if found.kind == "softmax" and not found.per_grid
+            finding
+            for finding in self.findings
+            if finding.kind == "softmax" and not finding.per_grid
         )
-        return tuple(place for _, _, place in rows)
+        return tuple(path for _, _, path in rows)
 
     def to_dict(self) -> dict[str, Any]:
-        more = {"kinds": self.kinds, "per_grid": self.per_grid, "softmax_kept": self.softmax_kept}
-        return asdict(self) | {"exp_free": self.exp_free} | more
+        sums = {"kinds": self.kinds, "per_grid": self.per_grid, "softmax_kept": self.softmax_kept}
+        return asdict(self) | {"exp_free": self.exp_free} | sums
 
     def __str__(self) -> str:
         size = " x ".join(map(str, self.input_size)) if self.input_size else "its example's size"
-        said = [
+        lines = [
             "exp-free: nothing transcendental is evaluated for an image"
             if self.exp_free
             else "not exp-free"
         ]
-        said[0] += f" ({size})"
+        lines[0] += f" ({size})"
         if self.softmax_kept:
-            said.append(
+            lines.append(
                 f"named {', '.join(self.operators)}, and softmax is kept in "
                 f"{', '.join(self.softmax_kept)}"
             )
@@ -126,14 +128,14 @@ class Audit:
             ("for each image", False),
             ("once per grid, whatever the image", True),
         ):
-            rows = _grouped(found for found in self.findings if found.per_grid == per_grid)
+            rows = _grouped(finding for finding in self.findings if finding.per_grid == per_grid)
             if rows:
                 width = max(len(kind) for kind, *_ in rows)
-                said += ["", f"{title}:"]
-                said += [
-                    f"  {kind:<{width}}  {number:>14,}  {where}" for kind, number, where in rows
+                lines += ["", f"{title}:"]
+                lines += [
+                    f"  {kind:<{width}}  {number:>14,}  {path}" for kind, number, path in rows
                 ]
-        said += [
+        lines += [
             "",
             (
                 f"square roots in {self.roots:,} operators, divisions in {self.divisions:,}: "
@@ -142,11 +144,11 @@ class Audit:
             ),
         ]
         if self.dynamic:
-            said.append(
+            lines.append(
                 "the graph takes any size: tables are made inside it at each call, and the "
                 "numbers are those of its example"
             )
-        return "\n".join(said)
+        return "\n".join(lines)
 
 
 def audit(
@@ -190,7 +192,7 @@ class _Watcher(TorchDispatchMode):
 
     def __init__(self, image: Tensor, tracker: ModuleTracker) -> None:
         super().__init__()
-        self.found: Counter[tuple[str, str, str, bool]] = Counter()
+        self.counts: Counter[tuple[str, str, str, bool]] = Counter()
         self.roots = self.divisions = 0
         self.tracker = tracker
         self.from_image = WeakIdKeyDictionary()
@@ -198,8 +200,8 @@ class _Watcher(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        depends = any(leaf in self.from_image for leaf in given)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        depends = any(leaf in self.from_image for leaf in inputs)
         if depends:
             for leaf in tree_leaves(out):
                 if isinstance(leaf, Tensor):
@@ -207,12 +209,12 @@ class _Watcher(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.roots += _plain(name) in ROOTS
         self.divisions += _plain(name) in DIVISIONS
-        if found := _kind(func.namespace, name, args):
-            kind, number = found
+        if evaluated := _kind(func.namespace, name, args):
+            kind, number = evaluated
             deepest = max(
                 (path for path in self.tracker.parents if path != "Global"), key=len, default=""
             )
-            self.found[kind, deepest.partition(".")[2] or "(model)", name, not depends] += number
+            self.counts[kind, deepest.partition(".")[2] or "(model)", name, not depends] += number
         return out
 
 
@@ -225,11 +227,11 @@ def _watched(model: nn.Module, size: tuple[int, int, int]) -> Audit:
         torch.no_grad(),
         ModuleTracker() as tracker,
     ):
-        seen = part_of(model)
+        part = part_of(model)
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
         with _Watcher(image, tracker) as watcher:
-            seen(image)
-    return Audit(size, _listed(watcher.found), watcher.roots, watcher.divisions, _operators(model))
+            part(image)
+    return Audit(size, _listed(watcher.counts), watcher.roots, watcher.divisions, _operators(model))
 
 
 def _operators(model: nn.Module) -> tuple[str, ...]:
@@ -245,7 +247,7 @@ def _read(program: torch.export.ExportedProgram) -> Audit:
     """The same from a graph: what a node makes comes from the image where one of its inputs
     does.
     """
-    found: Counter[tuple[str, str, str, bool]] = Counter()
+    counts: Counter[tuple[str, str, str, bool]] = Counter()
     inputs = set(program.graph_signature.user_inputs)
     depends: set[str] = set()
     roots = divisions = 0
@@ -258,24 +260,26 @@ def _read(program: torch.export.ExportedProgram) -> Audit:
             if node.op == "call_function" and isinstance(
                 node.target, torch._ops.HigherOrderOperator
             ):
-                found["opaque", _path(node), str(node.target), False] += 1
+                counts["opaque", _path(node), str(node.target), False] += 1
             depends |= (
-                {node.name} if any(one.name in depends for one in node.all_input_nodes) else set()
+                {node.name}
+                if any(source.name in depends for source in node.all_input_nodes)
+                else set()
             )
             continue
-        from_image = any(one.name in depends for one in node.all_input_nodes)
+        from_image = any(source.name in depends for source in node.all_input_nodes)
         depends |= {node.name} if from_image else set()
         name = node.target.overloadpacket.__name__
         roots += _plain(name) in ROOTS
         divisions += _plain(name) in DIVISIONS
-        args = torch.fx.node.map_arg(node.args, lambda one: one.meta.get("val"))
+        args = torch.fx.node.map_arg(node.args, lambda argument: argument.meta.get("val"))
         if result := _kind(node.target.namespace, name, args):
             kind, number = result
             if not isinstance(number, int):  # a symbolic number of evaluations
                 dynamic = True
                 number = int(number.node.hint)
-            found[kind, _path(node), name, not from_image] += number
-    return Audit(None, _listed(found), roots, divisions, dynamic=dynamic)
+            counts[kind, _path(node), name, not from_image] += number
+    return Audit(None, _listed(counts), roots, divisions, dynamic=dynamic)
 
 
 def _path(node: Any) -> str:
@@ -302,31 +306,31 @@ def _kind(namespace: str, name: str, args: tuple[Any, ...]) -> tuple[str, int] |
     return (kind[0], number) if isinstance(number, torch.SymInt) or number else None
 
 
-def _listed(found: Mapping[tuple[str, str, str, bool], int]) -> tuple[Finding, ...]:
+def _listed(counts: Mapping[tuple[str, str, str, bool], int]) -> tuple[Finding, ...]:
     return tuple(
-        Finding(kind, where, operator, number, grid)
-        for (kind, where, operator, grid), number in found.items()
+        Finding(kind, path, operator, number, grid)
+        for (kind, path, operator, grid), number in counts.items()
     )
 
 
-def _sums(found: Iterable[Finding]) -> dict[str, int]:
+def _sums(findings: Iterable[Finding]) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for one in found:
-        total[one.kind] += one.evaluations
+    for finding in findings:
+        total[finding.kind] += finding.evaluations
     return dict(sorted(total.items()))
 
 
-def _grouped(found: Iterable[Finding]) -> list[tuple[str, int, str]]:
+def _grouped(findings: Iterable[Finding]) -> list[tuple[str, int, str]]:
     """Kind, evaluations and where, places that differ in a block's number alone put together."""
     groups: dict[tuple[str, str], list[Finding]] = {}
-    for one in found:
-        general = ".".join("*" if part.isdigit() else part for part in one.where.split("."))
-        groups.setdefault((one.kind, general), []).append(one)
+    for finding in findings:
+        general = ".".join("*" if part.isdigit() else part for part in finding.where.split("."))
+        groups.setdefault((finding.kind, general), []).append(finding)
     return [
         (
             kind,
-            sum(one.evaluations for one in same),
-            f"{place}" + (f"  ({len(same)} places)" if len(same) > 1 else ""),
+            sum(finding.evaluations for finding in same),
+            f"{path}" + (f"  ({len(same)} places)" if len(same) > 1 else ""),
         )
-        for (kind, place), same in sorted(groups.items())
+        for (kind, path), same in sorted(groups.items())
     ]

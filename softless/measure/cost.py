@@ -59,9 +59,9 @@ class Cost:
             ", ".join(f"{kind} {number:,}" for kind, number in sorted(self.transcendentals.items()))
             or "none"
         )
-        kept = "nothing: this copy has no gradients"
+        saved = "nothing: this copy has no gradients"
         if self.activation_bytes is not None:
-            kept = f"{self.activation_bytes / 2**20:.1f} MiB"
+            saved = f"{self.activation_bytes / 2**20:.1f} MiB"
         rows = {
             "input": f"{channels} x {height} x {width}",
             "parameters": f"{self.parameters:,}",
@@ -72,7 +72,7 @@ class Cost:
             "other transcendentals": f"{self.activation_exps:,}",
             "  by kind": kinds,
             "peak inference memory": f"{self.peak_bytes / 1e6:.1f} MB",
-            "kept for backward": kept,
+            "kept for backward": saved,
         }
         if self.companions:
             rows["companions of attention"] = ", ".join(self.companions)
@@ -123,18 +123,18 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
         _Alike() as alike,
         refused(size),
     ):
-        seen = part_of(model)
+        part = part_of(model)
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
         # with gradients on: without them attention may merge its output projection, and what is
         # counted is the model as it is written
         with torch.enable_grad(), FlopCounter() as flops, TranscendentalCounter() as counter:
-            seen(image)
+            part(image)
         with torch.no_grad(), LiveBytes([*map(fake.from_tensor, _stored(model)), image]) as live:
-            seen(image)
-        kept: list[int] | None = None
+            part(image)
+        saved: list[int] | None = None
         if trainable(model):
-            with _saved_bytes(seen, fake, alike) as kept, torch.enable_grad():
-                seen(image)
+            with _saved_bytes(part, fake, alike) as saved, torch.enable_grad():
+                part(image)
         of_image = image.untyped_storage().nbytes()
     kinds = dict(sorted(counter.kinds.items()))
     attention = sum(kinds.get(kind, 0) for kind in ATTENTION)
@@ -148,7 +148,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
         exps=attention,
         activation_exps=sum(kinds.values()) - attention,
         transcendentals=kinds,
-        activation_bytes=kept[0] if kept is not None else None,
+        activation_bytes=saved[0] if saved is not None else None,
         weight_bytes=weights,
         peak_bytes=weights + of_image + live.peak,
         uncounted=tuple(sorted(flops.uncounted)),
@@ -159,8 +159,10 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
 
 def companions_of(model: nn.Module) -> tuple[str, ...]:
     """What the attention modules of a model add to their operators, each named once."""
-    found = (getattr(module, "companions", ()) for module in model.modules())
-    return tuple(dict.fromkeys(name for said in found if isinstance(said, tuple) for name in said))
+    lists = (getattr(module, "companions", ()) for module in model.modules())
+    return tuple(
+        dict.fromkeys(name for names in lists if isinstance(names, tuple) for name in names)
+    )
 
 
 def part_of(model: nn.Module) -> nn.Module:
@@ -217,11 +219,11 @@ def _fused(
 ) -> Tensor:
     # the fused operator knows no other
     if not (q.ndim == k.ndim == v.ndim == 4) or q.shape[-1] != v.shape[-1]:
-        more = {"enable_gqa": True} if enable_gqa else {}
-        found: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
-            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **more
+        options = {"enable_gqa": True} if enable_gqa else {}
+        attended: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **options
         )[0]
-        return found
+        return attended
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -torch.inf)
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -231,8 +233,10 @@ def _fused(
 
 @contextlib.contextmanager
 def refused(size: tuple[int, ...]) -> Iterator[None]:
-    """An assertion of a model about its image, as timm's models have it, is the caller's to
-    mend.
+    """An assertion of a model about its image, as timm's models have it, is the caller's to mend.
+
+    Raises:
+        UsageError: the model asserts that its input has another size.
     """
     try:
         yield
@@ -262,26 +266,30 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(grad_mode)
 
 
-def input_size_of(model: nn.Module, given: int | tuple[int, ...] | None) -> tuple[int, int, int]:
-    """Channels, height and width: those given, and the model's own for the others."""
+def input_size_of(model: nn.Module, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
+    """Channels, height and width: those given, and the model's own for the others.
+
+    Raises:
+        UsageError: neither a side nor two or three sizes, or one that is not in 1..`LONGEST`.
+    """
     own = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     embed = getattr(model, "patch_embed", None)
     channels = getattr(model, "in_chans", None) or own[0]
-    if given is None:
+    if size is None:
         height, width = getattr(embed, "img_size", None) or own[1:]
-    elif isinstance(given, int):
-        height = width = given
-    elif len(given) == 2:
-        height, width = given
-    elif len(given) == 3:
-        channels, height, width = given
+    elif isinstance(size, int):
+        height = width = size
+    elif len(size) == 2:
+        height, width = size
+    elif len(size) == 3:
+        channels, height, width = size
     else:
         raise UsageError(
-            f"input_size={given}: give a side, (height, width) or (channels, height, width), in "
+            f"input_size={size}: give a side, (height, width) or (channels, height, width), in "
             "pixels"
         )
     if not 1 <= min(channels, height, width) <= max(channels, height, width) <= LONGEST:
-        raise UsageError(f"input_size={given}: every size lies in 1..{LONGEST:,}")
+        raise UsageError(f"input_size={size}: every size lies in 1..{LONGEST:,}")
     return int(channels), int(height), int(width)
 
 
@@ -296,14 +304,14 @@ def _saved_bytes(model: nn.Module, fake: FakeTensorMode, alike: _Alike) -> Itera
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     owned = [fake.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())]
-    seen = {tensor.untyped_storage()._cdata for tensor in owned}
+    storages = {tensor.untyped_storage()._cdata for tensor in owned}
     alive: list[Tensor] = []  # a freed storage's address may be given out again
     total = [0]
 
     def pack(tensor: Tensor) -> Tensor:
         storage = fake.from_tensor(tensor).untyped_storage()
-        if storage._cdata not in seen and not (alike.aside and tensor.ndim == 1):
-            seen.add(storage._cdata)
+        if storage._cdata not in storages and not (alike.aside and tensor.ndim == 1):
+            storages.add(storage._cdata)
             alive.append(tensor)
             total[0] += storage.nbytes()
         return tensor

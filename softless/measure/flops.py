@@ -64,9 +64,9 @@ def _general_convolution(x: Tensor, weight: Tensor, *rest: Any, out: Any, **_: A
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> int:
     transposed = named.get("transposed", rest[4] if len(rest) > 4 else False)
-    wanted = named.get("output_mask", rest[-1])
+    output_mask = named.get("output_mask", rest[-1])
     return (
-        sum(map(bool, wanted[:2]))
+        sum(map(bool, output_mask[:2]))
         * 2
         * (x if transposed else grad).numel()
         * prod(weight.shape[1:])
@@ -445,8 +445,8 @@ def _registered(func: Any) -> Formula | None:
     here.
     """
     module = sys.modules.get("torch.utils.flop_counter")  # whoever registers has imported it
-    found: Formula | None = module.flop_registry.get(func.overloadpacket) if module else None
-    return found
+    formula: Formula | None = module.flop_registry.get(func.overloadpacket) if module else None
+    return formula
 
 
 def _free(func: Any, name: str) -> bool:

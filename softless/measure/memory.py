@@ -14,12 +14,12 @@ def packed_weights(model: nn.Module) -> Iterator[Tensor]:
     `weights_held()`.
     """
     for module in model.modules():
-        if (held := getattr(module, "weights_held", None)) is not None:
-            yield from held()
+        if (weights := getattr(module, "weights_held", None)) is not None:
+            yield from weights()
 
 
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Each tensor once."""
+    """Each tensor once, whatever its shape."""
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
@@ -27,8 +27,8 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of parameters, buffers and packed weights in their dtypes; what oneDNN pads is left
     out.
     """
-    held = distinct([*model.parameters(), *model.buffers(), *packed_weights(model)])
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+    tensors = distinct([*model.parameters(), *model.buffers(), *packed_weights(model)])
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -38,13 +38,13 @@ class LiveBytes(TorchDispatchMode):
         peak: the most bytes that lived at once; storages that were there before do not count.
     """
 
-    def __init__(self, there: Iterable[Tensor]) -> None:
+    def __init__(self, existing: Iterable[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._seen: dict[int, Any] = {}
         # a fake twin of a weight that nobody holds is made anew, with another storage
-        self._there = list(there)
-        for tensor in self._there:
+        self._existing = list(existing)
+        for tensor in self._existing:
             self._watch(tensor, 0)
 
     def _watch(self, tensor: Tensor, size: int) -> None:
@@ -64,8 +64,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         # BatchNorm in evaluation hands statistics out on some devices: nobody keeps them
-        made = out[0] if "batch_norm" in func._schema.name else out
-        for leaf in tree_leaves(made):
+        outputs = out[0] if "batch_norm" in func._schema.name else out
+        for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):
                 self._watch(leaf, leaf.untyped_storage().nbytes())
         return out

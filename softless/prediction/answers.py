@@ -32,6 +32,7 @@ class Answers:
         return PARTIAL if self.unread else 0
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "overlays": None if self.overlays is None else str(self.overlays),
             "images": self.images,
@@ -39,11 +40,11 @@ class Answers:
             "unread": [fault.row(annotated=False) for fault in self.unread],
         }
 
-    def head(self, where: Path, pictures: str = "pictures", also: Sequence[str] = ()) -> list[str]:
+    def head(self, path: Path, pictures: str = "pictures", also: Sequence[str] = ()) -> list[str]:
         """The first lines for people: what was answered, and where it lies."""
         numbers = ", ".join([counted(self.images, "image"), *also, f"computed in {self.precision}"])
         return [
-            f"{numbers}: {where}",
+            f"{numbers}: {path}",
             *([] if self.overlays is None else [f"{pictures}: {self.overlays}"]),
         ]
 
@@ -51,14 +52,14 @@ class Answers:
         """The last lines for people: images without an answer."""
         if not self.unread:
             return []
-        more = len(self.unread) - SHOWN
+        unlisted = len(self.unread) - SHOWN
         return [
             (
                 f"{counted(len(self.unread), 'image')} cannot be read and so "
                 f"{'have' if len(self.unread) > 1 else 'has'} no answer:"
             ),
             *(f"  {fault}" for fault in self.unread[:SHOWN]),
-            *([f"  … and {more:,} more (--json lists all)"] if more > 0 else []),
+            *([f"  … and {unlisted:,} more (--json lists all)"] if unlisted > 0 else []),
         ]
 
 
@@ -75,17 +76,19 @@ def readable(samples: Samples) -> Samples:
     mine = unreadable(
         paths[ranks.rank() :: ranks.size()], samples.channels, samples.scale, samples.page
     )
-    bad = {path: error for found in ranks.gather(mine) for path, error in found.items()}
+    bad = {path: error for by_path in ranks.gather(mine) for path, error in by_path.items()}
     if not bad:
         return samples
     if len(bad) == len(paths):
         first = bad[paths[0]]
-        said = (
+        message = (
             f"{first}; none of the {len(bad)} images there can be read"
             if len(bad) > 1
             else str(first)
         )
-        raise ranks.shared(DataError(said)) from first
-    kept = samples.take([place for place, path in enumerate(paths) if path not in bad])
-    kept.left_out = tuple(fault_of(path, bad[path], samples.root) for path in paths if path in bad)
-    return kept
+        raise ranks.shared(DataError(message)) from first
+    readable_samples = samples.take([index for index, path in enumerate(paths) if path not in bad])
+    readable_samples.left_out = tuple(
+        fault_of(path, bad[path], samples.root) for path in paths if path in bad
+    )
+    return readable_samples

@@ -58,8 +58,8 @@ class Results:
         if kind is None:
             self._clear([name for name in own if name not in self.written])
             own = []
-        there = [name for name in self.written if (self.folder / name).exists()]
-        content = {**self.before, self.verb: sorted({*own, *there})}
+        existing = [name for name in self.written if (self.folder / name).exists()]
+        content = {**self.before, self.verb: sorted({*own, *existing})}
         if content[self.verb]:
             try:
                 write_text(self.folder / WRITTEN, json.dumps(content))
@@ -102,13 +102,13 @@ class Results:
                 "end in a digest"
             )
         if below and (self.folder / below).is_dir():
-            known = {*self.written, *(name for names in self.before.values() for name in names)}
-            found = (
+            listed = {*self.written, *(name for names in self.before.values() for name in names)}
+            present = (
                 path.relative_to(self.folder).as_posix()
                 for path in (self.folder / below).rglob("*")
                 if path.is_file()
             )
-            if strange := sum(name not in known for name in found):
+            if strange := sum(name not in listed for name in present):
                 notice(
                     f"{self.folder / below} holds files that `softless {self.verb}` did not list "
                     f"there: {strange} stay"
@@ -140,10 +140,10 @@ def picture_names(files: Sequence[str]) -> list[str]:
     Names that are too long or hold signs that are not seen are changed (`writable`).
     """
     stems = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
-    taken = Counter([stem.casefold() for stem in stems])
-    taken.update(file.casefold() for file in files)
+    uses = Counter([stem.casefold() for stem in stems])
+    uses.update(file.casefold() for file in files)
     names = [
-        stem if taken[stem.casefold()] == 1 else file
+        stem if uses[stem.casefold()] == 1 else file
         for stem, file in zip(stems, files, strict=True)
     ]
     return [
@@ -161,11 +161,11 @@ def writable(name: str) -> str:
     >>> writable("cat"), writable("c\x1bat")
     ('cat', 'c_at-9755beddd3a2')
     """
-    shown = "".join(sign if sign.isprintable() else "_" for sign in name)
-    if shown == name and len(name.encode()) <= LONGEST:
+    printable = "".join(sign if sign.isprintable() else "_" for sign in name)
+    if printable == name and len(name.encode()) <= LONGEST:
         return name
     digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=6).hexdigest()
-    return f"{shown.encode()[:SHORTENED].decode(errors='ignore')}-{digest}"
+    return f"{printable.encode()[:SHORTENED].decode(errors='ignore')}-{digest}"
 
 
 def _listed(file: Path) -> dict[str, list[str]]:
@@ -178,11 +178,11 @@ def _listed(file: Path) -> dict[str, list[str]]:
         raise UsageError(
             f"cannot read {file}: {error}; remove it, or choose another --out"
         ) from error
-    kept = isinstance(content, dict) and all(
+    is_valid = isinstance(content, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) and _inside(name) for name in names)
         for names in content.values()
     )
-    if not kept:
+    if not is_valid:
         raise UsageError(f"{file} lists no results of softless: remove it, or choose another --out")
     return content
 

@@ -4,6 +4,8 @@ import importlib.util
 from pathlib import Path
 
 from softless.errors import UsageError, located, unknown
+from softless.experiment.names import ALIASES, canonical
+from softless.experiment.recipe import Recipe
 from softless.recipes import (
     ade20k_softnorm_upernet,
     aerial,
@@ -26,8 +28,6 @@ from softless.recipes import (
     nuclei,
     vessels,
 )
-from softless.training.names import ALIASES, canonical
-from softless.training.recipe import Recipe
 
 RECIPES = {
     "digits": digits.recipe,
@@ -74,14 +74,14 @@ def _of_file(file: Path) -> Recipe:
     """What `recipe()` of a file returns."""
     if not file.is_file():
         raise UsageError(f"no recipe file {file}: name a file that holds recipe(), or a recipe")
-    about = importlib.util.spec_from_file_location(f"softless_recipe_{file.stem}", file)
-    assert about is not None, "the name ends in .py"
-    assert about.loader is not None
-    module = importlib.util.module_from_spec(about)
+    module_spec = importlib.util.spec_from_file_location(f"softless_recipe_{file.stem}", file)
+    assert module_spec is not None, "the name ends in .py"
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
     try:
-        about.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
         make = getattr(module, "recipe", None)
-        made = make() if callable(make) else None
+        recipe = make() if callable(make) else None
     except UsageError:
         raise
     except Exception as error:
@@ -89,9 +89,12 @@ def _of_file(file: Path) -> Recipe:
         raise UsageError(
             f"{file} ends in an error ({line}): mend it; --debug shows where"
         ) from error
-    if not isinstance(made, Recipe):
-        found = "has no recipe()" if make is None else f"gives {type(made).__name__} by recipe()"
-        raise UsageError(
-            f"{file} {found}: it must hold `def recipe()`, which returns a softless.training.Recipe"
+    if not isinstance(recipe, Recipe):
+        problem = (
+            "has no recipe()" if make is None else f"gives {type(recipe).__name__} by recipe()"
         )
-    return made
+        raise UsageError(
+            f"{file} {problem}: it must hold `def recipe()`, which returns a "
+            "softless.training.Recipe"
+        )
+    return recipe

@@ -15,14 +15,9 @@ shorter side of 512 pixels or more, so the scale of 0.5 to 2 is of their own siz
 whole images at their own size. Under torchrun the batch is shared: 2 images on each of 8 processes.
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-    SegmentationSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.segmentation.settings import SegmentationSpec
 
 
 def recipe() -> Recipe:

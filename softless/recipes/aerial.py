@@ -14,14 +14,9 @@ was found. The twin's command adds
     --set model.op=softmax model.args.token_scale=None
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-    SegmentationSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.segmentation.settings import SegmentationSpec
 
 
 def recipe() -> Recipe:

@@ -9,20 +9,15 @@ Paper:   XCiT's detector (arXiv:2106.09681) with SimA (arXiv:2206.08898, section
          of its size.
 Command: softless train --recipe boxes --data DATA
 
-Anchors, the size of the images, canvas and scale are measured (`softless.data.box_sizes`) and said
+Anchors, the size of the images, canvas and scale are measured (`softless.tasks.detection.sizes`) and said
 in the first lines of a run. What is set is not measured: --set detection.anchors=16,32,64,128,256
 or detection.resize=800. Where every class looks alike turned or mirrored, add
     --set detection.vflip=0.5 detection.quarter_turns=true
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    DetectionSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.detection.settings import DetectionSpec
 
 
 def recipe() -> Recipe:

@@ -13,14 +13,9 @@ The twins under the same recipe: --set model.op=sima, --set model.op=softmax. Th
 softmax attention in all three, as published.
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    DetectionSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.detection.settings import DetectionSpec
 
 
 def recipe() -> Recipe:

@@ -19,14 +19,8 @@ are a good start:
     softless train --recipe classify --data IMAGES --set model.weights=runs/other optim.lr=1e-4 schedule.epochs=30
 """
 
-from softless.training.recipe import (
-    AugmentSpec,
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
 
 
 def recipe() -> Recipe:

@@ -17,14 +17,9 @@ a loss depends a little on batch mates, as it does in the reference. Images with
 trained on too.
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    DetectionSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.detection.settings import DetectionSpec
 
 
 def recipe() -> Recipe:

@@ -12,14 +12,9 @@ Command: torchrun --nproc-per-node 8 -m softless train --recipe coco_softnorm_ma
 Other sizes: --set model.name=softnorm_small_224 (medium, large).
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    DetectionSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.detection.settings import DetectionSpec
 
 
 def recipe() -> Recipe:

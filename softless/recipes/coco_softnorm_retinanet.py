@@ -13,8 +13,8 @@ Other sizes: --set model.name=softnorm_small_224 (medium, large).
 
 from dataclasses import replace
 
+from softless.experiment.recipe import Recipe
 from softless.recipes import coco_softnorm_maskrcnn
-from softless.training.recipe import Recipe
 
 
 def recipe() -> Recipe:

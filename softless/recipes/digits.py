@@ -12,14 +12,8 @@ Each token is 2 x 2 of a digit's 8 x 8 pixels. SimA runs with token_scale="token
 end.
 """
 
-from softless.training.recipe import (
-    AugmentSpec,
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
 
 
 def recipe() -> Recipe:

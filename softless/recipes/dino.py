@@ -14,7 +14,9 @@ Command: softless train --recipe dino --data IMAGES; softless eval runs/dino --k
          (its twin: --set model.op=xca model.args.token_scale=None)
 """
 
-from softless.training.recipe import DataSpec, DinoSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.dino.settings import DinoSpec
 
 
 def recipe() -> Recipe:

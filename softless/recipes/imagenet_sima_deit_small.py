@@ -13,14 +13,8 @@ stored, and validation uses the raw ones, as the code does. The rate moves once 
 the epoch before, as in the code.
 """
 
-from softless.training.recipe import (
-    AugmentSpec,
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

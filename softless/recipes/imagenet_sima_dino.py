@@ -13,7 +13,9 @@ Command: torchrun --nproc-per-node 4 -m softless train --recipe imagenet_sima_di
          model.op=xca)
 """
 
-from softless.training.recipe import DataSpec, DinoSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.dino.settings import DinoSpec
 
 
 def recipe() -> Recipe:

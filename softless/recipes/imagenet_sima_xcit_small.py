@@ -13,8 +13,9 @@ The recipe of DeiT-S with XCiT's model and a hundred epochs more.
 
 from dataclasses import replace
 
+from softless.experiment.groups import ModelSpec
+from softless.experiment.recipe import Recipe
 from softless.recipes import imagenet_sima_deit_small
-from softless.training.recipe import ModelSpec, Recipe
 
 
 def recipe() -> Recipe:

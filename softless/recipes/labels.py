@@ -15,14 +15,9 @@ memory, train on crops, and on smaller images:
 Where the label images lie, and what their values mean: docs/data.md.
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-    SegmentationSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.segmentation.settings import SegmentationSpec
 
 
 def recipe() -> Recipe:

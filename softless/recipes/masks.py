@@ -12,8 +12,8 @@ What is measured, and how it is set instead: softless/recipes/boxes.py.
 
 from dataclasses import replace
 
+from softless.experiment.recipe import Recipe
 from softless.recipes import boxes
-from softless.training.recipe import Recipe
 
 
 def recipe() -> Recipe:

@@ -22,14 +22,8 @@ images may call sharp ones healthy. A trial with rotation ended lower on validat
 differed in mixup and colour jitter too: a reason to be careful, not a proof.
 """
 
-from softless.training.recipe import (
-    AugmentSpec,
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
 
 
 def recipe() -> Recipe:

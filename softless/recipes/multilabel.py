@@ -14,8 +14,9 @@ The best epoch is the one with the highest mean AUC. Both values of a label weig
 
 from dataclasses import replace
 
+from softless.experiment.recipe import Recipe
 from softless.recipes import medmnist
-from softless.training.recipe import MultilabelSpec, Recipe
+from softless.tasks.multilabel.settings import MultilabelSpec
 
 
 def recipe() -> Recipe:

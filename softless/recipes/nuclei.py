@@ -14,14 +14,9 @@ weights: those of a single step differ by 15 points of AP50 from epoch to epoch,
 four images behind the running statistics of BatchNorm.
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    DetectionSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.detection.settings import DetectionSpec
 
 
 def recipe() -> Recipe:

@@ -16,14 +16,9 @@ with softmax. token_scale="tokens" keeps the attention alive at such sizes: trai
 scale, switching it off changed nothing.
 """
 
-from softless.training.recipe import (
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-    SegmentationSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.segmentation.settings import SegmentationSpec
 
 
 def recipe() -> Recipe:

@@ -1,6 +1,5 @@
 """The page a run leaves: one self-contained HTML file for one run or several side by side."""
 
-from softless.report.page import write
 from softless.report.runs import RunRecord, read_run
 
-__all__ = ["RunRecord", "read_run", "write"]
+__all__ = ["RunRecord", "read_run"]

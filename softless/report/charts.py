@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 36
 
 
 @dataclass(frozen=True)
-class Line:
+class EpochCurve:
     """One curve over epochs, numbered from 1; `faint` is one seed behind the mean of its model,
     `second` the other weights of the same run.
     """
@@ -32,7 +32,7 @@ class LineChart:
     """Curves over epochs with one axis."""
 
     title: str
-    lines: Sequence[Line]
+    lines: Sequence[EpochCurve]
     say: Callable[[float], str]  # a value in words, for tooltips and the text
     # a number of the axis with so many digits; more are taken until they differ
     tick: Callable[[float, int], str]
@@ -62,13 +62,13 @@ class LineChart:
             min(values) if self.low is None else self.low,
             max(values) if self.high is None else self.high,
         )
-        places = ticks(*ends, within=self.within)
-        y = _scale(places[0], places[-1], HEIGHT - BOTTOM, TOP)
+        tick_values = ticks(*ends, within=self.within)
+        y = _scale(tick_values[0], tick_values[-1], HEIGHT - BOTTOM, TOP)
         x = _scale(1, max(self.last_epoch, 2), LEFT, WIDTH - RIGHT)
         drawing = tag(
             "svg",
             tag("title", f"{self.title}: {self.describe()}", id=f"{identifier}-title"),
-            self._grid(places, y),
+            self._grid(tick_values, y),
             self._epochs(x),
             tag(
                 "clipPath",
@@ -98,29 +98,29 @@ class LineChart:
         """The chart in words: where each curve starts, ends and is best."""
         parts = []
         for line in self.lines:
-            known = [
+            points = [
                 (value, epoch) for epoch, value in enumerate(line.values, 1) if value is not None
             ]
-            if line.faint or not known:
+            if line.faint or not points:
                 continue
             text = (
-                f"{line.label} from {self.say(known[0][0])} to {self.say(known[-1][0])} after "
-                f"{known[-1][1]} epochs"
+                f"{line.label} from {self.say(points[0][0])} to {self.say(points[-1][0])} after "
+                f"{points[-1][1]} epochs"
             )
             if self.better:
-                best, epoch = (min if self.better == "lower" else max)(known)
+                best, epoch = (min if self.better == "lower" else max)(points)
                 text += f", {self.better[:-2]}est {self.say(best)} at epoch {epoch}"
             parts.append(text)
         return "; ".join(parts) + "."
 
-    def _in_order(self) -> list[Line]:
+    def _in_order(self) -> list[EpochCurve]:
         """Seeds behind means, raw weights behind averaged ones, and the model compared with behind
         the others.
         """
         backwards = list(reversed(self.lines))
         return sorted(backwards, key=lambda line: (not line.faint, not line.second))
 
-    def _grid(self, places: list[float], y: Callable[[float], float]) -> list[Html]:
+    def _grid(self, tick_values: list[float], y: Callable[[float], float]) -> list[Html]:
         return [
             tag(
                 "g",
@@ -128,13 +128,15 @@ class LineChart:
                     "line",
                     x1=LEFT,
                     x2=WIDTH - RIGHT,
-                    y1=_n(y(place)),
-                    y2=_n(y(place)),
+                    y1=_n(y(value)),
+                    y2=_n(y(value)),
                     class_="grid",
                 ),
-                tag("text", label, x=LEFT - 8, y=_n(y(place) + 4), class_="tick end"),
+                tag("text", label, x=LEFT - 8, y=_n(y(value) + 4), class_="tick end"),
             )
-            for place, label in zip(places, labels(places, self.tick, self.digits), strict=True)
+            for value, label in zip(
+                tick_values, labels(tick_values, self.tick, self.digits), strict=True
+            )
         ]
 
     def _epochs(self, x: Callable[[float], float]) -> list[Html]:
@@ -154,14 +156,14 @@ class LineChart:
         half = (x(2) - x(1)) / 2
         out = []
         for epoch in range(1, self.last_epoch + 1):
-            said = [
+            texts = [
                 f"{line.label}: {self.say(value)}"
                 for line in self.lines
                 if not line.faint
                 and epoch <= len(line.values)
                 and (value := line.values[epoch - 1]) is not None
             ]
-            text = tag("title", f"epoch {epoch}\n" + "\n".join(said))
+            text = tag("title", f"epoch {epoch}\n" + "\n".join(texts))
             left, right = max(LEFT, x(epoch) - half), min(WIDTH - RIGHT, x(epoch) + half)
             out.append(
                 tag(
@@ -181,9 +183,9 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> Html:
+def _curve(line: EpochCurve, x: Callable[[float], float], y: Callable[[float], float]) -> Html:
     dots = [(x(epoch), y(value)) for epoch, value in enumerate(line.values, 1) if value is not None]
-    shown = [
+    elements = [
         tag(
             "polyline",
             points=" ".join(f"{_n(a)},{_n(b)}" for a, b in dots),
@@ -191,14 +193,14 @@ def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float])
         )
     ]
     if len(dots) == 1:
-        shown.append(tag("circle", cx=_n(dots[0][0]), cy=_n(dots[0][1]), r=3, class_="dot"))
+        elements.append(tag("circle", cx=_n(dots[0][0]), cy=_n(dots[0][1]), r=3, class_="dot"))
     if (
         line.mark is not None
         and line.mark <= len(line.values)
         and (value := line.values[line.mark - 1]) is not None
     ):
-        shown.append(tag("circle", cx=_n(x(line.mark)), cy=_n(y(value)), r=4.5, class_="ring"))
-    return tag("g", shown, class_=line.colour)
+        elements.append(tag("circle", cx=_n(x(line.mark)), cy=_n(y(value)), r=4.5, class_="ring"))
+    return tag("g", elements, class_=line.colour)
 
 
 def _n(number: float) -> str:

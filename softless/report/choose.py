@@ -16,24 +16,27 @@ def chosen(answers: Sequence[Predictions], count: int = 12) -> list[int]:
 
     No choice is random, so the page of a run never changes.
     """
-    right = np.stack([answer.correct for answer in answers])
+    correct = np.stack([answer.correct for answer in answers])
     surest = np.stack([
         np.where(answer.correct, 0, answer.probabilities.max(1)) for answer in answers
     ]).max(0)
-    wrong = [int(i) for i in np.argsort(-surest, kind="stable") if not right[:, i].all()]
-    first, others = wrong[: count // 2], wrong[count // 2 :]
+    wrong = [int(i) for i in np.argsort(-surest, kind="stable") if not correct[:, i].all()]
+    first, remaining = wrong[: count // 2], wrong[count // 2 :]
     spread = _spread(
-        answers[0].targets, right.all(0), count - len(first), shown=answers[0].targets[first]
+        answers[0].targets,
+        correct.all(0),
+        count - len(first),
+        shown_labels=answers[0].targets[first],
     )
     # a weak model has few right answers to show
-    return [*first, *others[: count - len(first) - len(spread)], *spread]
+    return [*first, *remaining[: count - len(first) - len(spread)], *spread]
 
 
-def _spread(targets: np.ndarray, allowed: Any, count: int, shown: np.ndarray) -> list[int]:
+def _spread(targets: np.ndarray, allowed: Any, count: int, shown_labels: np.ndarray) -> list[int]:
     """The first allowed image of each class, classes not shown yet before the others; then the
     second of each, until enough.
     """
-    classes = sorted(np.unique(targets).tolist(), key=lambda label: label in shown)
+    classes = sorted(np.unique(targets).tolist(), key=lambda label: label in shown_labels)
     of_class = [[int(i) for i in np.flatnonzero((targets == label) & allowed)] for label in classes]
     rounds = max(map(len, of_class), default=0)
     ordered = [

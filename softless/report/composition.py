@@ -14,13 +14,13 @@ def draw_composition(groups: Sequence[Group]) -> Html | None:
     """The section, from what the first run wrote at its start; None of runs of an older
     softless.
     """
-    data = groups[0].first.about.get("data")
+    data = groups[0].first.provenance.get("data")
     if data is None:
         return None
-    told = [group.first.about.get("data") for group in groups]
+    datasets = [group.first.provenance.get("data") for group in groups]
     note = (
         ""
-        if all(one == data for one in told)
+        if all(dataset == data for dataset in datasets)
         else "The models were trained on different data; this is what the first of them was "
         "trained on."
     )

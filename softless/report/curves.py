@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from softless.evaluation.measures import MEASURES
-from softless.report.charts import Line, LineChart
+from softless.experiment.candidates import KEYS, measured
+from softless.experiment.measures import MEASURES
+from softless.report.charts import EpochCurve, LineChart
 from softless.report.groups import FEW, Group
 from softless.report.html import Html, details, table, tag
 from softless.report.numbers import percent, plain
-from softless.training.candidates import KEYS, measured
 
 DIGITS = 4  # of a number on an axis
 
@@ -63,20 +63,20 @@ def _validation(kind: str) -> Callable[[Group], Callable[[dict[str, Any]], float
 
 def _kinds(groups: Sequence[Group]) -> list[str]:
     """The kinds of weights that were measured, averaged ones first."""
-    found = {
+    measured_kinds = {
         kind
         for group in groups
         for run in group.runs
         for line in run.epochs
         for kind in measured(line)
     }
-    return [kind for kind in KEYS if kind in found]
+    return [kind for kind in KEYS if kind in measured_kinds]
 
 
-def _scores(groups: Sequence[Group]) -> list[Line]:
+def _scores(groups: Sequence[Group]) -> list[EpochCurve]:
     """Averaged weights, and behind them the raw ones of the same runs."""
     kinds = _kinds(groups)
-    lines: list[Line] = []
+    lines: list[EpochCurve] = []
     for number, kind in enumerate(kinds):
         drawn = _lines(groups, _validation(kind), mark_best=kind)
         if len(kinds) > 1:
@@ -87,7 +87,7 @@ def _scores(groups: Sequence[Group]) -> list[Line]:
     return lines
 
 
-def _late(lines: Sequence[Line]) -> float | None:
+def _late(lines: Sequence[EpochCurve]) -> float | None:
     """Where the axis of a share starts: at what every model has after a sixth of the epochs, so
     that the end can be told apart.
     """
@@ -96,22 +96,22 @@ def _late(lines: Sequence[Line]) -> float | None:
     return min(values, default=None) if after else None
 
 
-def _score_note(lines: Sequence[Line], start: float | None) -> str:
-    said = (
+def _score_note(lines: Sequence[EpochCurve], start: float | None) -> str:
+    sentences = (
         ["The ring is the epoch whose weights were kept."]
         if any(line.mark for line in lines)
         else []
     )
     if any(line.second for line in lines):
-        said.insert(
+        sentences.insert(
             0, "Full lines are averaged weights, thin dashed ones the raw weights of the same run."
         )
     if start is not None and any(v < start for line in lines for v in line.values if v is not None):
-        said.append("The first epochs lie below the axis.")
-    return " ".join(said)
+        sentences.append("The first epochs lie below the axis.")
+    return " ".join(sentences)
 
 
-def _same(lines: Sequence[Line]) -> str:
+def _same(lines: Sequence[EpochCurve]) -> str:
     means = [line.values for line in lines if not line.faint]
     return (
         "The same for all: the curves lie on each other."
@@ -133,7 +133,7 @@ def _lines(
     part: Callable[[Group], Callable[..., float | None]],
     *,
     mark_best: str = "",
-) -> list[Line]:
+) -> list[EpochCurve]:
     """A curve for each group; `mark_best` is the kind of weights that the curve is of, and rings
     the epoch that was kept of it.
     """
@@ -141,12 +141,12 @@ def _lines(
     for group in groups:
         value = part(group)
         seeds = [[value(epoch) for epoch in run.epochs] for run in group.runs]
-        kept = mark_best and len(seeds) == 1 and group.first.weights == mark_best
-        best = int(group.first.result["best_epoch"]) if kept else None
-        lines.append(Line(group.label, group.colour, _mean(seeds), mark=best))
+        is_best = mark_best and len(seeds) == 1 and group.first.weights == mark_best
+        best = int(group.first.result["best_epoch"]) if is_best else None
+        lines.append(EpochCurve(group.label, group.colour, _mean(seeds), mark=best))
         if len(seeds) > 1 and len(groups) <= FEW:
             lines += [  # with more models the seeds' own curves would hide them
-                Line(f"{group.label}, seed {seed}", group.colour, values, faint=True)
+                EpochCurve(f"{group.label}, seed {seed}", group.colour, values, faint=True)
                 for seed, values in zip(group.seeds, seeds, strict=True)
             ]
     return lines
@@ -156,15 +156,17 @@ def _mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
     """Mean over the seeds that reached an epoch."""
     out: list[float | None] = []
     for epoch in range(max(map(len, seeds))):
-        known = [v for values in seeds if epoch < len(values) and (v := values[epoch]) is not None]
-        out.append(sum(known) / len(known) if known else None)
+        present = [
+            v for values in seeds if epoch < len(values) and (v := values[epoch]) is not None
+        ]
+        out.append(sum(present) / len(present) if present else None)
     return out
 
 
 def _as_table(groups: Sequence[Group]) -> Html:
     longest = max(len(run.epochs) for group in groups for run in group.runs)
     step = max(1, -(-longest // 40))
-    shown = sorted({*range(1, longest + 1, step), longest})
+    epochs = sorted({*range(1, longest + 1, step), longest})
     score = percent if MEASURES[groups[0].first.measure].percent else plain
     head: list[Any] = ["epoch"]
     columns: list[list[str]] = []
@@ -185,7 +187,7 @@ def _as_table(groups: Sequence[Group]) -> Html:
             columns.append(["" if mean is None else write(mean) for mean in means])
     rows = [
         [epoch, *(column[epoch - 1] if epoch <= len(column) else "" for column in columns)]
-        for epoch in shown
+        for epoch in epochs
     ]
     return table(
         head,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softless.attention import OPERATORS
+from softless.experiment.folder import as_json
 from softless.report.places import shortened
 from softless.report.runs import RunRecord
 
@@ -35,11 +37,11 @@ class Group:
     @property
     def best_epochs(self) -> str:
         """The epochs whose weights were kept, and which weights of them, seed by seed."""
-        told = [f"{run.result['best_epoch']} ({run.weights} weights)" for run in self.runs]
+        descriptions = [f"{run.result['best_epoch']} ({run.weights} weights)" for run in self.runs]
         return (
-            ", ".join(told)
-            if self.first.recipe.get("ema_evaluate")
-            else ", ".join(one.split()[0] for one in told)
+            ", ".join(descriptions)
+            if self.first.recipe.ema_evaluate
+            else ", ".join(description.split()[0] for description in descriptions)
         )
 
 
@@ -59,8 +61,12 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def _key(run: RunRecord) -> str:
-    kept = {name: value for name, value in flat(run.recipe).items() if name not in NOT_THE_MODEL}
-    return json.dumps(kept, sort_keys=True)
+    fields = {
+        name: value
+        for name, value in flat(as_json(run.recipe)).items()
+        if name not in NOT_THE_MODEL
+    }
+    return json.dumps(fields, sort_keys=True)
 
 
 def _labels(firsts: list[RunRecord]) -> list[str]:
@@ -89,14 +95,12 @@ def _host(run: RunRecord) -> str:
 
 def _model_title(run: RunRecord) -> str:
     """Operator and host; the host alone where its attention is its own."""
-    asked = run.recipe["model"].get("op") or (run.operator if _host(run) != run.model else None)
-    return f"{operator_title(asked)} {_host(run)}" if asked else _host(run)
+    operator = run.recipe.model.op or (run.operator if _host(run) != run.model else None)
+    return f"{operator_title(operator)} {_host(run)}" if operator else _host(run)
 
 
 def operator_title(name: str) -> str:
     """The name a paper would print: SimA for sima; softmax stays a common word."""
-    from softless.attention import OPERATORS
-
     return name if name == "softmax" or name not in OPERATORS else OPERATORS[name].title
 
 
@@ -126,16 +130,16 @@ def compare_recipes(groups: Sequence[Group]) -> Comparison:
     """The recipes of the groups field by field; seeds and descriptions left out, paths
     shortened.
     """
-    fields = [flat(group.first.recipe) for group in groups]
+    fields = [flat(as_json(group.first.recipe)) for group in groups]
     names = [
         name
-        for name in dict.fromkeys(name for held in fields for name in held)
+        for name in dict.fromkeys(name for recipe in fields for name in recipe)
         if name not in {"seed", "summary"}
     ]
     differing: dict[str, list[Any]] = {}
     shared: dict[str, Any] = {}
     for name in names:
-        values = shortened([held.get(name) for held in fields])
+        values = shortened([recipe.get(name) for recipe in fields])
         if all(value == values[0] for value in values):
             shared[name] = values[0]
         else:

@@ -23,11 +23,11 @@ def headline(groups: Sequence[Group]) -> Html:
         for group in groups[:-1]
         if (estimate := difference(group, base)) is not None
     ]
-    said = tag("p", verdict(groups, estimates, differences), class_="verdict-line")
+    sentence = tag("p", verdict(groups, estimates, differences), class_="verdict-line")
     if len(groups) > FEW:
-        return tag("div", said, _ranking(groups, estimates, differences))
+        return tag("div", sentence, _ranking(groups, estimates, differences))
     cards = [*_accuracy_cards(groups, estimates), *_difference_cards(differences, base)]
-    return tag("div", said, tag("div", cards, class_="cards"))
+    return tag("div", sentence, tag("div", cards, class_="cards"))
 
 
 ONE_SEED = (
@@ -42,20 +42,21 @@ def verdict(
     differences: Sequence[tuple[Group, Estimate]],
 ) -> str:
     """What came out, in one or two sentences that claim no more than the intervals allow."""
-    known = [
+    measured = [
         (group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate
     ]
-    if not known:
+    if not measured:
         return (
             "There is no test split: what follows was measured on validation images, which "
             "also chose the best epoch."
         )
-    if len(known) > FEW:
-        return _range(known, differences, groups[-1])
-    (first, share), *others = known
+    if len(measured) > FEW:
+        return _range(measured, differences, groups[-1])
+    (first, share), *remaining = measured
     text = f"{first.label} gets {percent(share.value, 2)} of the test images right"
     text += (
-        "".join(f", {group.label} {percent(estimate.value, 2)}" for group, estimate in others) + "."
+        "".join(f", {group.label} {percent(estimate.value, 2)}" for group, estimate in remaining)
+        + "."
     )
     text += "".join(_compared(group, groups[-1], estimate) for group, estimate in differences)
     if differences and min(len(group.runs) for group in groups) == 1:
@@ -64,16 +65,16 @@ def verdict(
 
 
 def _range(
-    known: Sequence[tuple[Group, Estimate]],
+    measured: Sequence[tuple[Group, Estimate]],
     differences: Sequence[tuple[Group, Estimate]],
     base: Group,
 ) -> str:
     """The ends of a long list, and which differences to the last one are more than chance."""
-    ordered = sorted(known, key=lambda pair: pair[1].value)
-    (low, least), (high, most) = ordered[0], ordered[-1]
+    ordered = sorted(measured, key=lambda group_estimate: group_estimate[1].value)
+    (low, low_estimate), (high, high_estimate) = ordered[0], ordered[-1]
     text = (
-        f"Test accuracy lies between {percent(least.value, 2)} ({low.label}) and "
-        f"{percent(most.value, 2)} ({high.label})."
+        f"Test accuracy lies between {percent(low_estimate.value, 2)} ({low.label}) and "
+        f"{percent(high_estimate.value, 2)} ({high.label})."
     )
     apart = [
         (group, estimate)
@@ -90,7 +91,7 @@ def _range(
             f" The 95{THIN}% interval of {rest} difference to {base.label} contains zero: no "
             f"winner{' there' if apart else ''}."
         )
-    if min(len(group.runs) for group, _ in known) == 1:
+    if min(len(group.runs) for group, _ in measured) == 1:
         text += ONE_SEED
     return text
 
@@ -112,7 +113,7 @@ def _ranking(
         for group, estimate in zip(groups, estimates, strict=True)
         if estimate
     ]
-    places = axis(strips) if strips else []
+    tick_values = axis(strips) if strips else []
     to_base = {group.label: estimate for group, estimate in differences}
     rows = []
     for number, (group, estimate) in enumerate(zip(groups, estimates, strict=True)):
@@ -121,7 +122,9 @@ def _ranking(
         rows.append([
             name,
             percent(estimate.value, 2) if estimate else "–",
-            draw(_accuracy_strip(group, estimate), places, f"strip-{number}") if estimate else "–",
+            draw(_accuracy_strip(group, estimate), tick_values, f"strip-{number}")
+            if estimate
+            else "–",
             f"{points(apart.value, 2)} ({points(apart.low)} to {points(apart.high)})"
             if apart
             else "–",
@@ -157,13 +160,13 @@ def _compared(group: Group, base: Group, estimate: Estimate) -> str:
 
 
 def _accuracy_cards(groups: Sequence[Group], estimates: Sequence[Estimate | None]) -> list[Html]:
-    known = [
+    measured = [
         (group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate
     ]
-    strips = [_accuracy_strip(group, estimate) for group, estimate in known]
-    places = axis(strips) if strips else []
+    strips = [_accuracy_strip(group, estimate) for group, estimate in measured]
+    tick_values = axis(strips) if strips else []
     cards = []
-    for number, ((group, estimate), strip) in enumerate(zip(known, strips, strict=True)):
+    for number, ((group, estimate), strip) in enumerate(zip(measured, strips, strict=True)):
         cards.append(
             tag(
                 "article",
@@ -175,7 +178,7 @@ def _accuracy_cards(groups: Sequence[Group], estimates: Sequence[Estimate | None
                     f"{100 * estimate.high:.1f}",
                     class_="under",
                 ),
-                draw(strip, places, f"strip-{number}"),
+                draw(strip, tick_values, f"strip-{number}"),
                 _facts(group),
                 class_="card",
             )
@@ -211,7 +214,7 @@ def _difference_cards(differences: Sequence[tuple[Group, Estimate]], base: Group
         )
         for group, estimate in differences
     ]
-    places = axis(strips) if strips else []
+    tick_values = axis(strips) if strips else []
     return [
         tag(
             "article",
@@ -222,7 +225,7 @@ def _difference_cards(differences: Sequence[tuple[Group, Estimate]], base: Group
                 f"95{THIN}% interval {points(estimate.low)} to {points(estimate.high)}",
                 class_="under",
             ),
-            draw(strip, places, f"difference-{number}"),
+            draw(strip, tick_values, f"difference-{number}"),
             _pairs(group, base),
             tag("p", estimate.how, class_="how"),
             class_="card difference",
@@ -253,10 +256,10 @@ def _facts(group: Group) -> Html:
     tests = [run.result.get("test") or {} for run in group.runs]
     rows = (
         [
-            ("always the commonest class", percent(held)),
+            ("always the commonest class", percent(share)),
             ("chance", percent(1 / len(group.first.classes))),
         ]
-        if (held := _commonest(group)) is not None
+        if (share := _commonest(group)) is not None
         else []
     )
     for key, name in (

@@ -1,5 +1,5 @@
 """HTML in a few functions: whatever is not already `Html` is escaped, so a file name or a class
-name can never become markup, and signs that are not seen are shown.
+name can never become markup. Signs that are not seen are shown.
 """
 
 from html import escape

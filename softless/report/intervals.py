@@ -32,28 +32,29 @@ def axis(strips: Sequence[Strip]) -> list[float]:
     return ticks(min(values), max(values), 4, within=ends)
 
 
-def draw(strip: Strip, places: Sequence[float], identifier: str) -> Html:
-    """The strip as SVG; `places` is the axis it shares with others, `identifier` the id of its
+def draw(strip: Strip, tick_values: Sequence[float], identifier: str) -> Html:
+    """The strip as SVG; `tick_values` is the axis it shares with others, `identifier` the id of its
     text.
     """
 
     def x(value: float) -> str:
-        return f"{EDGE + (value - places[0]) / (places[-1] - places[0]) * (WIDTH - 2 * EDGE):.1f}"
+        share = (value - tick_values[0]) / (tick_values[-1] - tick_values[0])
+        return f"{EDGE + share * (WIDTH - 2 * EDGE):.1f}"
 
     marks = [
         tag(
             "g",
             tag(
                 "line",
-                x1=x(place),
-                x2=x(place),
+                x1=x(value),
+                x2=x(value),
                 y1=6,
                 y2=34,
-                class_="grid strong" if strip.zero and place == 0 else "grid",
+                class_="grid strong" if strip.zero and value == 0 else "grid",
             ),
-            tag("text", label, x=x(place), y=51, class_="tick mid"),
+            tag("text", label, x=x(value), y=51, class_="tick mid"),
         )
-        for place, label in zip(places, labels(places, _hundredths), strict=True)
+        for value, label in zip(tick_values, labels(tick_values, _hundredths), strict=True)
     ]
     seeds = [tag("circle", cx=x(value), cy=20, r=3, class_="seed") for value in strip.seeds]
     bar = tag(

@@ -18,27 +18,31 @@ from softless.report.squares import Curve, square
 
 def draw_numbers(groups: Sequence[Group]) -> Html | None:
     """The section, or None without test images."""
-    known = {group.label: found for group in groups if (found := evaluation_of(group)) is not None}
-    if not known:
+    evaluations = {
+        group.label: evaluation
+        for group in groups
+        if (evaluation := evaluation_of(group)) is not None
+    }
+    if not evaluations:
         return None
-    shown = [group for group in groups if group.label in known]
+    measured_groups = [group for group in groups if group.label in evaluations]
     seeds = " of the first seed" if any(len(group.runs) > 1 for group in groups) else ""
     parts = [
         table(
-            *_measures(shown, known),
+            *_measures(measured_groups, evaluations),
             caption=f"Measures of the test images{seeds}",
             class_="plain numbers",
         )
     ]
-    if len(shown) <= FEW:
-        parts.append(_charts(shown, known))
+    if len(measured_groups) <= FEW:
+        parts.append(_charts(measured_groups, evaluations))
         parts += [
             table(
-                *_classes(known[one.label]),
-                caption=f"Classes{seeds}: {one.label}",
+                *_classes(evaluations[group.label]),
+                caption=f"Classes{seeds}: {group.label}",
                 class_="plain numbers",
             )
-            for one in shown
+            for group in measured_groups
         ]
     lead = (
         f"In brackets 95{THIN}% intervals: Wilson's of shares, a bootstrap over images of areas "
@@ -61,9 +65,9 @@ def evaluation_of(group: Group) -> Evaluation | None:
 
 
 def _measures(
-    groups: Sequence[Group], known: Mapping[str, Evaluation]
+    groups: Sequence[Group], evaluations: Mapping[str, Evaluation]
 ) -> tuple[list[object], list[list[object]]]:
-    columns = [_column(known[group.label]) for group in groups]
+    columns = [_column(evaluations[group.label]) for group in groups]
     names = list(dict.fromkeys(name for column in columns for name in column))
     head: list[object] = [
         "",
@@ -75,23 +79,23 @@ def _measures(
     return head, [[name, *(column.get(name, "–") for column in columns)] for name in names]
 
 
-def _column(found: Evaluation) -> dict[str, str]:
+def _column(evaluation: Evaluation) -> dict[str, str]:
     """Of one model, in the order of the table."""
-    m, whole = found.metrics, found.details.whole
-    low, high = found.interval
-    most = found.classes[int(m.confusion.sum(1).argmax())]
-    told = {
+    m, overall = evaluation.metrics, evaluation.details.overall
+    low, high = evaluation.interval
+    commonest = evaluation.classes[int(m.confusion.sum(1).argmax())]
+    rows = {
         "accuracy": _share(Estimate(m.top1, low, high)),
-        f"always the commonest class ({most})": percent(m.commonest),
+        f"always the commonest class ({commonest})": percent(m.commonest),
         "chance": percent(m.chance),
-        "balanced accuracy": _share(whole["balanced_accuracy"]),
-        "AUC" if len(found.classes) == 2 else "AUC, mean of one against the rest": _number(
-            whole["auc"]
+        "balanced accuracy": _share(overall["balanced_accuracy"]),
+        "AUC" if len(evaluation.classes) == 2 else "AUC, mean of one against the rest": _number(
+            overall["auc"]
         ),
     }
-    point = found.operating
+    point = evaluation.operating
     if point is not None:
-        told |= {
+        rows |= {
             f"threshold for {point.positive}, chosen on validation images": (
                 f"{point.threshold:.3f}"
             ),
@@ -99,39 +103,39 @@ def _column(found: Evaluation) -> dict[str, str]:
             "specificity there": _share(point.specificity),
         }
     return {
-        **told,
+        **rows,
         "Brier score": f"{m.brier:.4f}",
         "calibration error": f"{m.calibration.error:.4f}",
     }
 
 
-def _classes(found: Evaluation) -> tuple[list[object], list[list[object]]]:
-    told = found.details.of_class
+def _classes(evaluation: Evaluation) -> tuple[list[object], list[list[object]]]:
+    by_class = evaluation.details.of_class
     head: list[object] = ["class", "images", "precision", "recall", "AUC against the rest"]
     rows = [
         [
             name,
             images,
-            _share(told["precision"][place]),
-            _share(told["recall"][place]),
-            _number(told["auc"][place]),
+            _share(by_class["precision"][index]),
+            _share(by_class["recall"][index]),
+            _number(by_class["auc"][index]),
         ]
-        for place, (name, images) in enumerate(
-            zip(found.classes, found.metrics.confusion.sum(1).tolist(), strict=True)
+        for index, (name, images) in enumerate(
+            zip(evaluation.classes, evaluation.metrics.confusion.sum(1).tolist(), strict=True)
         )
     ]
     return head, rows
 
 
-def _charts(groups: Sequence[Group], known: Mapping[str, Evaluation]) -> Html:
+def _charts(groups: Sequence[Group], evaluations: Mapping[str, Evaluation]) -> Html:
     two = len(groups[0].first.classes) == 2
     positive = groups[0].first.classes[-1]
     drawn = []
-    if two and all(known[group.label].metrics.auc is not None for group in groups):
-        curves = [_roc(group, known[group.label]) for group in groups]
+    if two and all(evaluations[group.label].metrics.auc is not None for group in groups):
+        curves = [_roc(group, evaluations[group.label]) for group in groups]
         note = (
             "The ring is the threshold that validation images chose."
-            if any(one.ring for one in curves)
+            if any(curve.ring for curve in curves)
             else ""
         )
         drawn.append(
@@ -139,7 +143,7 @@ def _charts(groups: Sequence[Group], known: Mapping[str, Evaluation]) -> Html:
                 "ROC curve", f"1 {chr(8722)} specificity", "sensitivity", curves, "roc", note=note
             )
         )
-    curves = [_calibration(group, known[group.label]) for group in groups]
+    curves = [_calibration(group, evaluations[group.label]) for group in groups]
     across, upwards = (
         (f"probability of {positive}", f"share of {positive}")
         if two
@@ -150,18 +154,18 @@ def _charts(groups: Sequence[Group], known: Mapping[str, Evaluation]) -> Html:
     return tag("div", drawn, class_="charts squares")
 
 
-def _roc(group: Group, found: Evaluation) -> Curve:
+def _roc(group: Group, evaluation: Evaluation) -> Curve:
     """Every threshold between two probabilities, from none to all answered with the second
     class.
     """
-    chances, positive = second_class(found.logits), found.targets == 1
-    values, place = np.unique(-chances, return_inverse=True)
+    chances, positive = second_class(evaluation.logits), evaluation.targets == 1
+    values, value_index = np.unique(-chances, return_inverse=True)
     up, down = (
-        np.bincount(place, weights=side, minlength=len(values)).cumsum()
+        np.bincount(value_index, weights=side, minlength=len(values)).cumsum()
         for side in (positive, ~positive)
     )
     points = [(0.0, 0.0), *zip((down / down[-1]).tolist(), (up / up[-1]).tolist(), strict=True)]
-    point, area = found.operating, found.details.whole["auc"]
+    point, area = evaluation.operating, evaluation.details.overall["auc"]
     ring = None
     if (
         point is not None
@@ -174,11 +178,11 @@ def _roc(group: Group, found: Evaluation) -> Curve:
     )
 
 
-def _calibration(group: Group, found: Evaluation) -> Curve:
-    curve = found.metrics.calibration
+def _calibration(group: Group, evaluation: Evaluation) -> Curve:
+    curve = evaluation.metrics.calibration
     points = [
-        (float(sure), float(right))
-        for sure, right in zip(curve.sure, curve.right, strict=True)
+        (float(sure), float(frequency))
+        for sure, frequency in zip(curve.sure, curve.right, strict=True)
         if not np.isnan(sure)
     ]
     return Curve(
@@ -190,19 +194,27 @@ def _calibration(group: Group, found: Evaluation) -> Curve:
     )
 
 
-def _share(one: Estimate) -> str:
+def _share(estimate: Estimate) -> str:
     """A share with its interval, in percent."""
-    if one.value is None:
-        return f"– ({one.why})" if one.why else "–"
-    if one.low is None or one.high is None:
-        return f"{percent(one.value)} (no interval: {one.why})" if one.why else percent(one.value)
-    return f"{percent(one.value)} ({100 * one.low:.1f} to {100 * one.high:.1f})"
+    if estimate.value is None:
+        return f"– ({estimate.why})" if estimate.why else "–"
+    if estimate.low is None or estimate.high is None:
+        return (
+            f"{percent(estimate.value)} (no interval: {estimate.why})"
+            if estimate.why
+            else percent(estimate.value)
+        )
+    return f"{percent(estimate.value)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
-def _number(one: Estimate) -> str:
+def _number(estimate: Estimate) -> str:
     """An area with its interval."""
-    if one.value is None:
-        return f"– ({one.why})" if one.why else "–"
-    if one.low is None or one.high is None:
-        return f"{one.value:.4f} (no interval: {one.why})" if one.why else f"{one.value:.4f}"
-    return f"{one.value:.4f} ({one.low:.3f} to {one.high:.3f})"
+    if estimate.value is None:
+        return f"– ({estimate.why})" if estimate.why else "–"
+    if estimate.low is None or estimate.high is None:
+        return (
+            f"{estimate.value:.4f} (no interval: {estimate.why})"
+            if estimate.why
+            else f"{estimate.value:.4f}"
+        )
+    return f"{estimate.value:.4f} ({estimate.low:.3f} to {estimate.high:.3f})"

@@ -17,14 +17,14 @@ def inline(image: Image.Image, alternative: str, *, class_: str | None = None) -
     colours.
     """
     small = max(image.size) < THUMB
-    shown = image.convert("RGB")
+    thumbnail = image.convert("RGB")
     if not small:
-        shown.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
-    if max(shown.size) > 64:
+        thumbnail.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+    if max(thumbnail.size) > 64:
         # a third of the bytes, and nothing visible at this size
-        shown = shown.quantize(256, dither=Image.Dither.NONE)
+        thumbnail = thumbnail.quantize(256, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
-    shown.save(buffer, "PNG", optimize=True)
+    thumbnail.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     look = " ".join(word for word in (class_, "pixels" if max(image.size) < 64 else None) if word)
     picture = tag(

@@ -23,36 +23,32 @@ def shortened(values: Sequence[Any]) -> list[Any]:
     >>> shortened(["/disk/a/images", "/disk/b/images", None])
     ['a/images', 'b/images', None]
     """
-    places = {value: PurePath(value).parts[1:] for value in values if is_place(value)}
-    deepest = max(map(len, places.values()), default=0)
+    paths = {value: PurePath(value).parts[1:] for value in values if is_place(value)}
+    deepest = max(map(len, paths.values()), default=0)
     for parts in range(1, deepest + 1):
-        cut = {value: "/".join(whole[-parts:]) for value, whole in places.items()}
+        cut = {value: "/".join(components[-parts:]) for value, components in paths.items()}
         if len(set(cut.values())) == len(cut):
             break
     else:
-        cut = dict.fromkeys(places, "")  # the root alone
+        cut = dict.fromkeys(paths, "")  # the root alone
     return [cut.get(value, value) if is_place(value) else value for value in values]
 
 
 def without_places(text: Any, groups: "Sequence[Group]") -> str:
     """What an error says, the places of the runs and their data in it by their names alone."""
     runs = [run for group in groups for run in group.runs]
-    recipes = [
-        run.recipe.get(part, {}).get(name)
-        for run in runs
-        for part, name in (("data", "path"), ("model", "weights"))
-    ]
-    known = {place for place in recipes if is_place(place)}
-    known |= {
+    recipes = [path for run in runs for path in (run.recipe.data.path, run.recipe.model.weights)]
+    paths = {path for path in recipes if path is not None and is_place(path)}
+    paths |= {
         str(folder)
         for run in runs
         for folder in (run.folder, run.folder.resolve())
         if folder.is_absolute()
     }
-    said = str(text)
-    for place in sorted(known, key=len, reverse=True):
-        said = said.replace(place, PurePath(place).name)
-    return said
+    message = str(text)
+    for path in sorted(paths, key=len, reverse=True):
+        message = message.replace(path, PurePath(path).name)
+    return message
 
 
 def shortened_words(command: str) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from softless.evaluation.evaluate import precision_of
-from softless.evaluation.measures import MEASURES
+from softless.experiment.candidates import described
+from softless.experiment.measures import MEASURES
 from softless.report.groups import Group
 from softless.report.html import Html, table, tag
 from softless.report.places import shortened_words
-from softless.training.candidates import described
 
 COUNTED = (
     "Parameters, multiply-adds and exponentials are counted by running the model on one "
@@ -27,10 +27,10 @@ def draw_provenance(groups: Sequence[Group], method: Sequence[str]) -> Html:
 
 def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
     first = groups[0].first
-    metric = MEASURES[str(first.recipe.get("metric", "top1"))].best
+    metric = MEASURES[first.recipe.metric].best
     averaged = (
         ", of the raw or the averaged weights, whichever are better,"
-        if first.recipe.get("ema_evaluate")
+        if first.recipe.ema_evaluate
         else ""
     )
     chosen = (
@@ -38,8 +38,8 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
         if metric == MEASURES["last"].best
         else f"The best epoch is the one with the {metric}{averaged} on validation images"
     )
-    precise = sorted({precision_of(str(group.first.recipe.get("amp", "none"))) for group in groups})
-    said = [
+    precise = sorted({precision_of(group.first.recipe.amp) for group in groups})
+    sentences = [
         f"{chosen}. The test split is read once, at the end of each run.",
         (
             f"Answers are computed in {' and '.join(precise)}, as `softless eval` and `softless "
@@ -53,27 +53,29 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
     return tag(
         "div",
         tag("h3", "How it was measured"),
-        tag("ul", [tag("li", text) for text in (*said, *method)]),
+        tag("ul", [tag("li", text) for text in (*sentences, *method)]),
     )
 
 
 def _fitted(groups: Sequence[Group]) -> list[str]:
     """What of the recipe was changed so that the run is long enough for its data."""
 
-    def said(value: Any) -> str:
+    def written(value: Any) -> str:
         return f"{value:.6g}" if isinstance(value, float) else str(value)
 
-    told = {
+    changes = {
         group.label: ", ".join(
-            f"{name} {said(value)}" for name, value in group.first.fitted.items()
+            f"{name} {written(value)}" for name, value in group.first.fitted.items()
         )
         for group in groups
     }
-    same = set(told.values())
+    same = set(changes.values())
     if len(same) == 1:
-        return [f"The run was fitted to the data: {one}." for one in same if one]
+        return [f"The run was fitted to the data: {change}." for change in same if change]
     return [
-        f"The run of {label} was fitted to the data: {one}." for label, one in told.items() if one
+        f"The run of {label} was fitted to the data: {change}."
+        for label, change in changes.items()
+        if change
     ]
 
 
@@ -113,14 +115,15 @@ def _machine(groups: Sequence[Group]) -> Html:
 
 def _begun(groups: Sequence[Group]) -> dict[str, Any]:
     """Command, date and commit of the first run; nothing of runs of an older softless."""
-    runs = [run for group in groups for run in group.runs if run.about]
+    runs = [run for group in groups for run in group.runs if run.provenance]
     if not runs:
         return {}
-    told = {name: str(runs[0].about[name]) for name in ("command", "date", "commit")}
-    told["command"] = shortened_words(told["command"])
-    told["date"] = told["date"].replace("T", " ").replace("+00:00", " UTC")
+    provenance = {name: str(runs[0].provenance[name]) for name in ("command", "date", "commit")}
+    provenance["command"] = shortened_words(provenance["command"])
+    provenance["date"] = provenance["date"].replace("T", " ").replace("+00:00", " UTC")
     return {
-        name: tag("code", value) if name == "command" else value for name, value in told.items()
+        name: tag("code", value) if name == "command" else value
+        for name, value in provenance.items()
     }
 
 
@@ -129,13 +132,13 @@ def _folders(groups: Sequence[Group]) -> Html:
     for group in groups:
         for run in group.runs:
             test = run.result.get("test") or {}
-            seen = f"{test['seen']} of {test['expected']}" if "seen" in test else "–"
+            images_seen = f"{test['seen']} of {test['expected']}" if "seen" in test else "–"
             rows.append([
                 tag("code", run.folder.name),
                 group.label,
                 run.seed,
                 run.result["epochs"],
-                seen,
+                images_seen,
             ])
     head = ["run folder", "model", "seed", "epochs", "test images seen"]
     return table(head, rows, caption="Runs on this page")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from softless.attention import OPERATORS
 from softless.report.groups import Comparison, Group, compare_recipes
 from softless.report.html import Html, details, table, tag
 from softless.report.numbers import MINUS, plain
@@ -23,15 +24,13 @@ def token_scales(groups: Sequence[Group]) -> list[str]:
     """A sentence for each model whose operator has a token_scale: which one it has, and what that
     means away from the training size.
     """
-    from softless.attention import OPERATORS
-
-    said = []
+    sentences = []
     for group in groups:
         record = OPERATORS.get(group.first.operator)
         if record is not None and "token_scale" in record.options:
             scale = group.first.best.get("model_args", {}).get("token_scale")
-            said.append(f"{group.label}: {_meaning(scale)}")
-    return said
+            sentences.append(f"{group.label}: {_meaning(scale)}")
+    return sentences
 
 
 def _meaning(scale: Any) -> str:

@@ -1,5 +1,6 @@
 """What a run folder holds, read once (the contract between training and report)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,31 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softless.attention import OPERATORS
 from softless.errors import DataError, UsageError
-from softless.evaluation.measures import MEASURES
-from softless.evaluation.run_files import (
-    read_best,
-    read_classes,
-    read_log,
-    read_recipe,
-    read_result,
-)
+from softless.experiment.about import read_about
+from softless.experiment.candidates import AVERAGED, RAW
+from softless.experiment.files import read_best, read_classes, read_log, read_result
+from softless.experiment.folder import ABOUT
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
+from softless.experiment.stored import read_stored
 from softless.models.sizes import sides
-from softless.training.about import read_about
-from softless.training.candidates import AVERAGED, RAW
-from softless.training.run_folder import ABOUT
-
-# what recipe.json holds beside the recipe
-KEPT_APART = (
-    "softless",
-    "torch",
-    "timm",
-    "torchvision",
-    "numpy",
-    "python",
-    "machine",
-    "fitted",
-)
 
 
 @dataclass(frozen=True)
@@ -45,8 +31,8 @@ class Predictions:
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        wide = self.logits.astype(np.float64)
-        raised = np.exp(wide - wide.max(1, keepdims=True))
+        logits = self.logits.astype(np.float64)
+        raised = np.exp(logits - logits.max(1, keepdims=True))
         return raised / raised.sum(1, keepdims=True)
 
     @property
@@ -57,8 +43,8 @@ class Predictions:
     def correct(self) -> NDArray[np.bool_]:
         return self.predicted == self.targets
 
-    def same_images(self, other: "Predictions") -> bool:
-        return self.names == other.names and np.array_equal(self.targets, other.targets)
+    def same_images(self, predictions: "Predictions") -> bool:
+        return self.names == predictions.names and np.array_equal(self.targets, predictions.targets)
 
 
 @dataclass(frozen=True)
@@ -66,22 +52,22 @@ class RunRecord:
     """A finished run."""
 
     folder: Path
-    recipe: dict[str, Any]
-    versions: dict[str, str]
-    machine: dict[str, Any]
+    recipe: Recipe
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
     classes: tuple[str, ...]
     epochs: list[dict[str, Any]]
     result: dict[str, Any]
     best: dict[str, Any]
     predictions: Predictions | None
     # dotted field -> what the run took in place of the recipe's
-    fitted: dict[str, Any] = field(default_factory=dict)
+    fitted: Mapping[str, Any] = field(default_factory=dict)
     # command, date, commit, data; nothing of runs of an older softless
-    about: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
-        return int(self.recipe["seed"])
+        return self.recipe.seed
 
     @property
     def task(self) -> str:
@@ -92,8 +78,8 @@ class RunRecord:
     def weights(self) -> str:
         """Which weights of the best epoch are kept: raw or averaged."""
         # an older softless does not say: its averaged weights stood alone
-        told = self.result.get("weights")
-        return str(told or (AVERAGED if self.recipe.get("ema_evaluate") else RAW))
+        kind = self.result.get("weights")
+        return str(kind or (AVERAGED if self.recipe.ema_evaluate else RAW))
 
     @property
     def pixels(self) -> tuple[int, int, int]:
@@ -106,10 +92,12 @@ class RunRecord:
         """What validation shows over the epochs: the measure that chose the best one, or the first
         where the last epoch is kept.
         """
-        metric = str(self.recipe.get("metric", "top1"))
-        told = self.epochs[0]["val"]
+        metric = self.recipe.metric
+        scores = self.epochs[0]["val"]
         return (
-            metric if metric in told else next((name for name in MEASURES if name in told), "loss")
+            metric
+            if metric in scores
+            else next((name for name in MEASURES if name in scores), "loss")
         )
 
     @cached_property
@@ -117,19 +105,17 @@ class RunRecord:
         """The attention operator's name: asked for, part of the model's name, or what the model
         has; "none" of networks without.
         """
-        from softless.attention import OPERATORS
-
-        asked = self.recipe["model"].get("op") or self.best.get("model_args", {}).get("op")
-        first = str(self.best.get("architecture", self.recipe["model"]["name"])).split("_")[0]
-        held = self.best.get("operators", ["softmax"])  # which older runs do not say
-        return str(asked or (first if first in OPERATORS else (held or ["none"])[0]))
+        requested = self.recipe.model.op or self.best.get("model_args", {}).get("op")
+        first = str(self.best.get("architecture", self.recipe.model.name)).split("_")[0]
+        model_operators = self.best.get("operators", ["softmax"])  # which older runs do not say
+        return str(requested or (first if first in OPERATORS else (model_operators or ["none"])[0]))
 
     @property
     def model(self) -> str:
         """The model's name, or the class of one that was built in Python."""
-        named = self.recipe["model"]
-        built = str(named.get("args", {}).get("class", "")).rpartition(".")[2]
-        return built or str(named["name"])
+        named = self.recipe.model
+        built = str(named.args.get("class", "")).rpartition(".")[2]
+        return built or named.name
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -155,22 +141,18 @@ def read_run(folder: Path) -> RunRecord:
             f"{folder / 'log.jsonl'} is damaged: it holds no epoch, and the run is finished; "
             "bring it back from a backup"
         )
-    stored = read_recipe(folder / "recipe.json")
+    stored = read_stored(folder / "recipe.json")
     return RunRecord(
         folder=folder,
-        recipe={key: value for key, value in stored.items() if key not in KEPT_APART},
-        versions={
-            key: str(stored[key])
-            for key in KEPT_APART
-            if key in stored and key not in {"machine", "fitted"}
-        },
-        machine=stored.get("machine") or {},
+        recipe=stored.recipe,
+        versions=stored.versions,
+        machine=stored.machine,
         classes=read_classes(folder / "classes.json"),
         epochs=epochs,
         result=read_result(folder / "result.json"),
         best=read_best(folder / "best.json"),
-        fitted=stored.get("fitted") or {},
-        about=read_about(folder / ABOUT),
+        fitted=stored.fitted,
+        provenance=read_about(folder / ABOUT),
         predictions=_predictions(folder / "predictions.npz"),
     )
 
@@ -178,9 +160,9 @@ def read_run(folder: Path) -> RunRecord:
 def _predictions(path: Path) -> Predictions | None:
     if not path.is_file():  # a data set without a test split
         return None
-    with np.load(path, allow_pickle=False) as held:
+    with np.load(path, allow_pickle=False) as arrays:
         return Predictions(
-            held["logits"],
-            held["targets"].astype(np.int64),
-            tuple(str(name) for name in held["names"]),
+            arrays["logits"],
+            arrays["targets"].astype(np.int64),
+            tuple(str(name) for name in arrays["names"]),
         )

@@ -37,10 +37,10 @@ def square(
     note: str = "",
 ) -> Html:
     """The chart as a figure; the dashed line is that of equal shares."""
-    said = f"{title}: {' '.join(curve.text for curve in curves)}"
+    description = f"{title}: {' '.join(curve.text for curve in curves)}"
     drawing = tag(
         "svg",
-        tag("title", said, id=f"{identifier}-title"),
+        tag("title", description, id=f"{identifier}-title"),
         [_tick(value) for value in TICKS],
         tag("text", across, x=LEFT + SIDE / 2, y=TOP + SIDE + BOTTOM - 4, class_="tick mid axis"),
         tag(
@@ -83,14 +83,16 @@ def _tick(value: float) -> Html:
 
 def _drawn(curve: Curve) -> Html:
     points = curve.points if len(curve.points) <= MOST else _thinned(curve.points)
-    shown = [
+    elements = [
         tag("polyline", points=" ".join(f"{_x(a)},{_y(b)}" for a, b in points), class_="curve")
     ]
     if curve.dots:
-        shown += [tag("circle", cx=_x(a), cy=_y(b), r=3.5, class_="dot") for a, b in points]
+        elements += [tag("circle", cx=_x(a), cy=_y(b), r=3.5, class_="dot") for a, b in points]
     if curve.ring is not None:
-        shown.append(tag("circle", cx=_x(curve.ring[0]), cy=_y(curve.ring[1]), r=5, class_="ring"))
-    return tag("g", tag("title", curve.text), shown, class_=curve.colour)
+        elements.append(
+            tag("circle", cx=_x(curve.ring[0]), cy=_y(curve.ring[1]), r=5, class_="ring")
+        )
+    return tag("g", tag("title", curve.text), elements, class_=curve.colour)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

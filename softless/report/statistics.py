@@ -33,11 +33,11 @@ def accuracy(group: Group) -> Estimate | None:
     answers = [run.predictions for run in group.runs]
     if any(answer is None for answer in answers):
         return None
-    right = correct(group)
-    if right is not None and len(right) > 1:
+    is_correct = correct(group)
+    if is_correct is not None and len(is_correct) > 1:
         return Estimate(
-            *bootstrap_mean(right),
-            how=f"bootstrap over {len(right)} seeds and {right.shape[1]} images",
+            *bootstrap_mean(is_correct),
+            how=f"bootstrap over {len(is_correct)} seeds and {is_correct.shape[1]} images",
         )
     hits, images = (
         sum(int(a.correct.sum()) for a in answers if a),
@@ -67,8 +67,13 @@ def difference(group: Group, base: Group) -> Estimate | None:
     where nothing pairs.
     """
     seeds = sorted(set(group.seeds) & set(base.seeds))
-    ours, theirs = (group.first.predictions, base.first.predictions)
-    if not seeds or ours is None or theirs is None or not ours.same_images(theirs):
+    predictions, base_predictions = (group.first.predictions, base.first.predictions)
+    if (
+        not seeds
+        or predictions is None
+        or base_predictions is None
+        or not predictions.same_images(base_predictions)
+    ):
         return None
     a, b = correct(group, seeds), correct(base, seeds)
     if a is None or b is None:

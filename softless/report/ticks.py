@@ -28,20 +28,20 @@ def ticks(
 
 
 def labels(
-    places: Sequence[float], write: Callable[[float, int], str], digits: int = 0
+    numbers: Sequence[float], write: Callable[[float, int], str], digits: int = 0
 ) -> list[str]:
     """The numbers with as few digits as tell them apart.
 
     Args:
-        places: different numbers.
+        numbers: different ones.
         write: a number with so many digits.
         digits: the fewest.
     """
-    for more in range(digits, MOST + 1):
-        told = [write(place, more) for place in places]
-        if len(set(told)) == len(set(places)):
+    for digit_count in range(digits, MOST + 1):
+        texts = [write(number, digit_count) for number in numbers]
+        if len(set(texts)) == len(set(numbers)):
             break
-    return told
+    return texts
 
 
 def whole_ticks(high: int, count: int = 6) -> list[int]:

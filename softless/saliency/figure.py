@@ -37,12 +37,13 @@ def figure(
     index: int = 0,
     *,
     title: str = "",
-    seen: tuple[int, int] | None = None,
+    seen_size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """The panels for image `index` of the batch, side by side with titles and colour bars; `seen`
-    is the width and height of what the model saw.
+    """The panels for image `index` of the batch, side by side with titles and colour bars.
+
+    `seen_size` is the width and height of what the model saw, in pixels.
     """
-    wide, tall = seen or image.size
+    width, height = seen_size or image.size
     size = _panel_size(image.size)
     enlarged = image.convert("RGB").resize(
         size, Image.Resampling.NEAREST if max(image.size) < 96 else Image.Resampling.BICUBIC
@@ -50,7 +51,7 @@ def figure(
     coarser = saliency.key.shape[-2:]  # where keys are reduced
     note = "norm of k^ per token" if saliency.normalised else "norm of k per token"
     panels = [
-        ("what the model sees", f"{wide} x {tall} pixels", enlarged, None),
+        ("what the model sees", f"{width} x {height} pixels", enlarged, None),
         (
             "query map",
             "norm of q^ per token" if saliency.normalised else "norm of q per token",

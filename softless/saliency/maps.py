@@ -11,7 +11,6 @@ the shape of the layer's own grid and is rescaled to [0, 1] per image. Koohpayeg
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ class Saliency:
 
 @torch.no_grad()
 def explain(
-    model: nn.Module | LoadedRun | str | Path,
+    model: nn.Module | LoadedRun,
     images: Picture,
     *,
     layer: int = -1,
@@ -66,29 +65,7 @@ def explain(
     device: str | torch.device | None = None,
     transform: Callable[[Any], Tensor] | None = None,
 ) -> Saliency:
-    """Saliency maps of `images` in one attention layer; the model is left as it was.
-
-    A detector or a segmenter is looked at with the images as its host sees them: resized, and
-    filled up at the right and below.
-
-    Args:
-        model: a model, the folder of a run or a run of `load_run`, or the name of a model (new
-            weights).
-        images: (B, C, H, W) or (C, H, W) as the model takes them; a PIL image; bytes (H, W, C) as a
-            numpy array; or a path.
-        layer: which attention layer, counted from 0, or from the end when negative.
-        resize: for what is no tensor: "training" brings the image to as many tokens as in training,
-            a number its longer side to so many pixels; a classifier's image is framed at that size.
-            None is what the run does in evaluation.
-        device: where to compute; None is where the model lies.
-        transform: image -> (C, H, W), for what is no tensor; None is the run's own, or timm's
-            evaluation transform of the model.
-
-    Raises:
-        UsageError: no attention layer of ours in the model, no layer of that number, one whose
-            tokens stand nobody knows where, or images that are none.
-        DataError: the path is no readable image, or no run.
-    """
+    """Saliency maps of `images` in one attention layer: `softless.explain` of a model or a run."""
     viewer = viewer_of(model)
     if resize is not None:
         viewer = _resizing(viewer, images, transform, resize)

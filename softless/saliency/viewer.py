@@ -1,4 +1,4 @@
-"""What looks at an image: a model, a run or a name, with the transform that its images go through,
+"""What looks at an image: a model or a run, with the transform that its images go through,
 and what its host sees of them.
 """
 
@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from softless.data import pictures
 from softless.data.images import MODES
-from softless.data.notices import notice
-from softless.data.ranges import Range
 from softless.data.reading import read_image
 from softless.data.transforms import eval_transform, plain_transform
 from softless.errors import UsageError, located
-from softless.evaluation import LoadedRun, load_run
+from softless.evaluation import LoadedRun
+from softless.experiment.ranges import Range
 from softless.inference.layers import PatchProjection
-from softless.models import config, create_model
+from softless.models import config
 from softless.models.scale import TRAINING, Scale, training_scale
 from softless.modes import unwrapped
 
@@ -57,10 +55,10 @@ class Viewer:
         if size == TRAINING:
             scale = needed_scale(self.model)
             size = max(scale.height, scale.width)
-        about: dict[str, Any] = dict(getattr(self.model, "pretrained_cfg", {}))
-        told = {name: about[name] for name in ("crop_pct", "interpolation") if name in about}
-        framed = {"crop_pct": 1.0, "interpolation": "bicubic", **told}
-        made = eval_transform(
+        config: dict[str, Any] = dict(getattr(self.model, "pretrained_cfg", {}))
+        framing = {name: config[name] for name in ("crop_pct", "interpolation") if name in config}
+        framed = {"crop_pct": 1.0, "interpolation": "bicubic", **framing}
+        transform = eval_transform(
             int(size),
             framed["crop_pct"],
             framed["interpolation"],
@@ -69,7 +67,7 @@ class Viewer:
             self.in_chans,
             deep=self.scale is not None,
         )
-        return replace(self, transform=made)
+        return replace(self, transform=transform)
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ class Resized:
             raise UsageError(
                 "resize= is for images of one or three channels of bytes: resize this one before"
             )
-        wide, tall = pictures.size_of(image)
-        height, width = size_of(self.model, self.size, tall, wide)
+        image_width, image_height = pictures.size_of(image)
+        height, width = size_of(self.model, self.size, image_height, image_width)
         return self.after(pictures.resized(image, width, height))
 
 
@@ -108,13 +106,13 @@ def needed_scale(model: nn.Module) -> Scale:
     Raises:
         UsageError: it is not known.
     """
-    found = training_scale(model)
-    if found is None:
+    scale = training_scale(model)
+    if scale is None:
         raise UsageError(
             "resize=training: this model does not know at which size it was trained; give the "
             "pixels of the longer side"
         )
-    return found
+    return scale
 
 
 def size_of(model: nn.Module, size: Size, height: int, width: int) -> tuple[int, int]:
@@ -132,21 +130,8 @@ def size_of(model: nn.Module, size: Size, height: int, width: int) -> tuple[int,
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def viewer_of(
-    model: nn.Module | LoadedRun | str | Path, device: str | torch.device = "cpu"
-) -> Viewer:
-    """A viewer of a model (left where it lies), of a run, or of the name of a model, whose weights
-    are new, and said to be.
-
-    Raises:
-        UsageError: no model of that name, and no run folder.
-        DataError: a run folder without a finished epoch, or a damaged one.
-    """
-    if isinstance(model, str | Path):
-        if located(model).is_dir():
-            model = load_run(model, device)
-        else:
-            model = _untrained(str(model)).to(device)
+def viewer_of(model: nn.Module | LoadedRun) -> Viewer:
+    """A viewer of a model, left where it lies, or of a run."""
     if isinstance(model, LoadedRun):
         best = model.best
         return Viewer(
@@ -159,22 +144,6 @@ def viewer_of(
     )
 
 
-def _untrained(name: str) -> nn.Module:
-    """A named model with new weights: of use to see the drawing, and said to be untrained."""
-    if "/" in name or name.startswith("."):
-        raise UsageError(
-            f"no run folder at {name}: give the --out folder of `softless train`, or the name of "
-            "a model"
-        )
-    torch.manual_seed(0)
-    model = create_model(name).eval()
-    notice(
-        f"'{name}' is a model with new weights, not a trained run: its maps show an untrained "
-        "network"
-    )
-    return model
-
-
 def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:
     """Timm's evaluation transform for a model, from its `pretrained_cfg`; the whole image for a
     detector or a segmenter.
@@ -185,30 +154,30 @@ def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:
     if hasattr(model, "framed"):
         return plain_transform(0, 1.0, "", *normalisation(model), channels_of(model), deep=deep)
     if deep:
-        told = timm.data.resolve_model_data_config(model)
+        data_config = timm.data.resolve_model_data_config(model)
         mean, std = normalisation(model)
         return eval_transform(
-            max(told["input_size"][1:]),
-            told["crop_pct"],
-            told["interpolation"],
+            max(data_config["input_size"][1:]),
+            data_config["crop_pct"],
+            data_config["interpolation"],
             mean,
             std,
             channels_of(model),
             deep=True,
         )
-    made = timm.data.create_transform(
+    transform = timm.data.create_transform(
         **timm.data.resolve_model_data_config(model), is_training=False
     )
-    assert callable(made)
-    return made
+    assert callable(transform)
+    return transform
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the images that a model takes, from its `pretrained_cfg`."""
     import timm.data
 
-    told = timm.data.resolve_model_data_config(model)
-    return tuple(told["mean"]), tuple(told["std"])
+    data_config = timm.data.resolve_model_data_config(model)
+    return tuple(data_config["mean"]), tuple(data_config["std"])
 
 
 def declared(model: nn.Module) -> Range | None:

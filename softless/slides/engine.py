@@ -22,7 +22,7 @@ from softless.attention.streaming import Summary
 from softless.data.notices import notice
 from softless.errors import NothingReadable
 from softless.slides.hosts import StreamedHost
-from softless.slides.layer import Layer, Whole, joined
+from softless.slides.layer import Layer, TokenSequence, joined
 from softless.slides.pixels import Lost
 from softless.slides.reader import Source
 from softless.slides.store import Entry, InFile, InMemory, Journal, Log, Rows
@@ -46,7 +46,7 @@ class BadTile:
 
 
 @dataclass
-class Found:
+class UnreadableTiles:
     """What the embedding found: tiles that cannot be read, and the patches they cover."""
 
     tiles: dict[tuple[int, int], BadTile] = field(default_factory=dict)  # by x and y
@@ -131,16 +131,16 @@ class Engine:
             *(source.size if source.exact else (down * host.patch[0], across * host.patch[1]))
         )
         self.grid = down, across
-        self.given = mask
-        self.whole = Whole(host.prefix + down * across, (host.prefix, down, across))
+        self.requested_mask = mask
+        self.sequence = TokenSequence(host.prefix + down * across, (host.prefix, down, across))
         host.positions(down, across)
-        self.layers = [Layer(parts, self.whole) for parts in host.parts]
-        self.tail = Tail(host, self.whole)
+        self.layers = [Layer(parts, self.sequence) for parts in host.parts]
+        self.tail = Tail(host, self.sequence)
         self.jobs = self._jobs(draws, finishes)
         self.blocks = list(self._blocks())
-        self.found = Found(log=log)
-        self.tokens = rows("tokens", self.whole.tokens, host.dim, host.dtype)
-        self.maps = rows("maps", self.whole.tokens, 3, torch.float32) if draws else None
+        self.unreadable = UnreadableTiles(log=log)
+        self.tokens = rows("tokens", self.sequence.tokens, host.dim, host.dtype)
+        self.maps = rows("maps", self.sequence.tokens, 3, torch.float32) if draws else None
         self.state: State = {}
 
     def _jobs(self, draws: bool, finishes: bool) -> list[Job]:
@@ -193,11 +193,11 @@ class Engine:
         self, number: int, job: Job, spans: list[slice], ahead: int, carried: State
     ) -> Iterator[None]:
         step = Step(self, job, carried)
-        for place in range(ahead, len(spans)):
-            made = step.take(spans[place])
-            self._note(number, place, made, step.carried())
-            if made is not None:
-                self.tokens.write(*made)
+        for index in range(ahead, len(spans)):
+            changed = step.take(spans[index])
+            self._note(number, index, changed, step.carried())
+            if changed is not None:
+                self.tokens.write(*changed)
             yield
         self.state = step.close()
         if job.answers:
@@ -210,7 +210,7 @@ class Engine:
         """The chunks of a pass in their order; whole rows of the grid where a layer looks at
         neighbours.
         """
-        total, size = self.whole.tokens, self.chunk
+        total, size = self.sequence.tokens, self.chunk
         if job.layer is not None and job.layer.parts.lpi is not None:
             size = max(1, size // self.grid[1]) * self.grid[1]
             return [slice(start, min(start + size, total)) for start in range(0, total, size)]
@@ -219,9 +219,9 @@ class Engine:
 
     def close(self) -> None:
         """Give files back; those whose rows nobody asked for go."""
-        for rows, wanted in ((self.tokens, self.jobs[-1].finishes), (self.maps, True)):
+        for rows, keep in ((self.tokens, self.jobs[-1].finishes), (self.maps, True)):
             if isinstance(rows, InFile):
-                rows.close(remove=not wanted)
+                rows.close(remove=not keep)
 
     # Embedding
 
@@ -256,9 +256,12 @@ class Engine:
         """The pixels of a block, with the host's margin above and to the left, filled up with the
         mean colour where the image ends.
         """
-        (tall, wide), margin = self.host.patch, self.host.margin
-        top, left = max(0, rows.start - margin) * tall, max(0, columns.start - margin) * wide
-        height, width = rows.stop * tall - top, columns.stop * wide - left
+        (patch_height, patch_width), margin = self.host.patch, self.host.margin
+        top, left = (
+            max(0, rows.start - margin) * patch_height,
+            max(0, columns.start - margin) * patch_width,
+        )
+        height, width = rows.stop * patch_height - top, columns.stop * patch_width - left
         inside = min(height, self.source.size[0] - top), min(width, self.source.size[1] - left)
         lost: list[Lost] = []
         pixels = self.source.read(top, left, *inside, lost)
@@ -273,26 +276,35 @@ class Engine:
 
     def _report(self, tile: Lost) -> None:
         """Note a tile that cannot be read, and the patches that it covers: they do not count."""
-        (tall, wide), (top, left, bottom, right) = self.host.patch, tile.box
-        patches = top // tall, math.ceil(bottom / tall), left // wide, math.ceil(right / wide)
-        self.found.add(BadTile(tile.level, tile.x, tile.y, tile.reason), patches)
+        (patch_height, patch_width), (top, left, bottom, right) = self.host.patch, tile.box
+        patches = (
+            top // patch_height,
+            math.ceil(bottom / patch_height),
+            left // patch_width,
+            math.ceil(right / patch_width),
+        )
+        self.unreadable.add(BadTile(tile.level, tile.x, tile.y, tile.reason), patches)
 
     def _know_the_mask(self) -> None:
         """Which tokens count: the patches asked for, without those that could not be read."""
-        mask = torch.ones(self.grid, dtype=torch.bool) if self.given is None else self.given.clone()
-        for top, bottom, left, right in self.found.patches:
+        mask = (
+            torch.ones(self.grid, dtype=torch.bool)
+            if self.requested_mask is None
+            else self.requested_mask.clone()
+        )
+        for top, bottom, left, right in self.unreadable.patches:
             mask[top:bottom, left:right] = False
-        if self.found.patches and not mask.any():
-            tile = next(iter(self.found.tiles.values()))
+        if self.unreadable.patches and not mask.any():
+            tile = next(iter(self.unreadable.tiles.values()))
             raise NothingReadable(
-                f"{self.source.name}: none of its {len(self.found.tiles)} tiles that count can be "
-                f"read ({tile.reason}), so there is no answer; replace the file"
+                f"{self.source.name}: none of its {len(self.unreadable.tiles)} tiles that count "
+                f"can be read ({tile.reason}), so there is no answer; replace the file"
             )
         if not mask.any():
             notice(f"{self.source.name}: no patch counts, so the answer says nothing of the image")
         if not mask.all():
-            there = torch.ones(self.host.prefix, dtype=torch.bool)
-            self.whole.know(torch.cat([there, mask.flatten()]).to(self.host.device))
+            prefix = torch.ones(self.host.prefix, dtype=torch.bool)
+            self.sequence.know(torch.cat([prefix, mask.flatten()]).to(self.host.device))
 
     # The journal
 
@@ -300,7 +312,7 @@ class Engine:
         self,
         job: int,
         step: int,
-        made: tuple[int, Tensor] | None = None,
+        changed: tuple[int, Tensor] | None = None,
         carried: State | None = None,
     ) -> None:
         """Note a step; what it made goes in with it, since it changes tokens where they lie."""
@@ -309,13 +321,13 @@ class Engine:
         at: dict[str, Any] = {
             "job": job,
             "step": step,
-            "log": 0 if self.found.log is None else self.found.log.length,
+            "log": 0 if self.unreadable.log is None else self.unreadable.log.length,
         }
         tensors = {f"state.{name}": x for name, x in self.state.items()}
         for name, x in (carried or {}).items():
             tensors[f"carried.{name}"] = x
-        if made is not None:
-            at["start"], tensors["rows"] = made
+        if changed is not None:
+            at["start"], tensors["rows"] = changed
         self.journal.write(Entry(at, tensors))
 
     def _resumed(self) -> tuple[dict[str, Any], State]:
@@ -328,7 +340,7 @@ class Engine:
             for rows in (self.tokens, self.maps):
                 if rows is not None:
                     rows.open()
-        self.found.back_to(0 if entry is None else entry.at["log"])
+        self.unreadable.back_to(0 if entry is None else entry.at["log"])
         if entry is None:
             return {"job": -1, "step": -1}, {}
         if "start" in entry.at:
@@ -347,7 +359,7 @@ class Step:
 
     def __init__(self, engine: Engine, job: Job, carried: State) -> None:
         self.engine, self.job, self.layer = engine, job, job.layer
-        self.tokens, self.maps, self.whole = engine.tokens, engine.maps, engine.whole
+        self.tokens, self.maps, self.sequence = engine.tokens, engine.maps, engine.sequence
         self.total: Summary = {
             name.removeprefix("sum."): x for name, x in carried.items() if name.startswith("sum.")
         }
@@ -359,7 +371,7 @@ class Step:
         # rows of tokens past the attention, which the next chunk begins with
         self.halo = carried.get("halo")
         # tokens that are past the attention
-        self.known = int(carried["known"]) if "known" in carried else 0
+        self.attended = int(carried["known"]) if "known" in carried else 0
         state = engine.state
         self.summary = {
             name: x for name, x in state.items() if not name.startswith(("before.", "first"))
@@ -386,32 +398,32 @@ class Step:
 
     def carried(self) -> State:
         """What a later process needs to go on behind this chunk."""
-        kept = {f"sum.{name}": x for name, x in self.total.items()}
-        kept |= {f"kind.{name}": torch.empty(0, dtype=kind) for name, kind in self.kinds.items()}
+        state = {f"sum.{name}": x for name, x in self.total.items()}
+        state |= {f"kind.{name}": torch.empty(0, dtype=kind) for name, kind in self.kinds.items()}
         if self.halo is not None:
-            kept |= {"halo": self.halo, "known": torch.tensor(self.known)}
-        return kept
+            state |= {"halo": self.halo, "known": torch.tensor(self.attended)}
+        return state
 
     def take(self, span: slice) -> tuple[int, Tensor] | None:
-        """Work on a chunk; the tokens that it changed, and where they begin."""
-        made = None
+        """Work on a chunk; the tokens that it changed, and where they begin. They are (n,D)."""
+        changed = None
         if self.layer is None:
             x = self.tokens.read(span.start, span.stop)
         elif self.layer.parts.lpi is None:
             x = self.tokens.read(span.start, span.stop)
             self._past_attention(x, span)
             x = self.layer.transform(x)
-            made = span.start, x
+            changed = span.start, x
         else:
             x = self._among_neighbours(span)
-            made = span.start, x
+            changed = span.start, x
         if self.job.stage is not None:
             self._sum(self.job.stage.part(x, span, self.handed))
         if self.job.row is not None:
             self._draw(span, ROW, self.job.row.row(x, span, self.engine.state))
         if self.job.finishes:
-            made = span.start, self.engine.tail.finished(x)
-        return made
+            changed = span.start, self.engine.tail.finished(x)
+        return changed
 
     def _sum(self, part: Summary) -> None:
         stage = self.job.stage
@@ -443,17 +455,17 @@ class Step:
         layer, width = self.layer, self.engine.grid[1]
         assert layer is not None
         reach = HALO * width
-        until = min(span.stop + reach, self.whole.tokens)
+        until = min(span.stop + reach, self.sequence.tokens)
         begin = max(0, span.start - reach)
-        fresh = self.tokens.read(self.known, until).clone()
-        if self.known < until:
-            self._past_attention(fresh, slice(self.known, until))
-        both = fresh if self.halo is None else torch.cat([self.halo, fresh])
-        mask = None if self.whole.mask is None else self.whole.mask[begin:until]
-        branch = layer.interact(both, width, mask)
+        fresh = self.tokens.read(self.attended, until).clone()
+        if self.attended < until:
+            self._past_attention(fresh, slice(self.attended, until))
+        tokens = fresh if self.halo is None else torch.cat([self.halo, fresh])
+        mask = None if self.sequence.mask is None else self.sequence.mask[begin:until]
+        branch = layer.interact(tokens, width, mask)
         own = slice(span.start - begin, span.stop - begin)
-        x = both[own] + branch[own]
-        self.known, self.halo = until, both[max(0, span.stop - reach) - begin :].clone()
+        x = tokens[own] + branch[own]
+        self.attended, self.halo = until, tokens[max(0, span.stop - reach) - begin :].clone()
         return layer.transform(x)
 
     def _draw(self, span: slice, column: int, values: Tensor) -> None:

@@ -23,10 +23,10 @@ from PIL import Image
 from softless.data import tags, tiff_pages
 from softless.data.deep import in_range, of_tiles
 from softless.data.images import MAX_PIXELS, MIN_SIDE, UPRIGHT, Remark, bad_image, limit
-from softless.data.ranges import Range
 from softless.data.tiff import Damaged, Tiles
 from softless.data.tiff_pages import JPEG, OPENSLIDE, PLAUSIBLE, Contents, Resolution
 from softless.errors import DataError, MissingExtra, UsageError
+from softless.experiment.ranges import Range
 from softless.slides.pixels import Lost, Unreadable, as_channels
 
 SLIDE_TYPES = frozenset({
@@ -68,9 +68,9 @@ class Choice:
         scale = self.scale
         if scale is None:
             return None
-        return lambda found: in_range(of_tiles(found), path, scale)
+        return lambda numbers: in_range(of_tiles(numbers), path, scale)
 
-    def refuse(self, what: str) -> None:
+    def refuse(self, source: str) -> None:
         """For an image that leaves no choice.
 
         Raises:
@@ -79,7 +79,7 @@ class Choice:
         for name, value in (("channels", self.channels), ("page", self.page)):
             if value is not None:
                 raise UsageError(
-                    f"{name}= chooses inside a TIFF, and {what} leaves no choice: leave it out"
+                    f"{name}= chooses inside a TIFF, and {source} leaves no choice: leave it out"
                 )
 
 
@@ -194,7 +194,7 @@ class Stored(Levels):
         except tags.NoSuch as error:
             raise UsageError(f"{self.path}: {error}") from error
         self.verdict = verdict
-        self.sizes, self.works = [one.size for one in tiles], [True] * len(tiles)
+        self.sizes, self.works = [tile.size for tile in tiles], [True] * len(tiles)
         self._refuse_level(self.level)
         self.tiles = tiles[self.level]
         self.orientation = tiles[0].turn.orientation
@@ -205,20 +205,20 @@ class Stored(Levels):
 
     def _refuse_size(self) -> None:
         """A whole picture may have any size; what is decoded at once may not."""
-        most = limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS)
+        max_pixels = limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS)
         once = self.tiles.segment[0] * self.tiles.segment[1]
-        least = limit("SOFTLESS_MIN_SIDE", MIN_SIDE)
-        if once > most:
+        min_side = limit("SOFTLESS_MIN_SIDE", MIN_SIDE)
+        if once > max_pixels:
             reason = (
-                f"its tags say one tile of {once} pixels, and at most {most} are decoded at "
+                f"its tags say one tile of {once} pixels, and at most {max_pixels} are decoded at "
                 f"once; make it smaller, or set SOFTLESS_MAX_PIXELS={once} if you trust it"
             )
             raise bad_image(self.path, "too many pixels", reason)
-        if min(self.sizes[0]) < least:
+        if min(self.sizes[0]) < min_side:
             height, width = self.sizes[0]
             reason = (
                 f"it is {width} x {height} pixels, and both sides must have at least "
-                f"{least}; remove it, or set SOFTLESS_MIN_SIDE={min(height, width)} to have "
+                f"{min_side}; remove it, or set SOFTLESS_MIN_SIDE={min(height, width)} to have "
                 "it read"
             )
             raise bad_image(self.path, "too small", reason)
@@ -237,6 +237,11 @@ class Stored(Levels):
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
     ) -> NDArray[Any]:
+        """As `Pixels.read`: (height, width, C).
+
+        Raises:
+            Unreadable: a tile of it cannot be read, and there is no `lost`.
+        """
         values, bad = self.tiles.read(top, left, height, width, self.check)
         if bad and lost is None:
             raise Unreadable(bad[0].reason)
@@ -244,12 +249,12 @@ class Stored(Levels):
             lost += [
                 Lost(
                     self.level,
-                    one.left,
-                    one.top,
-                    one.reason,
-                    (one.top, one.left, one.bottom, one.right),
+                    tile.left,
+                    tile.top,
+                    tile.reason,
+                    (tile.top, tile.left, tile.bottom, tile.right),
                 )
-                for one in bad
+                for tile in bad
             ]
         return as_channels(values, self.channels)
 
@@ -358,10 +363,10 @@ class Slide(Levels):
         return Resolution((down, across))
 
     def _bounds(self) -> tuple[int, int, int, int] | None:
-        found = [self._number(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
-        if any(one is None for one in found):
+        sides = [self._number(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")]
+        if any(side is None for side in sides):
             return None
-        x, y, width, height = (int(one or 0) for one in found)
+        x, y, width, height = (int(side or 0) for side in sides)
         return x, y, width, height
 
     def scale(self, level: int) -> tuple[float, float]:
@@ -378,23 +383,24 @@ class Slide(Levels):
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
     ) -> NDArray[Any]:
+        """As `Pixels.read`: (height, width, C)."""
         try:
             return self._region(top, left, height, width)
         except Unreadable:
             if lost is None:
                 raise
-        found = np.zeros((height, width, self.channels), dtype=self.dtype)
-        (tall, wide), (last, end) = self.tile, self.size
-        for y in range(top // tall * tall, top + height, tall):
-            for x in range(left // wide * wide, left + width, wide):
+        region = np.zeros((height, width, self.channels), dtype=self.dtype)
+        (tile_height, tile_width), (last, end) = self.tile, self.size
+        for y in range(top // tile_height * tile_height, top + height, tile_height):
+            for x in range(left // tile_width * tile_width, left + width, tile_width):
                 y0, x0, y1, x1 = (
                     max(y, top),
                     max(x, left),
-                    min(y + tall, top + height),
-                    min(x + wide, left + width),
+                    min(y + tile_height, top + height),
+                    min(x + tile_width, left + width),
                 )
                 try:
-                    found[y0 - top : y1 - top, x0 - left : x1 - left] = self._region(
+                    region[y0 - top : y1 - top, x0 - left : x1 - left] = self._region(
                         y0, x0, y1 - y0, x1 - x0
                     )
                 except Unreadable as error:
@@ -404,10 +410,10 @@ class Slide(Levels):
                             x,
                             y,
                             str(error),
-                            (y, x, min(y + tall, last), min(x + wide, end)),
+                            (y, x, min(y + tile_height, last), min(x + tile_width, end)),
                         )
                     )
-        return found
+        return region
 
     def _region(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         step = self.steps[self.level]  # openslide takes places of level 0
@@ -463,14 +469,14 @@ def slide_of(path: Path, level: int, channels: int, choice: Choice | None = None
 
 def _by_openslide(path: Path) -> bool:
     """Whether a file is what openslide knows, or cannot be anything else."""
-    known = path.suffix.lower() in SLIDE_TYPES
+    named_so = path.suffix.lower() in SLIDE_TYPES
     try:
         lib = openslide(path)
     except MissingExtra:
-        if known:
+        if named_so:
             raise
         return False
-    return known or lib.OpenSlide.detect_format(str(path)) is not None
+    return named_so or lib.OpenSlide.detect_format(str(path)) is not None
 
 
 def openslide(path: Path) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from softless.data.tiff import Turn
 from softless.errors import UsageError
-from softless.slides.reader import Place
+from softless.slides.reader import Placement
 
 Origin = Literal["slide", "qupath"]
 Corners = tuple[float, float, float, float]  # x and y of the first corner, and of the one across
@@ -28,7 +28,7 @@ class Lattice:
         grid: Rows and columns of patches.
         patch: Height and width of one, in pixels of what was read.
         size: Height and width of what was read, where the last patches end.
-        place: Where it lies in its file.
+        placement: Where it lies in its file.
         origin: Who counts: "slide" from the corner of level 0, or "qupath" from that of `bounds`.
 
     Raises:
@@ -38,7 +38,7 @@ class Lattice:
     grid: tuple[int, int]
     patch: tuple[int, int]
     size: tuple[int, int]
-    place: Place = field(default_factory=Place)
+    placement: Placement = field(default_factory=Placement)
     origin: Origin = "slide"
 
     def __post_init__(self) -> None:
@@ -49,16 +49,16 @@ class Lattice:
             )
 
     @property
-    def whole(self) -> tuple[float, float]:
+    def extent(self) -> tuple[float, float]:
         """Height and width of what was read, in pixels of level 0."""
-        return self.size[0] * self.place.scale[0], self.size[1] * self.place.scale[1]
+        return self.size[0] * self.placement.scale[0], self.size[1] * self.placement.scale[1]
 
     @property
     def shown(self) -> Corners:
         """What the mask or the picture of such a viewer covers, in upright pixels of level 0."""
-        if self.origin == "slide" or self.place.bounds is None:
-            return 0.0, 0.0, self.whole[1], self.whole[0]
-        x, y, width, height = self.place.bounds
+        if self.origin == "slide" or self.placement.bounds is None:
+            return 0.0, 0.0, self.extent[1], self.extent[0]
+        x, y, width, height = self.placement.bounds
         return float(x), float(y), float(x + width), float(y + height)
 
     def edges(self, axis: int) -> NDArray[np.float64]:
@@ -66,7 +66,7 @@ class Lattice:
         0.
         """
         places = np.arange(self.grid[axis] + 1, dtype=np.float64) * self.patch[axis]
-        return np.minimum(places, self.size[axis]) * self.place.scale[axis]
+        return np.minimum(places, self.size[axis]) * self.placement.scale[axis]
 
     def rectangle(self, top: int, left: int, bottom: int, right: int) -> Corners:
         """The patches of rows top to bottom and columns left to right, as the viewer counts."""
@@ -77,20 +77,20 @@ class Lattice:
 
     def counted(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points (n,2) as x and y of upright level 0, as the viewer counts them."""
-        found = np.array(points, dtype=np.float64)
+        coordinates = np.array(points, dtype=np.float64)
         if self.origin == "slide":
-            return found
+            return coordinates
         turn = self._turn
-        found = self._flipped(found)
-        return (found[:, ::-1] if turn.swaps else found) - self._corner
+        coordinates = self._flipped(coordinates)
+        return (coordinates[:, ::-1] if turn.swaps else coordinates) - self._corner
 
     def upright(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points (n,2) that a viewer counted, as x and y of upright level 0."""
-        found = np.array(points, dtype=np.float64)
+        coordinates = np.array(points, dtype=np.float64)
         if self.origin == "slide":
-            return found
-        found = found + self._corner
-        return self._flipped(found[:, ::-1].copy() if self._turn.swaps else found)
+            return coordinates
+        coordinates = coordinates + self._corner
+        return self._flipped(coordinates[:, ::-1].copy() if self._turn.swaps else coordinates)
 
     def turned(self, values: NDArray[Any]) -> NDArray[Any]:
         """A picture (h,w) as the viewer shows it, upright."""
@@ -98,14 +98,14 @@ class Lattice:
 
     @property
     def _turn(self) -> Turn:
-        return Turn(self.place.orientation)
+        return Turn(self.placement.orientation)
 
     @property
     def _corner(self) -> NDArray[np.float64]:
-        return np.array((self.place.bounds or (0, 0))[:2], dtype=np.float64)
+        return np.array((self.placement.bounds or (0, 0))[:2], dtype=np.float64)
 
     def _flipped(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        height, width = self.whole
+        height, width = self.extent
         if self._turn.columns:
             points[:, 0] = width - points[:, 0]
         if self._turn.rows:

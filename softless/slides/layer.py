@@ -26,7 +26,7 @@ from softless.attention.chunks import summed, wide
 from softless.attention.norms import EPS, TokenNorm, keep, root
 from softless.attention.packed import absorbed, product
 from softless.attention.record import Dims, Grid
-from softless.attention.streaming import Place, Summary, Tokens
+from softless.attention.streaming import ChunkPosition, Summary, Tokens
 from softless.errors import PrecisionError, UsageError
 from softless.inference.packed import PackedLinear
 from softless.layers.plain import Weights, is_nothing, weights_of, why_called
@@ -36,7 +36,7 @@ LINEARS = (nn.Linear, PackedLinear)
 
 
 @dataclass
-class Whole:
+class TokenSequence:
     """All tokens of an image: how many there are, where they stand, and which count (None: all)."""
 
     tokens: int
@@ -46,14 +46,14 @@ class Whole:
     ahead: dict[int, Tensor] = field(default_factory=dict)
 
     def know(self, mask: Tensor) -> None:
-        """Which tokens count."""
+        """Which tokens count: mask (N,), True where one does."""
         self.mask, self.ahead = mask, {}
 
-    def part(self, span: slice) -> tuple[Tensor | None, Place]:
+    def part(self, span: slice) -> tuple[Tensor | None, ChunkPosition]:
         """The mask of a chunk (1, n), and its place."""
         if self.mask is None:
-            return None, Place(span.start, self.tokens)
-        return self.mask[None, span], Place(
+            return None, ChunkPosition(span.start, self.tokens)
+        return self.mask[None, span], ChunkPosition(
             span.start, self.tokens, self._count(span.start), self._count(self.tokens)
         )
 
@@ -86,8 +86,8 @@ class Layer:
         PrecisionError: a model in float16.
     """
 
-    def __init__(self, parts: Parts, whole: Whole) -> None:
-        self.parts, self.attention, self.whole = parts, parts.attention, whole
+    def __init__(self, parts: Parts, sequence: TokenSequence) -> None:
+        self.parts, self.attention, self.sequence = parts, parts.attention, sequence
         self.record, self.name = parts.attention.op, parts.name
         if self.record.streaming is None:
             raise UsageError(
@@ -103,17 +103,18 @@ class Layer:
         self.streaming, self.sweeps = self.record.streaming, self.record.streaming.sweeps
         heads, width = self.attention.num_heads, self.attention.head_dim
         # shape and dtype of all keys, and no memory
-        long = weight.new_zeros(()).expand(1, heads, whole.tokens, width)
-        told = self.attention.extras(
-            whole.tokens, whole.grid if self.record.wants("grid", self.attention.options) else None
+        long = weight.new_zeros(()).expand(1, heads, sequence.tokens, width)
+        settings = self.attention.extras(
+            sequence.tokens,
+            sequence.grid if self.record.wants("grid", self.attention.options) else None,
         )
-        grid, learned = told.pop("grid", None), told.pop("learned", None)
+        grid, learned = settings.pop("grid", None), settings.pop("learned", None)
         call = Call(
             self.record,
             long,
             long,
             long,
-            check_options(self.record, told),
+            check_options(self.record, settings),
             grid=grid,
             learned=learned,
         )
@@ -134,7 +135,9 @@ class Layer:
         attention = self.attention
         if not (self.record.has_matrix and attention.reads_the_buffer):
             return None
-        qkv, proj = (weights_of(one, kinds=LINEARS) for one in (attention.qkv, attention.proj))
+        qkv, proj = (
+            weights_of(projection, kinds=LINEARS) for projection in (attention.qkv, attention.proj)
+        )
         skipped = (
             attention.gate is None
             and is_nothing(attention.norm)
@@ -152,9 +155,9 @@ class Layer:
 
     def _tokens(self, h: Tensor, span: slice) -> Tokens:
         """q, k and v of normalised tokens (1,n,D), told where they stand."""
-        mask, place = self.whole.part(span)
-        q, k, v = self.attention.placed(h, self.whole.grid, place)
-        return Tokens(q, q if k is None else k, v, mask, mask, place, place)
+        mask, position = self.sequence.part(span)
+        q, k, v = self.attention.placed(h, self.sequence.grid, position)
+        return Tokens(q, q if k is None else k, v, mask, mask, position, position)
 
     def finish(self, total: Summary, sweep: int = 0) -> Any:
         """The reader of a sweep."""
@@ -199,7 +202,9 @@ class Layer:
         o = self.streaming.read(wide(self._tokens(h[None], span)), reader, **self.extras)
         if x.dtype in HALF:
             o = o.to(x.dtype)
-        branch = self.attention._project_out(h[None], o.transpose(1, 2).flatten(2), wide=False)[0]
+        branch = self.attention._project_out(
+            h[None], o.transpose(1, 2).flatten(2), in_float32=False
+        )[0]
         return x.add_(branch if self.parts.scale1 is None else branch * self.parts.scale1)
 
     def interact(self, x: Tensor, width: int, mask: Tensor | None) -> Tensor:
@@ -230,8 +235,8 @@ class Layer:
         """Norms over the channels of q^ and k^ of the tokens x (n,D): (n,) each, as
         `softless.explain` draws them.
         """
-        mask, place = self.whole.part(span)
-        q, k, _ = self.attention.placed(self.parts.norm1(x)[None], self.whole.grid, place)
+        mask, position = self.sequence.part(span)
+        q, k, _ = self.attention.placed(self.parts.norm1(x)[None], self.sequence.grid, position)
         sides = {"q": q, "k": q if k is None else k}
         if self.record.hat is not None:
             sides = {side: self._under_its_hat(y, total.get(side)) for side, y in sides.items()}
@@ -257,7 +262,7 @@ class Layer:
         """Whether the first token's row of the attention matrix is drawn: o = A(q, k) v, and there
         is a token ahead of the patches.
         """
-        return self.record.implied_matrix and self.whole.grid[0] > 0
+        return self.record.implied_matrix and self.sequence.grid[0] > 0
 
     def pull(self, first: Tensor, total: Summary) -> Summary:
         """How the first token's output depends on each entry of the last sweep's summary.
@@ -285,8 +290,8 @@ def _number_of(parts: Parts) -> Tensor:
         for x in (*module.parameters(), *module.buffers())
     )
     packed = (
-        torch.empty(0, dtype=one.dtype)
-        for one in parts.attention.modules()
-        if isinstance(one, PackedLinear)
+        torch.empty(0, dtype=module.dtype)
+        for module in parts.attention.modules()
+        if isinstance(module, PackedLinear)
     )
     return next((x for x in (*own, *packed) if x.is_floating_point()), torch.empty(0))

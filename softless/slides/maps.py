@@ -97,8 +97,8 @@ class Maps:
         """Patches along a side of one polygon, so that there are no more of them than a viewer
         takes.
         """
-        least = max(1, math.isqrt(self._cells(1) // CELLS))
-        return next(side for side in itertools.count(least) if self._cells(side) <= CELLS)
+        smallest = max(1, math.isqrt(self._cells(1) // CELLS))
+        return next(side for side in itertools.count(smallest) if self._cells(side) <= CELLS)
 
     def _cells(self, side: int) -> int:
         return int((~np.isnan(pooled(self.shown.values, side))).sum())
@@ -107,7 +107,7 @@ class Maps:
         """GeoJSON, a polygon for each square of patches that count and a point for each tile that
         could not be read.
         """
-        means = [pooled(one.values, self.side) for one in self.maps]
+        means = [pooled(patch_map.values, self.side) for patch_map in self.maps]
         height, width = self.lattice.grid
         for row, column in zip(*np.nonzero(~np.isnan(means[-1])), strict=True):
             top, left = int(row) * self.side, int(column) * self.side
@@ -115,32 +115,34 @@ class Maps:
                 top, left, min(top + self.side, height), min(left + self.side, width)
             )
             values = {
-                one.name: round(float(mean[row, column]), 4)
-                for one, mean in zip(self.maps, means, strict=True)
+                patch_map.name: round(float(mean[row, column]), 4)
+                for patch_map, mean in zip(self.maps, means, strict=True)
             }
             yield _polygon(corners, self.shown, float(means[-1][row, column]), values)
         for tile in self.unreadable:
-            step = self.lattice.place.step
-            (place,) = self.lattice.counted(np.array([[tile.x * step[1], tile.y * step[0]]]))
-            yield _point((float(place[0]), float(place[1])), tile.reason)
+            step = self.lattice.placement.step
+            (point,) = self.lattice.counted(np.array([[tile.x * step[1], tile.y * step[0]]]))
+            yield _point((float(point[0]), float(point[1])), tile.reason)
 
 
 def pooled(values: NDArray[np.float32], side: int) -> NDArray[np.float64]:
-    """Means over squares of so many patches a side, of those that count; NaN where none does."""
+    """Means over squares of so many patches a side, of those that count; NaN where none does. A map
+    (h,w) becomes (ceil(h / side), ceil(w / side)).
+    """
     height, width = (-(-length // side) * side for length in values.shape)
-    whole = np.full((height, width), np.nan)
-    whole[: values.shape[0], : values.shape[1]] = values
-    squares = whole.reshape(height // side, side, width // side, side)
+    padded = np.full((height, width), np.nan)
+    padded[: values.shape[0], : values.shape[1]] = values
+    squares = padded.reshape(height // side, side, width // side, side)
     counts = (~np.isnan(squares)).sum((1, 3))
     sums = np.nansum(squares, axis=(1, 3))
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _polygon(
-    corners: Sequence[float], shown: Map, value: float, values: Mapping[str, float]
+    corners: Sequence[float], patch_map: Map, value: float, values: Mapping[str, float]
 ) -> Mapping[str, Any]:
-    x0, y0, x1, y1 = (_short(place) for place in corners)
-    band = shown.band(value)
+    x0, y0, x1, y1 = (_short(coordinate) for coordinate in corners)
+    band = patch_map.band(value)
     return {
         "type": "Feature",
         "geometry": {
@@ -149,16 +151,16 @@ def _polygon(
         },
         "properties": {
             "objectType": "tile",
-            "classification": {"name": shown.band_name(band), "color": shown.colour(band)},
+            "classification": {"name": patch_map.band_name(band), "color": patch_map.colour(band)},
             "measurements": dict(values),
         },
     }
 
 
-def _point(place: tuple[float, float], reason: str) -> Mapping[str, Any]:
+def _point(point: tuple[float, float], reason: str) -> Mapping[str, Any]:
     return {
         "type": "Feature",
-        "geometry": {"type": "Point", "coordinates": [_short(side) for side in place]},
+        "geometry": {"type": "Point", "coordinates": [_short(side) for side in point]},
         "properties": {
             "objectType": "annotation",
             "name": visible(reason),
@@ -167,9 +169,9 @@ def _point(place: tuple[float, float], reason: str) -> Mapping[str, Any]:
     }
 
 
-def _short(place: float) -> float | int:
+def _short(coordinate: float) -> float | int:
     """A coordinate to a thousandth of a pixel; a whole one as such."""
-    rounded = round(float(place), 3)
+    rounded = round(float(coordinate), 3)
     return int(rounded) if rounded == int(rounded) else rounded
 
 
@@ -199,13 +201,15 @@ def drawn(maps: Maps, picture: Image.Image, title: str = "") -> Image.Image:
     base = picture.convert("RGB").resize(
         (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
     )
-    shown = maps.shown
-    values = _over(shown.values, maps.lattice, base.size)
-    laid = np.asarray(overlay(base, np.nan_to_num(values), signed=shown.signed), dtype=np.float64)
+    patch_map = maps.shown
+    values = _over(patch_map.values, maps.lattice, base.size)
+    laid = np.asarray(
+        overlay(base, np.nan_to_num(values), signed=patch_map.signed), dtype=np.float64
+    )
     bare = np.asarray(base, dtype=np.float64) * (1 - VEIL) + 255 * VEIL
-    whole = np.where(np.isnan(values)[..., None], bare, laid).round().astype(np.uint8)
+    pixels = np.where(np.isnan(values)[..., None], bare, laid).round().astype(np.uint8)
     sheet = Image.new("RGB", (base.width, base.height + FOOT), PAPER)
-    sheet.paste(Image.fromarray(whole), (0, 0))
+    sheet.paste(Image.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(sheet)
     _scale_bar(draw, base.size, maps.lattice)
     ramp = min(260, base.width // 2)
@@ -213,9 +217,11 @@ def drawn(maps: Maps, picture: Image.Image, title: str = "") -> Image.Image:
     if title:
         text = fitting(draw, visible(title), room, font(16))
         draw.text((EDGE, base.height + 8), text, fill=INK, font=font(16))
-    text = fitting(draw, visible(shown.name), room, font(13))
+    text = fitting(draw, visible(patch_map.name), room, font(13))
     draw.text((EDGE, base.height + 32), text, fill=FAINT, font=font(13))
-    colour_bar(sheet, draw, (base.width - ramp - EDGE, base.height + 20), ramp, signed=shown.signed)
+    colour_bar(
+        sheet, draw, (base.width - ramp - EDGE, base.height + 20), ramp, signed=patch_map.signed
+    )
     return sheet
 
 
@@ -226,8 +232,8 @@ def _over(
     middle lies in.
     """
     places = [
-        np.minimum(((np.arange(side) + 0.5) / side * whole / patch).astype(int), count - 1)
-        for side, whole, patch, count in zip(
+        np.minimum(((np.arange(side) + 0.5) / side * extent / patch).astype(int), count - 1)
+        for side, extent, patch, count in zip(
             size[::-1], lattice.size, lattice.patch, lattice.grid, strict=True
         )
     ]
@@ -238,26 +244,26 @@ def _scale_bar(draw: ImageDraw.ImageDraw, size: tuple[int, int], lattice: Lattic
     """A bar of a round length at the lower left, in micrometres or, where nothing says them, in
     pixels of level 0.
     """
-    mpp = lattice.place.mpp
-    across = lattice.size[1] * mpp[1] if mpp else lattice.whole[1]
+    mpp = lattice.placement.mpp
+    across = lattice.size[1] * mpp[1] if mpp else lattice.extent[1]
     length = round_length(across * BAR)
-    text, pixels = _length(length, known=mpp is not None), max(1, round(size[0] * length / across))
+    text, pixels = _length(length, metric=mpp is not None), max(1, round(size[0] * length / across))
     x, y = EDGE, size[1] - EDGE
-    wide = max(pixels, draw.textlength(text, font(14)))
-    draw.rectangle((x - 8, y - 32, x + wide + 8, y + 8), fill=PAPER)
+    bar_width = max(pixels, draw.textlength(text, font(14)))
+    draw.rectangle((x - 8, y - 32, x + bar_width + 8, y + 8), fill=PAPER)
     draw.text((x, y - 28), text, fill=INK, font=font(14))
     draw.rectangle((x, y - 4, x + pixels - 1, y), fill=INK)
 
 
-def round_length(most: float) -> float:
+def round_length(limit: float) -> float:
     """The largest of 1, 2 and 5 times a power of ten that is not larger."""
-    power = 10.0 ** math.floor(math.log10(most))
-    return max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9))
+    power = 10.0 ** math.floor(math.log10(limit))
+    return max(step * power for step in (1, 2, 5) if step * power <= limit * (1 + 1e-9))
 
 
-def _length(length: float, *, known: bool) -> str:
+def _length(length: float, *, metric: bool) -> str:
     """In the letters that the typeface has."""
-    if not known:
+    if not metric:
         return f"{length:,g} px"
     return f"{length / 1000:,g} mm" if length >= 1000 else f"{length:g} um"
 
@@ -277,13 +283,15 @@ def maps_of(result: StreamResult, origin: Origin = "slide") -> Maps:
     named = [("query", saliency.query, False), ("key", saliency.key, False)]
     if saliency.class_row is not None:
         named.append(("class row", saliency.class_row, True))
-    found = [Map(name, _counted(values[0], result.mask), signed) for name, values, signed in named]
-    return Maps(found, result.lattice(origin), result.unreadable)
+    patch_maps = [
+        Map(name, _counted(values[0], result.mask), signed) for name, values, signed in named
+    ]
+    return Maps(patch_maps, result.lattice(origin), result.unreadable)
 
 
 def _counted(values: torch.Tensor, mask: torch.Tensor | None) -> NDArray[np.float32]:
-    whole = values.float() if mask is None else values.float().masked_fill(~mask, math.nan)
-    return np.asarray(whole.numpy(), dtype=np.float32)
+    counted = values.float() if mask is None else values.float().masked_fill(~mask, math.nan)
+    return np.asarray(counted.numpy(), dtype=np.float32)
 
 
 def save_maps(
@@ -310,10 +318,10 @@ def save_maps(
         StorageError: the disk does not take it.
     """
     root, files = make_folder(Path(folder)), []
-    for one in maps.maps:
-        file, held = root / f"{one.name.replace(' ', '_')}.npy", io.BytesIO()
-        np.lib.format.write_array(held, one.values)
-        write_bytes(file, held.getvalue())
+    for patch_map in maps.maps:
+        file, buffer = root / f"{patch_map.name.replace(' ', '_')}.npy", io.BytesIO()
+        np.lib.format.write_array(buffer, patch_map.values)
+        write_bytes(file, buffer.getvalue())
         files.append(file)
     write_picture(root / OVERLAY, drawn(maps, picture, title))
     write_text(root / outlines, as_geojson(maps))

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softless.data.images import BadImage
-from softless.data.label_values import read_values
 from softless.data.notices import notice
 from softless.errors import DataError, MissingExtra, located
 from softless.slides.lattice import Lattice
+from softless.tasks.segmentation.values import read_values
 
 OUTLINES = frozenset({".geojson", ".json"})
 PICTURES = frozenset({".png"})
@@ -50,13 +50,13 @@ def mask_of(path: str | Path, lattice: Lattice) -> Mask:
         )
     if not file.is_file():
         raise DataError(f"no mask at {file}")
-    found = _of_outlines(file, lattice) if ending in OUTLINES else _of_picture(file, lattice)
-    if not found.any():
+    mask = _of_outlines(file, lattice) if ending in OUTLINES else _of_picture(file, lattice)
+    if not mask.any():
         raise DataError(
             f"{file} leaves no patch of the image: none lies half inside it; "
             "coordinates are pixels of level 0, as origin= counts them"
         )
-    return found
+    return mask
 
 
 # A picture
@@ -89,12 +89,12 @@ def _two_values(file: Path) -> Mask:
         if error.kind != "pixel format":
             raise
         raise DataError(f"{file} is no mask: {error.reason}") from error
-    found = np.unique(values)
-    if len(found) > 2 or (len(found) == 2 and found[0]):
-        told = ", ".join(str(value) for value in found[:4])
+    distinct = np.unique(values)
+    if len(distinct) > 2 or (len(distinct) == 2 and distinct[0]):
+        listing = ", ".join(str(value) for value in distinct[:4])
         raise DataError(
-            f"{file} has {len(found)} values ({told}{', …' if len(found) > 4 else ''}), and a "
-            "mask has two, "
+            f"{file} has {len(distinct)} values ({listing}{', …' if len(distinct) > 4 else ''}), "
+            "and a mask has two, "
             "0 for what does not count and another: choose which of them count, and save those"
         )
     return np.asarray(values != 0)
@@ -105,7 +105,7 @@ def _same_shape(mask: tuple[int, int], image: tuple[float, float]) -> bool:
     the mask a side.
     """
     scales = [
-        ((side - 1) / whole, (side + 1) / whole) for side, whole in zip(mask, image, strict=True)
+        ((side - 1) / length, (side + 1) / length) for side, length in zip(mask, image, strict=True)
     ]
     return max(low for low, _ in scales) <= min(high for _, high in scales)
 
@@ -121,9 +121,9 @@ def shares(
         rows: (h + 1,) rising edges down.
         columns: (w + 1,) rising edges across.
     """
-    whole = np.stack([_between(line, columns) for line in _bands(values, rows)])
+    sums = np.stack([_between(line, columns) for line in _bands(values, rows)])
     areas = np.outer(np.diff(rows), np.diff(columns))
-    return np.divide(whole, areas, out=np.zeros_like(whole), where=areas > 0)
+    return np.divide(sums, areas, out=np.zeros_like(sums), where=areas > 0)
 
 
 def _bands(values: NDArray[Any], rows: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
@@ -155,9 +155,9 @@ def _of_outlines(file: Path, lattice: Lattice) -> Mask:
     ])
     inside = _inside(shapely, region, lattice)
     x0, y0, x1, y1 = region.bounds
-    height, width = lattice.whole
+    height, width = lattice.extent
     beyond = max(-x0, -y0, x1 - width, y1 - height)
-    if beyond > max(lattice.patch[i] * lattice.place.scale[i] for i in (0, 1)) and inside.any():
+    if beyond > max(lattice.patch[i] * lattice.placement.scale[i] for i in (0, 1)) and inside.any():
         notice(
             f"{file}: its polygons reach {beyond:,.0f} pixels beyond the image; what lies there "
             "is left out"
@@ -185,12 +185,14 @@ def _shapes(shapely: Any, file: Path) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is no GeoJSON: {' '.join(str(error).split())}") from error
     features = list(_features(file, content))
-    kept = [one for one in features if _class_of(one) != IGNORED]
-    if len(kept) < len(features):
-        notice(f"{file}: {len(features) - len(kept)} polygons of the class {IGNORED} are left out")
-    if not kept:
+    counting = [feature for feature in features if _class_of(feature) != IGNORED]
+    if len(counting) < len(features):
+        notice(
+            f"{file}: {len(features) - len(counting)} polygons of the class {IGNORED} are left out"
+        )
+    if not counting:
         raise DataError(f"{file} holds no polygon that counts: draw around what is to count")
-    return [_shape(shapely, file, number, one) for number, one in enumerate(kept)]
+    return [_shape(shapely, file, number, feature) for number, feature in enumerate(counting)]
 
 
 def _features(file: Path, content: Any) -> Iterable[Any]:
@@ -202,10 +204,10 @@ def _features(file: Path, content: Any) -> Iterable[Any]:
             f"{file} is no GeoJSON: it holds a {type(content).__name__} in place of an object"
         )
     if content.get("type") == "FeatureCollection":
-        found = content.get("features")
-        if not isinstance(found, list):
+        features = content.get("features")
+        if not isinstance(features, list):
             raise DataError(f"{file} is no GeoJSON: its FeatureCollection has no list of features")
-        return found
+        return features
     return [content]
 
 

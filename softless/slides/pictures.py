@@ -20,7 +20,7 @@ def sheet(small: Image.Image, result: StreamResult, title: str = "") -> Image.Im
         small,
         fitted(result.saliency, result, small.size),
         title=title or result.saliency.caption,
-        seen=result.size[::-1],
+        seen_size=result.size[::-1],
     )
 
 
@@ -30,11 +30,11 @@ def fitted(saliency: Saliency, result: StreamResult, size: tuple[int, int]) -> S
         grid * patch / side
         for grid, patch, side in zip(result.grid, result.patch, result.size, strict=True)
     )
-    whole = round(size[0] * across), round(size[1] * down)
+    full_size = round(size[0] * across), round(size[1] * down)
 
     def fit(values: Tensor, *, signed: bool = False) -> Tensor:
         return torch.from_numpy(
-            enlarge(values[0].numpy(), whole, signed=signed)[None, : size[1], : size[0]]
+            enlarge(values[0].numpy(), full_size, signed=signed)[None, : size[1], : size[0]]
         )
 
     row = saliency.class_row

@@ -50,7 +50,7 @@ class Pixels(Protocol):
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
     ) -> NDArray[Any]:
-        """A region inside the image.
+        """A region inside the image. Its shape is (height, width, C).
 
         Args:
             top: Of the region.
@@ -84,6 +84,7 @@ class Bytes:
     def read(
         self, top: int, left: int, height: int, width: int, _: list[Lost] | None = None
     ) -> NDArray[Any]:
+        """As `Pixels.read`: (height, width, C)."""
         return self.values[top : top + height, left : left + width]
 
     def close(self) -> None:
@@ -107,6 +108,7 @@ class Scaled:
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
     ) -> NDArray[Any]:
+        """As `Pixels.read`: (height, width, C)."""
         down, across = (max(1, int(AT_ONCE / axis.by)) for axis in self.axes)
         rows = []
         for row in range(top, top + height, down):
@@ -131,19 +133,22 @@ class Scaled:
             for axis, start, length in zip(self.axes, (top, left), (height, width), strict=True)
         ]
         (y0, y1), (x0, x1) = spans
-        found: list[Lost] | None = None if lost is None else []
-        values = self.fine.read(y0, x0, y1 - y0, x1 - x0, found)
-        there = None
-        if found:
-            there = np.ones(values.shape[:2], dtype=np.float64)
-            for one in found:
-                there[
-                    max(0, one.box[0] - y0) : max(0, one.box[2] - y0),
-                    max(0, one.box[1] - x0) : max(0, one.box[3] - x0),
+        unreadable: list[Lost] | None = None if lost is None else []
+        values = self.fine.read(y0, x0, y1 - y0, x1 - x0, unreadable)
+        readable = None
+        if unreadable:
+            readable = np.ones(values.shape[:2], dtype=np.float64)
+            for tile in unreadable:
+                readable[
+                    max(0, tile.box[0] - y0) : max(0, tile.box[2] - y0),
+                    max(0, tile.box[1] - x0) : max(0, tile.box[3] - x0),
                 ] = 0
-        if found and lost is not None:
-            lost += [Lost(one.level, one.x, one.y, one.reason, self._box(one.box)) for one in found]
-        return resampled(values, self.axes, (top, left), (height, width), there)
+        if unreadable and lost is not None:
+            lost += [
+                Lost(tile.level, tile.x, tile.y, tile.reason, self._box(tile.box))
+                for tile in unreadable
+            ]
+        return resampled(values, self.axes, (top, left), (height, width), readable)
 
     def _box(self, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
         """The rectangle of fine pixels, in pixels of its own: all that have a part in it."""

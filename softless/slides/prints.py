@@ -18,7 +18,7 @@ DICOM_SIGN = slice(128, 132), b"DICM"
 
 
 def tensor_print(values: Tensor | None) -> str:
-    """A digest of a tensor's bits."""
+    """A digest of the bits of a tensor of any shape; empty for None."""
     import torch
 
     return (
@@ -41,10 +41,10 @@ def image_print(image: Any) -> str:
     if isinstance(image, np.ndarray):
         return f"{image.shape} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}"
     path = located(image)
-    others = [f"{other.name} {_file_print(other)}" for other in belonging(path)]
+    companions = [f"{file.name} {_file_print(file)}" for file in belonging(path)]
     return " ".join([
         _file_print(path),
-        *([hashlib.sha256("\n".join(others).encode()).hexdigest()] if others else []),
+        *([hashlib.sha256("\n".join(companions).encode()).hexdigest()] if companions else []),
     ])
 
 
@@ -61,28 +61,28 @@ def belonging(path: Path) -> list[Path]:
                 r"=\s*(.+?)\s*$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
             )
         )
-        return [other for other in _files(path.parent) if other.name in named and other != path]
+        return [file for file in _files(path.parent) if file.name in named and file != path]
     if _is_dicom(path):
-        return [other for other in _files(path.parent) if other != path and _is_dicom(other)]
+        return [file for file in _files(path.parent) if file != path and _is_dicom(file)]
     return []
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(other for other in folder.iterdir() if other.is_file()) if folder.is_dir() else []
+    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
 
 
 def _is_dicom(path: Path) -> bool:
-    place, sign = DICOM_SIGN
+    span, sign = DICOM_SIGN
     with path.open("rb") as file:
-        return file.read(place.stop)[place] == sign
+        return file.read(span.stop)[span] == sign
 
 
 def _file_print(path: Path) -> str:
-    told = path.stat()
+    status = path.stat()
     with path.open("rb") as file:
         first = file.read(ENDS)
-        file.seek(max(0, told.st_size - ENDS))
+        file.seek(max(0, status.st_size - ENDS))
         return (
-            f"{told.st_size} {told.st_mtime_ns} "
+            f"{status.st_size} {status.st_mtime_ns} "
             f"{hashlib.sha256(first + file.read(ENDS)).hexdigest()}"
         )

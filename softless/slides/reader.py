@@ -28,7 +28,7 @@ SAME = 0.01  # relative difference of two resolutions up to which they are taken
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where what was read lies in its file: level, resolution and the way back to pixels of level
     0.
 
@@ -59,7 +59,7 @@ class Source:
     # bottom
     exact: bool
     name: str
-    place: Place = field(default_factory=Place)
+    placement: Placement = field(default_factory=Placement)
     close: Callable[[], None] = lambda: None
 
 
@@ -86,13 +86,13 @@ def source_of(
     """
     choice = choice or Choice()
     if to_size is not None and (mpp is not None or isinstance(image, Tensor)):
-        what = (
+        reason = (
             "a tensor is taken as it is"
             if isinstance(image, Tensor)
             else f"mpp={mpp} decides the size already"
         )
         raise UsageError(
-            f"resize= changes the size of a picture, and {what}: leave one of them out"
+            f"resize= changes the size of a picture, and {reason}: leave one of them out"
         )
     if isinstance(image, Tensor):
         choice.refuse("a tensor")
@@ -115,24 +115,26 @@ def _source(
     slide_mpp: float | None,
     to_size: Callable[[int, int], tuple[int, int]] | None,
 ) -> Source:
-    told = _resolution(pixels, slide_mpp, name)
+    level0_mpp = _resolution(pixels, slide_mpp, name)
     own = pixels
     if mpp is not None:
-        pixels, own = _at(pixels, mpp, told, name)
+        pixels, own = _at(pixels, mpp, level0_mpp, name)
     elif to_size is not None:
         pixels, own = _at_size(pixels, to_size(*pixels.size))
     scale = [torch.tensor(list(side), dtype=torch.float32)[:, None, None] for side in (mean, std)]
 
     def read(top: int, left: int, height: int, width: int, lost: list[Lost]) -> Tensor:
-        found: list[Lost] = []
+        unreadable: list[Lost] = []
         # a copy: a file's bytes are read-only
-        region = np.array(pixels.read(top, left, height, width, found))
+        region = np.array(pixels.read(top, left, height, width, unreadable))
         values = (
             scaled(torch.from_numpy(region).permute(2, 0, 1)).sub_(scale[0]).div_(scale[1])[None]
         )
-        for one in found:  # the mean colour, where nothing can be read
-            values[..., _part(one.box[0], one.box[2], top), _part(one.box[1], one.box[3], left)] = 0
-        lost += found
+        for tile in unreadable:  # the mean colour, where nothing can be read
+            values[
+                ..., _part(tile.box[0], tile.box[2], top), _part(tile.box[1], tile.box[3], left)
+            ] = 0
+        lost += unreadable
         return values
 
     return Source(
@@ -140,7 +142,7 @@ def _source(
         read,
         exact=False,
         name=name,
-        place=_place(pixels, own, told),
+        placement=_place(pixels, own, level0_mpp),
         close=pixels.close,
     )
 
@@ -149,7 +151,7 @@ def _part(first: int, last: int, start: int) -> slice:
     return slice(max(0, first - start), max(0, last - start))
 
 
-def _place(pixels: Pixels, own: Pixels, told: tuple[float, float] | None) -> Place:
+def _place(pixels: Pixels, own: Pixels, level0_mpp: tuple[float, float] | None) -> Placement:
     """What leaves with an answer: `own` is the level that was read, and `pixels` what was made of
     it.
     """
@@ -160,27 +162,27 @@ def _place(pixels: Pixels, own: Pixels, told: tuple[float, float] | None) -> Pla
         orientation = own.orientation
     shrunk = own.size[0] / pixels.size[0], own.size[1] / pixels.size[1]
     scale = step[0] * shrunk[0], step[1] * shrunk[1]
-    mpp = None if told is None else (told[0] * scale[0], told[1] * scale[1])
+    mpp = None if level0_mpp is None else (level0_mpp[0] * scale[0], level0_mpp[1] * scale[1])
     remarks = tuple(remark.text for remark in getattr(own, "remarks", ()))
-    return Place(own.level, mpp, scale, (0, 0), bounds, remarks, step, orientation)
+    return Placement(own.level, mpp, scale, (0, 0), bounds, remarks, step, orientation)
 
 
 def _of_tensor(image: Tensor, channels: int, level: int, mpp: float | None) -> Source:
-    whole = image[None] if image.ndim == 3 else image
-    if whole.ndim != 4 or len(whole) != 1 or whole.shape[1] != channels:
+    batch = image[None] if image.ndim == 3 else image
+    if batch.ndim != 4 or len(batch) != 1 or batch.shape[1] != channels:
         raise UsageError(
             f"image has shape {tuple(image.shape)}: one image ({channels}, height, width) as the "
             f"model takes it, or (1, {channels}, height, width)"
         )
-    if not whole.is_floating_point():
+    if not batch.is_floating_point():
         raise UsageError(
             f"image is {image.dtype}: a tensor is taken as the model takes it, normalised; give "
             "bytes as a numpy array (height, width, C)"
         )
     _no_level("a tensor", level, mpp)
     return Source(
-        (whole.shape[2], whole.shape[3]),
-        lambda top, left, height, width, _: whole[:, :, top : top + height, left : left + width],
+        (batch.shape[2], batch.shape[3]),
+        lambda top, left, height, width, _: batch[:, :, top : top + height, left : left + width],
         exact=True,
         name="tensor",
     )
@@ -213,9 +215,9 @@ def _coarsest(slide: Levels, fits: Callable[[tuple[int, int]], bool]) -> Levels:
     return slide.at(fitting[-1]) if fitting and fitting[-1] != slide.level else slide
 
 
-def _no_level(what: str, level: int, mpp: float | None) -> None:
+def _no_level(source: str, level: int, mpp: float | None) -> None:
     if level or mpp is not None:
-        raise UsageError(f"{what} has one level and no resolution: leave level= and mpp= out")
+        raise UsageError(f"{source} has one level and no resolution: leave level= and mpp= out")
 
 
 def _pixels(image: Any, channels: int, level: int, choice: Choice) -> tuple[Pixels, str]:
@@ -228,12 +230,12 @@ def _pixels(image: Any, channels: int, level: int, choice: Choice) -> tuple[Pixe
         choice.refuse("a PIL image")
         return Bytes(_array(image.convert("L" if channels == 1 else "RGB"), channels)), "image"
     if isinstance(image, np.ndarray):
-        whole = image[..., None] if image.ndim == 2 else image
+        array = image[..., None] if image.ndim == 2 else image
         if (
-            whole.dtype != np.uint8
-            or whole.ndim != 3
-            or whole.shape[-1] != channels
-            or not whole.size
+            array.dtype != np.uint8
+            or array.ndim != 3
+            or array.shape[-1] != channels
+            or not array.size
         ):
             raise UsageError(
                 f"image is an array {image.shape} of {image.dtype}: give bytes (uint8) of shape "
@@ -241,7 +243,7 @@ def _pixels(image: Any, channels: int, level: int, choice: Choice) -> tuple[Pixe
             )
         _no_level("an array", level, None)
         choice.refuse("an array")
-        return Bytes(whole), "array"
+        return Bytes(array), "array"
     if not isinstance(image, str | Path):
         raise UsageError(
             f"image is a {type(image).__name__}: give a path, a PIL image, a numpy array of bytes "
@@ -255,9 +257,9 @@ def _pixels(image: Any, channels: int, level: int, choice: Choice) -> tuple[Pixe
         return slide, str(path)
     _no_level(f"{path} is an image that", level, None)
     choice.refuse(str(path))
-    found = decode(path, channels, choice.scale)
-    whole = _array(found.image, channels)
-    return Bytes(whole, remarks=found.remarks, orientation=found.orientation), str(path)
+    decoded = decode(path, channels, choice.scale)
+    array = _array(decoded.image, channels)
+    return Bytes(array, remarks=decoded.remarks, orientation=decoded.orientation), str(path)
 
 
 def _array(image: Picture, channels: int) -> NDArray[Any]:
@@ -272,7 +274,9 @@ def _at_size(pixels: Pixels, size: tuple[int, int]) -> tuple[Pixels, Pixels]:
     level that has as many.
     """
     if isinstance(pixels, Levels) and not pixels.level:
-        pixels = _coarsest(pixels, lambda found: found[0] >= size[0] and found[1] >= size[1])
+        pixels = _coarsest(
+            pixels, lambda level_size: level_size[0] >= size[0] and level_size[1] >= size[1]
+        )
     if pixels.size == size:
         return pixels, pixels
     return Scaled(pixels, (pixels.size[0] / size[0], pixels.size[1] / size[1]), size), pixels
@@ -285,24 +289,24 @@ def _resolution(pixels: Pixels, slide_mpp: float | None, name: str) -> tuple[flo
     Raises:
         UsageError: both say it, and differ.
     """
-    said = pixels.resolution.mpp if isinstance(pixels, Levels) else None
+    stated_mpp = pixels.resolution.mpp if isinstance(pixels, Levels) else None
     if slide_mpp is None:
-        return said
+        return stated_mpp
     if not PLAUSIBLE[0] <= slide_mpp <= PLAUSIBLE[1]:
         raise UsageError(
             f"slide_mpp={slide_mpp}: give micrometres per pixel, between {PLAUSIBLE[0]} and "
             f"{PLAUSIBLE[1]}"
         )
-    if said is not None and any(abs(side / slide_mpp - 1) > SAME for side in said):
+    if stated_mpp is not None and any(abs(side / slide_mpp - 1) > SAME for side in stated_mpp):
         raise UsageError(
-            f"{name} says {said[1]:.4g} micrometres per pixel, and slide_mpp={slide_mpp:g} says "
-            "another: it is for files that do not say; leave it out"
+            f"{name} says {stated_mpp[1]:.4g} micrometres per pixel, and slide_mpp={slide_mpp:g} "
+            "says another: it is for files that do not say; leave it out"
         )
-    return said or (slide_mpp, slide_mpp)
+    return stated_mpp or (slide_mpp, slide_mpp)
 
 
 def _at(
-    pixels: Pixels, mpp: float, told: tuple[float, float] | None, name: str
+    pixels: Pixels, mpp: float, level0_mpp: tuple[float, float] | None, name: str
 ) -> tuple[Pixels, Pixels]:
     """The pixels at `mpp` micrometres each, and the level they were made of: one that has them, or
     the next finer one, scaled.
@@ -312,15 +316,15 @@ def _at(
             f"mpp={mpp}: give micrometres per pixel, between {PLAUSIBLE[0]} and {PLAUSIBLE[1]}, "
             "for example 0.5"
         )
-    if told is None:
-        said = pixels.resolution.said if isinstance(pixels, Levels) else ""
+    if level0_mpp is None:
+        reason = pixels.resolution.said if isinstance(pixels, Levels) else ""
         raise MissingResolution(
-            f"{name} does not say how large its pixels are{f' ({said})' if said else ''}: pass "
+            f"{name} does not say how large its pixels are{f' ({reason})' if reason else ''}: pass "
             "slide_mpp= (micrometres per pixel of level 0), or "
             "level= in place of mpp="
         )
     if not isinstance(pixels, Levels):
-        return _scaled_to(pixels, mpp, told, name)
+        return _scaled_to(pixels, mpp, level0_mpp, name)
     if pixels.level:
         raise UsageError(
             f"level={pixels.level} and mpp={mpp} both choose a level: give one of them"
@@ -330,12 +334,13 @@ def _at(
     fitting = [
         i
         for i, step in enumerate(steps)
-        if slide.works[i] and max(told[0] * step[0], told[1] * step[1]) <= mpp * (1 + SAME)
+        if slide.works[i]
+        and max(level0_mpp[0] * step[0], level0_mpp[1] * step[1]) <= mpp * (1 + SAME)
     ]
     if fitting and fitting[-1]:
         slide = slide.at(fitting[-1])
     step = steps[slide.level]
-    return _scaled_to(slide, mpp, (told[0] * step[0], told[1] * step[1]), name)
+    return _scaled_to(slide, mpp, (level0_mpp[0] * step[0], level0_mpp[1] * step[1]), name)
 
 
 def _scaled_to(

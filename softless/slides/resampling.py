@@ -58,17 +58,17 @@ class Axis:
 
     def matrix(self, start: int, stop: int) -> tuple[int, NDArray[np.float64]]:
         """The first pixel of the side that has a part, and the weights (stop - start, n), whole
-        numbers of 2^-bits.
+        numbers of 2^-bits. Its rows are new pixels.
         """
         centres, lows, highs = self._ends(np.arange(start, stop))
         first = int(lows[0])
         places = np.arange(first, int(highs[-1]))
         weights = _bicubic((places[None] - centres[:, None] + 0.5) / max(self.by, 1.0))
         weights[(places[None] < lows[:, None]) | (places[None] >= highs[:, None])] = 0
-        whole = np.rint(weights / weights.sum(1, keepdims=True) * 2**self.bits)
-        rows = np.arange(len(whole))
-        whole[rows, whole.argmax(1)] += 2**self.bits - whole.sum(1)
-        return first, whole
+        quantised = np.rint(weights / weights.sum(1, keepdims=True) * 2**self.bits)
+        rows = np.arange(len(quantised))
+        quantised[rows, quantised.argmax(1)] += 2**self.bits - quantised.sum(1)
+        return first, quantised
 
 
 def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -81,35 +81,35 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def resampled(
     values: NDArray[Any],
     axes: tuple[Axis, ...],
-    place: tuple[int, int],
+    corner: tuple[int, int],
     size: tuple[int, int],
-    there: NDArray[np.float64] | None = None,
+    readable: NDArray[np.float64] | None = None,
 ) -> NDArray[Any]:
-    """The region of `size` at `place` of the new image, from the pixels (h,w,C) of the spans that
+    """The region of `size` at `corner` of the new image, from the pixels (h,w,C) of the spans that
     both axes name.
 
     Args:
         values: The pixels.
         axes: Of the height and the width.
-        place: Top and left of the region.
+        corner: Top and left of the region.
         size: Height and width of the region.
-        there: (h,w) one where a pixel can be read and zero elsewhere; None: everywhere. New pixels
-            are made of what can be read alone.
+        readable: (h,w) one where a pixel can be read and zero elsewhere; None: everywhere. New
+            pixels are made of what can be read alone.
     """
     down, across = axes
     # rows first, as Pillow does
-    narrow = _along(values.swapaxes(0, 1), across, place[1], size[1]).swapaxes(0, 1)
-    found = _along(narrow, down, place[0], size[0])
-    return found if there is None else _mended(found, values, axes, place, size, there)
+    narrow = _along(values.swapaxes(0, 1), across, corner[1], size[1]).swapaxes(0, 1)
+    pixels = _along(narrow, down, corner[0], size[0])
+    return pixels if readable is None else _mended(pixels, values, axes, corner, size, readable)
 
 
 def _along(values: NDArray[Any], axis: Axis, start: int, count: int) -> NDArray[Any]:
     """The first side brought to its new number of pixels: bytes stay bytes, and floats floats."""
     low, _ = axis.span(start, start + count)
     dtype = np.float32 if axis.bits == BITS else np.float64
-    whole = values.dtype == np.uint8
-    dtype = dtype if whole else np.float64
-    made = np.empty((count, *values.shape[1:]), dtype=values.dtype)
+    of_bytes = values.dtype == np.uint8
+    dtype = dtype if of_bytes else np.float64
+    pixels = np.empty((count, *values.shape[1:]), dtype=values.dtype)
     for at in range(0, count, BLOCK):
         stop = min(at + BLOCK, count)
         first, weights = axis.matrix(start + at, start + stop)
@@ -120,33 +120,38 @@ def _along(values: NDArray[Any], axis: Axis, start: int, count: int) -> NDArray[
         )
         sums: NDArray[Any] = np.matmul(weights.astype(dtype), part)
         sums *= dtype(2.0**-axis.bits)
-        made[at:stop] = (_rounded(sums) if whole else sums).reshape(stop - at, *values.shape[1:])
-    return made
+        pixels[at:stop] = (_rounded(sums) if of_bytes else sums).reshape(
+            stop - at, *values.shape[1:]
+        )
+    return pixels
 
 
 def _mended(
-    found: NDArray[Any],
+    pixels: NDArray[Any],
     values: NDArray[Any],
     axes: tuple[Axis, ...],
-    place: tuple[int, int],
+    corner: tuple[int, int],
     size: tuple[int, int],
-    there: NDArray[np.float64],
+    readable: NDArray[np.float64],
 ) -> NDArray[Any]:
     """Where a pixel that cannot be read has a part in a new one, the others alone make it."""
     (_, rows), (_, columns) = (
         axis.matrix(start, start + count)
-        for axis, start, count in zip(axes, place, size, strict=True)
+        for axis, start, count in zip(axes, corner, size, strict=True)
     )
-    touched = (rows != 0).astype(float) @ (1 - there) @ (columns != 0).astype(float).T > 0.5
-    weight = rows @ there @ columns.T
+    touched = (rows != 0).astype(float) @ (1 - readable) @ (columns != 0).astype(float).T > 0.5
+    weight = rows @ readable @ columns.T
     sums = np.stack(
-        [rows @ (values[..., channel] * there) @ columns.T for channel in range(values.shape[-1])],
+        [
+            rows @ (values[..., channel] * readable) @ columns.T
+            for channel in range(values.shape[-1])
+        ],
         axis=-1,
     )
     enough = weight > LEAST * 2.0 ** (axes[0].bits + axes[1].bits)
     means = sums / np.where(enough, weight, 1)[..., None]
     mended = np.where(enough[..., None], _rounded(means) if values.dtype == np.uint8 else means, 0)
-    return np.where(touched[..., None], mended.astype(values.dtype), found)
+    return np.where(touched[..., None], mended.astype(values.dtype), pixels)
 
 
 def _rounded(values: NDArray[Any]) -> NDArray[Any]:

@@ -56,13 +56,15 @@ class Rows(Protocol):
         """Take the room that they need, before the first is read or written."""
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop; to change them in place is allowed, `write` makes it last."""
+        """Rows start to stop, (stop - start, width); changing them in place is allowed, `write`
+        keeps it.
+        """
 
     def write(self, start: int, values: Tensor) -> None:
         """Put rows (n,D) from start on."""
 
     def whole(self) -> Tensor:
-        """All rows."""
+        """All rows, (rows, width)."""
 
 
 class InMemory:
@@ -76,15 +78,17 @@ class InMemory:
         """The room is there."""
 
     def read(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop, (stop - start, width): a view."""
         return self.values[start:stop]
 
     def write(self, start: int, values: Tensor) -> None:
-        place = self.values[start : start + len(values)]
-        if place.data_ptr() != values.data_ptr():
-            place.copy_(values)
+        """Put rows (n, width) from start on; a view of them is there already."""
+        target = self.values[start : start + len(values)]
+        if target.data_ptr() != values.data_ptr():
+            target.copy_(values)
 
     def whole(self) -> Tensor:
-        """All rows."""
+        """All rows, (rows, width)."""
         return self.values
 
 
@@ -114,6 +118,11 @@ class InFile:
             raise full(self.path, error, needed) from error
 
     def read(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop, (stop - start, width), on the store's device.
+
+        Raises:
+            CheckpointError: the file ends before them.
+        """
         assert self.handle is not None
         values = torch.empty(stop - start, self.width, dtype=self.dtype)
         view, at = _bytes(values), start * self.pitch
@@ -125,6 +134,11 @@ class InFile:
         return values.to(self.device)
 
     def write(self, start: int, values: Tensor) -> None:
+        """Put rows (n, width) from start on.
+
+        Raises:
+            StorageError: the disk does not take them.
+        """
         assert self.handle is not None
         view, at = _bytes(values.detach().cpu().contiguous()), start * self.pitch
         try:
@@ -135,7 +149,7 @@ class InFile:
             raise full(self.path, error) from error
 
     def whole(self) -> Tensor:
-        """All rows, mapped from the file."""
+        """All rows (rows, width), mapped from the file."""
         count = self.rows * self.width
         return torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype).view(
             self.rows, self.width
@@ -221,12 +235,12 @@ class Journal:
         """
         if not self.path.exists():
             return None
-        found = self.path.read_bytes()
+        content = self.path.read_bytes()
         start = len(MAGIC) + 32
-        body = found[start:]
+        body = content[start:]
         if (
-            found[: len(MAGIC)] != MAGIC
-            or found[len(MAGIC) : start] != hashlib.sha256(body).digest()
+            content[: len(MAGIC)] != MAGIC
+            or content[len(MAGIC) : start] != hashlib.sha256(body).digest()
         ):
             raise CheckpointError(f"{self.path} is damaged: remove the folder and begin again")
         header = json.loads(body[8 : 8 + struct.unpack("<Q", body[:8])[0]])
@@ -240,7 +254,11 @@ class Log:
         self.path, self.length = folder / LOG, 0
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line."""
+        """Add a line.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
         try:
             with self.path.open("ab") as file:
                 self.length += file.write(json.dumps(line).encode() + b"\n")
@@ -289,7 +307,7 @@ def emptied(folder: Path) -> None:
     remove_empty(folder)
 
 
-def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
+def same_run(folder: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a folder holds the beginning of this very run; a new folder is made and told what run
     it is of.
 
@@ -305,7 +323,7 @@ def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
             raise CheckpointError(
                 f"{path} is damaged: remove the folder and begin again"
             ) from error
-        wrong = [name for name in sorted({*about, *before}) if about.get(name) != before.get(name)]
+        wrong = [name for name in sorted({*facts, *before}) if facts.get(name) != before.get(name)]
         if wrong:
             raise CheckpointError(
                 f"{folder} holds another run, of another {', another '.join(wrong)}: choose "
@@ -318,7 +336,7 @@ def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
             raise CheckpointError(
                 f"{folder} holds other files: choose a new or empty folder as the store"
             )
-        write_text(path, json.dumps(about, indent=1) + "\n")
+        write_text(path, json.dumps(facts, indent=1) + "\n")
     except OSError as error:
         raise full(folder, error) from error
     return False

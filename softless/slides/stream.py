@@ -33,7 +33,8 @@ from softless.slides.hosts import StreamedHost, host_of
 from softless.slides.lattice import Lattice, Origin
 from softless.slides.masks import mask_of
 from softless.slides.prints import image_print, tensor_print
-from softless.slides.reader import Place, Source, source_of
+from softless.slides.reader import Placement, Source, source_of
+from softless.tasks.opened import opened
 
 Tissue = Literal["none", "otsu"]
 CHUNK = 2048
@@ -57,7 +58,7 @@ class StreamResult:
     counted: int  # tokens that counted
     seconds: float
     foreign: Foreign | None = None  # where the image is far from the training size
-    place: Place = field(default_factory=Place)  # where it lies in its file
+    place: Placement = field(default_factory=Placement)  # where it lies in its file
     mask: Tensor | None = None  # (h, w) booleans: which patches counted; None: all
 
     def lattice(self, origin: Origin = "slide") -> Lattice:
@@ -203,7 +204,7 @@ def stream(
             "order= is for runs in memory: one in a folder goes on in the order in which the "
             "chunks lie"
         )
-    start, viewer = time.monotonic(), viewer_of(model)
+    start, viewer = time.monotonic(), viewer_of(opened(model))
     model = viewer.model
     host = host_of(model)
     own_mean, own_std = viewer.mean, viewer.std
@@ -221,19 +222,19 @@ def stream(
         to_size=to_size,
         choice=choice,
     )
-    for remark in source.place.remarks:
+    for remark in source.placement.remarks:
         notice(f"{source.name}: {remark}")
     far = foreign(model, *source.size)
     if far is not None:
         notice(far.advice())
-    if other := other_resolution(model, source.place.mpp):
-        notice(f"{source.name}: {other}")
+    if resolution_note := other_resolution(model, source.placement.mpp):
+        notice(f"{source.name}: {resolution_note}")
     with closing(source), evaluating(model):
         counts = _counting(
             mask, tissue, image, _lattice(host, source, origin), source.exact, choice
         )
         run = _Run(host, source, chunk, store, counts, saliency, tokens, order)
-        about: dict[str, Any] = (
+        facts: dict[str, Any] = (
             {}
             if store is None
             else {
@@ -242,15 +243,15 @@ def stream(
                 "scale": [list(mean or own_mean), list(std or own_std)],
             }
         )
-        for name, asked in (
+        for name, argument in (
             ("resize", resize),
             ("channels", None if channels is None else list(channels)),
             ("page", page),
             ("range", None if viewer.scale is None else viewer.scale.text),
         ):
-            if about and asked is not None:
-                about[name] = asked
-        return replace(run.result(about, quiet=quiet, start=start), foreign=far)
+            if facts and argument is not None:
+                facts[name] = argument
+        return replace(run.result(facts, quiet=quiet, start=start), foreign=far)
 
 
 class _Run:
@@ -271,7 +272,7 @@ class _Run:
         self.saliency, self.tokens, self.order = saliency, tokens, order
         self.folder = None if store is None else located(store)
 
-    def result(self, about: dict[str, Any], *, quiet: bool, start: float) -> StreamResult:
+    def result(self, facts: dict[str, Any], *, quiet: bool, start: float) -> StreamResult:
         if self.folder is None:
             return self._done(self._engine(), quiet, start)
         options = {
@@ -282,7 +283,7 @@ class _Run:
         }
         stores.same_run(
             self.folder,
-            {**about, "model": _model_print(self.host), "options": options, "version": VERSION},
+            {**facts, "model": _model_print(self.host), "options": options, "version": VERSION},
         )
         with stores.held(self.folder):
             try:
@@ -317,25 +318,25 @@ class _Run:
         steps: Iterable[None] = engine.run()
         for _ in steps if quiet else track(steps, engine.steps, "streaming"):
             pass
-        whole = engine.whole
-        found = StreamResult(
+        sequence = engine.sequence
+        result = StreamResult(
             logits=engine.state["logits"],
             features=engine.state["features"],
             saliency=_saliency(engine) if self.saliency else None,
             tokens=engine.tokens.whole() if self.tokens else None,
-            unreadable=tuple(engine.found.tiles.values()),
+            unreadable=tuple(engine.unreadable.tiles.values()),
             size=self.source.size,
             grid=engine.grid,
             patch=self.host.patch,
-            counted=whole.tokens if whole.mask is None else int(whole.mask.sum()),
+            counted=sequence.tokens if sequence.mask is None else int(sequence.mask.sum()),
             seconds=time.monotonic() - start,
-            place=self.source.place,
+            place=self.source.placement,
             mask=None
-            if whole.mask is None
-            else whole.mask[self.host.prefix :].unflatten(0, engine.grid).cpu(),
+            if sequence.mask is None
+            else sequence.mask[self.host.prefix :].unflatten(0, engine.grid).cpu(),
         )
         engine.close()
-        return found
+        return result
 
 
 def _saliency(engine: Engine) -> Saliency:
@@ -347,8 +348,8 @@ def _saliency(engine: Engine) -> Saliency:
     values = engine.maps.whole()[prefix:].T.unflatten(1, engine.grid)[:, None].cpu()
     mask = (
         None
-        if engine.whole.mask is None
-        else engine.whole.mask[prefix:].unflatten(0, engine.grid).cpu()
+        if engine.sequence.mask is None
+        else engine.sequence.mask[prefix:].unflatten(0, engine.grid).cpu()
     )
 
     def low(x: Tensor) -> Tensor:
@@ -381,7 +382,7 @@ def _micrometres(model: nn.Module, mpp: float | str | None) -> float | None:
 
 def _lattice(host: StreamedHost, source: Source, origin: Origin) -> Lattice:
     down, across = (-(-side // patch) for side, patch in zip(source.size, host.patch, strict=True))
-    return Lattice((down, across), host.patch, source.size, source.place, origin)
+    return Lattice((down, across), host.patch, source.size, source.placement, origin)
 
 
 def _counting(
@@ -409,14 +410,16 @@ def _counting(
         return None
     if isinstance(mask, str | Path):
         return torch.from_numpy(mask_of(mask, lattice))
-    given = torch.as_tensor(mask) if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
-    if given.dtype != torch.bool or tuple(given.shape) != lattice.grid:
+    patches = (
+        torch.as_tensor(mask) if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    )
+    if patches.dtype != torch.bool or tuple(patches.shape) != lattice.grid:
         raise UsageError(
-            f"mask has shape {tuple(given.shape)} and dtype {given.dtype}: give booleans of shape "
-            f"{lattice.grid}, one for each patch of "
+            f"mask has shape {tuple(patches.shape)} and dtype {patches.dtype}: give booleans of "
+            f"shape {lattice.grid}, one for each patch of "
             f"{lattice.patch[0]} x {lattice.patch[1]} pixels, True where it counts"
         )
-    return given
+    return patches
 
 
 # What a folder is told of its run
@@ -424,12 +427,12 @@ def _counting(
 
 def _model_print(host: StreamedHost) -> str:
     """A digest of the weights, their names, and what the model computes with them."""
-    found = hashlib.sha256(repr(host.model).encode())
+    digest = hashlib.sha256(repr(host.model).encode())
     for name, values in _weights(host.model):
-        found.update(
+        digest.update(
             f"{name} {values.dtype} {tuple(values.shape)} {tensor_print(values)}\n".encode()
         )
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -439,6 +442,6 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules():
         if (
             isinstance(module, PackedLinear)
-            and (found := weights_of(module, kinds=(PackedLinear,))) is not None
+            and (packed := weights_of(module, kinds=(PackedLinear,))) is not None
         ):
-            yield path, found.W
+            yield path, packed.W

@@ -7,7 +7,7 @@ by itself.
 from torch import Tensor, nn
 
 from softless.slides.hosts import parts_of
-from softless.slides.layer import Layer, Whole, joined
+from softless.slides.layer import Layer, TokenSequence, joined
 
 
 def layer_in_chunks(block: nn.Module, x: Tensor, chunk: int) -> Tensor:
@@ -17,7 +17,7 @@ def layer_in_chunks(block: nn.Module, x: Tensor, chunk: int) -> Tensor:
     Raises:
         UsageError: a block, or an operator, that cannot be streamed.
     """
-    layer = Layer(parts_of("block", block), Whole(len(x), (len(x), 0, 0)))
+    layer = Layer(parts_of("block", block), TokenSequence(len(x), (len(x), 0, 0)))
     spans = [slice(start, min(start + chunk, len(x))) for start in range(0, len(x), chunk)]
     reader = None
     for number, sweep in enumerate(layer.sweeps):

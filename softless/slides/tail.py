@@ -22,7 +22,7 @@ from softless.errors import UsageError
 from softless.layers import ClassAttention
 from softless.layers.class_attention import EPS
 from softless.slides.hosts import StreamedHost
-from softless.slides.layer import Layer, Whole
+from softless.slides.layer import Layer, TokenSequence
 
 State = dict[str, Tensor]  # what one job hands to the next
 
@@ -58,6 +58,7 @@ class Sweeping(Stage):
         self.reader = self.layer.finish(state, self.sweep - 1) if self.sweep else None
 
     def part(self, x: Tensor, span: slice, _: State) -> Summary:
+        """What the tokens x (n,D) of a chunk add to the sweep's summary."""
         return self.layer.summarise(x, span, self.sweep, self.reader)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
@@ -70,11 +71,13 @@ class Sweeping(Stage):
 class ClassBlock(Stage):
     """A class attention block of XCiT: the class token, which alone attends, is the state."""
 
-    def __init__(self, block: Any, before: "tuple[ClassBlock, ...]", whole: Whole) -> None:
-        self.block, self.before, self.whole = block, before, whole
-        self.ours = isinstance(block.attn, ClassAttention)
+    def __init__(
+        self, block: Any, before: "tuple[ClassBlock, ...]", sequence: TokenSequence
+    ) -> None:
+        self.block, self.before, self.sequence = block, before, sequence
+        self.is_softless = isinstance(block.attn, ClassAttention)
         self.extras: dict[str, Any] = {}
-        if self.ours:
+        if self.is_softless:
             self.record = block.attn.op
             if self.record.streaming is None or self.record.sweeps != 1:
                 raise UsageError(
@@ -98,42 +101,51 @@ class ClassBlock(Stage):
         return x
 
     def part(self, x: Tensor, span: slice, state: State) -> Summary:
-        return self._sums(self.entering(x), self.whole.part(span)[0], state["class"])
+        """What the tokens x (n,D) of a chunk add to the sums of the class token."""
+        return self._sums(self.entering(x), self.sequence.part(span)[0], state["class"])
 
     def _sums(self, x: Tensor, mask: Tensor | None, token: Tensor) -> Summary:
         h = self.block.norm1(x)[None]
-        if self.ours:
+        if self.is_softless:
             return summed(self.sweep, self._tokens(h, mask), None, **self.extras)
         attention = self.block.attn
         heads = attention.num_heads
         q, k, v = (
-            made.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
-            for made in (attention.q(self.block.norm1(token)), attention.k(h[0]), attention.v(h[0]))
+            projected.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+            for projected in (
+                attention.q(self.block.norm1(token)),
+                attention.k(h[0]),
+                attention.v(h[0]),
+            )
         )
         wider = torch.promote_types(q.dtype, torch.float32)
         return exponents.weigh(k.to(wider) @ q.to(wider).mT * attention.scale, v.to(wider), mask)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
-        return self.sweep.merge(a, b) if self.ours else exponents.merge(a, b)
+        return self.sweep.merge(a, b) if self.is_softless else exponents.merge(a, b)
 
     def close(self, total: Summary, state: State) -> State:
         block, token = self.block, state["class"]
         own = self._sums(token, None, token)
         total = self.merge(total, {name: x.to(total[name].dtype) for name, x in own.items()})
-        found: State = {}
-        if self.ours:
+        pulled: State = {}
+        if self.is_softless:
             tokens = self._tokens(block.norm1(token)[None], None)
-            counted = self.whole.tokens if self.whole.mask is None else int(self.whole.mask.sum())
+            counted = (
+                self.sequence.tokens
+                if self.sequence.mask is None
+                else int(self.sequence.mask.sum())
+            )
             o = self._read(tokens, total) * linear.gain(
                 counted, block.attn.options.get("token_scale")
             )
-            found |= self._pull(tokens, total)
+            pulled |= self._pull(tokens, total)
         else:
             o = exponents.averages(total)
         joined = o.transpose(1, 2).flatten(2)[0].to(token.dtype)
         token = token + block.gamma1 * block.attn.proj(joined)
         token = block.norm2(token)
-        return found | {"class": token + block.gamma2 * block.mlp(token)}
+        return pulled | {"class": token + block.gamma2 * block.mlp(token)}
 
     def _tokens(self, h: Tensor, mask: Tensor | None) -> Tokens:
         """q, k and v of normalised tokens (1,n,D)."""
@@ -170,7 +182,7 @@ class ClassBlock(Stage):
         """The class token's weights over patch tokens x (n,D) of the last layer: (n,), signed, mean
         over heads.
         """
-        tokens = self._tokens(self.block.norm1(self.entering(x))[None], self.whole.part(span)[0])
+        tokens = self._tokens(self.block.norm1(self.entering(x))[None], self.sequence.part(span)[0])
         if self.record.has_matrix:
             return (state["pull"] @ tokens.k.double().mT)[0, :, 0].mean(0)
         total, slopes = (
@@ -189,15 +201,16 @@ class Mean(Stage):
         self.tail, self.first = tail, first  # tokens ahead of `first` are left out
 
     def part(self, x: Tensor, span: slice, _: State) -> Summary:
-        mask = self.tail.whole.part(span)[0]
-        there = (
+        """The sum (1,D) of those of the tokens x (n,D) that count, and their number, in float64."""
+        mask = self.tail.sequence.part(span)[0]
+        counted = (
             torch.ones(len(x), dtype=torch.bool, device=x.device)
             if mask is None
             else mask[0].clone()
         )
-        there[: max(0, self.first - span.start)] = False
-        finished = self.tail.finished(x).masked_fill(~there[:, None], 0)
-        return {"sum": finished.double().sum(0, keepdim=True), "count": there.sum().double()}
+        counted[: max(0, self.first - span.start)] = False
+        finished = self.tail.finished(x).masked_fill(~counted[:, None], 0)
+        return {"sum": finished.double().sum(0, keepdim=True), "count": counted.sum().double()}
 
     def close(self, total: Summary, state: State) -> State:
         return state | {"mean": total["sum"] / total["count"].clamp_min(1)}
@@ -206,11 +219,11 @@ class Mean(Stage):
 class Tail:
     """The stages behind the last layer of a host, and the head."""
 
-    def __init__(self, host: StreamedHost, whole: Whole) -> None:
-        self.host, self.model, self.whole = host, host.model, whole
+    def __init__(self, host: StreamedHost, sequence: TokenSequence) -> None:
+        self.host, self.model, self.sequence = host, host.model, sequence
         blocks: tuple[ClassBlock, ...] = ()
         for block in host.class_blocks:
-            blocks += (ClassBlock(block, blocks, whole),)
+            blocks += (ClassBlock(block, blocks, sequence),)
         self.blocks = blocks
         self.averages = host.averages
         inside = getattr(self.model, "pool_include_prefix", False)
@@ -232,7 +245,7 @@ class Tail:
     @property
     def row(self) -> ClassBlock | None:
         """The class attention whose row is drawn."""
-        return next((block for block in reversed(self.blocks) if block.ours), None)
+        return next((block for block in reversed(self.blocks) if block.is_softless), None)
 
     def head(self, prefix: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Pooled features (1,D) and logits (1,classes) from the tokens ahead of the patches, as

@@ -35,9 +35,9 @@ def thumbnail(
     Raises:
         DataError: the file is no image that can be read.
     """
-    found, lost = small_picture(image, channels, level, side, choice)
-    found[lost] = LOST
-    return for_people(found).convert("RGB")
+    picture, lost = small_picture(image, channels, level, side, choice)
+    picture[lost] = LOST
+    return for_people(picture).convert("RGB")
 
 
 def small_picture(
@@ -50,16 +50,16 @@ def small_picture(
         small = Scaled(pixels, (factor, factor))
         height, width = small.size
         step = max(1, int(REGION / factor))
-        found, lost = np.empty((height, width, channels), dtype=np.uint8), list[Lost]()
+        picture, lost = np.empty((height, width, channels), dtype=np.uint8), list[Lost]()
         for top in range(0, height, step):
             for left in range(0, width, step):
-                tall, wide = min(step, height - top), min(step, width - left)
-                found[top : top + tall, left : left + wide] = in_bytes(
-                    small.read(top, left, tall, wide, lost)
+                region_height, region_width = min(step, height - top), min(step, width - left)
+                picture[top : top + region_height, left : left + region_width] = in_bytes(
+                    small.read(top, left, region_height, region_width, lost)
                 )
     finally:
         pixels.close()
     dark = np.zeros((height, width), dtype=bool)
-    for one in lost:
-        dark[one.box[0] : one.box[2], one.box[1] : one.box[3]] = True
-    return found, dark
+    for tile in lost:
+        dark[tile.box[0] : tile.box[2], tile.box[1] : tile.box[3]] = True
+    return picture, dark

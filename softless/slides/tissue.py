@@ -43,7 +43,7 @@ def tissue_of(image: Picture, lattice: Lattice, choice: Choice | None = None) ->
         MissingExtra: what finds connected regions is not installed.
     """
     _needs_skimage()
-    mpp = lattice.place.mpp
+    mpp = lattice.placement.mpp
     side = (
         UNKNOWN
         if mpp is None
@@ -56,15 +56,15 @@ def tissue_of(image: Picture, lattice: Lattice, choice: Choice | None = None) ->
             mpp[0] * lattice.size[0] / lost.shape[0] * mpp[1] * lattice.size[1] / lost.shape[1]
         )
     name = str(image) if isinstance(image, str | Path) else "the image"
-    found = stained(small, lost, name)
-    if found is None:
+    tissue = stained(small, lost, name)
+    if tissue is None:
         notice(f"{name}: its whole picture is stained, so all of it counts as tissue")
         return np.ones(lattice.grid, dtype=bool)
-    found = _without_small(found, area)
+    tissue = _without_small(tissue, area)
     rows, columns = (
-        lattice.edges(axis) * (lost.shape[axis] / lattice.whole[axis]) for axis in (0, 1)
+        lattice.edges(axis) * (lost.shape[axis] / lattice.extent[axis]) for axis in (0, 1)
     )
-    patches = shares(found, rows, columns) >= HALF
+    patches = shares(tissue, rows, columns) >= HALF
     if not patches.any():
         raise DataError(
             f"{name} shows no tissue: no patch of it is stained; --tissue none looks at all of "
@@ -80,27 +80,29 @@ def stained(picture: NDArray[np.uint8], lost: Mask, name: str) -> Mask | None:
         DataError: it is grey.
     """
     saturation = _saturation(picture)
-    there = saturation[~lost]
-    if not there.size or there.max() == 0:
+    readable = saturation[~lost]
+    if not readable.size or readable.max() == 0:
         raise DataError(
             f"{name} has no colour, and tissue is told by it: give --mask FILE, or --tissue none"
         )
-    threshold = _otsu(there)
-    low, high = there[there <= threshold], there[there > threshold]
+    threshold = _otsu(readable)
+    low, high = readable[readable <= threshold], readable[readable > threshold]
     if np.median(low) > GLASS:
         return None
     if not high.size or np.median(high) < STAIN:  # the noise of glass
         return np.zeros_like(lost)
-    found: Mask = (saturation > threshold) & ~lost
-    return found
+    mask: Mask = (saturation > threshold) & ~lost
+    return mask
 
 
 def _saturation(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """That of HSV in 0..255, of what is not so dark that its hue is noise; smoothed by a median."""
     values = picture.astype(np.int16)
-    most, least = values.max(-1), values.min(-1)
-    found = Image.fromarray(((most - least) * 255 // np.maximum(most, DARK)).astype(np.uint8))
-    return np.asarray(found.filter(ImageFilter.MedianFilter(MEDIAN)))
+    brightest, darkest = values.max(-1), values.min(-1)
+    unsmoothed = Image.fromarray(
+        ((brightest - darkest) * 255 // np.maximum(brightest, DARK)).astype(np.uint8)
+    )
+    return np.asarray(unsmoothed.filter(ImageFilter.MedianFilter(MEDIAN)))
 
 
 def _needs_skimage() -> None:
@@ -129,5 +131,5 @@ def _large(mask: Mask, area: float) -> Mask:
     regions = label(mask, connectivity=2)
     large = np.bincount(regions.ravel()) >= area
     large[0] = False
-    found: Mask = large[regions]
-    return found
+    filtered: Mask = large[regions]
+    return filtered

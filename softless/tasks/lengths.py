@@ -1,6 +1,6 @@
 """How long a run is on the data at hand.
 
-A recipe counts epochs, and was tried on one size of data: on a tenth of the images the same epochs
+A recipe counts epochs, and was tried on one size of data. On a tenth of the images the same epochs
 are a tenth of the steps, and weights that have hardly moved. `schedule.min_steps` and
 `schedule.min_epoch_steps` say how many steps a run and an epoch need at least. Epochs and batch
 follow from the number of training images, and what counts epochs or steps follows along.
@@ -8,10 +8,9 @@ follow from the number of training images, and what counts epochs or steps follo
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
-    from softless.training.recipe import Recipe
+from softless.experiment.recipe import Recipe
 
 SMALLEST = 2  # images in a batch that was halved: mixing needs pairs, BatchNorm more than one image
 
@@ -20,22 +19,22 @@ SMALLEST = 2  # images in a batch that was halved: mixing needs pairs, BatchNorm
 class Fitted:
     """A recipe whose length fits the data, and what was changed for that."""
 
-    recipe: "Recipe"
+    recipe: Recipe
     changed: dict[str, tuple[Any, Any]]  # dotted field -> what the recipe has, what the run takes
     measured: tuple[str, ...] = ()  # those that come from the training split itself
 
-    def with_measured(self, found: Mapping[str, tuple[Any, Any]]) -> "Fitted":
+    def with_measured(self, measurements: Mapping[str, tuple[Any, Any]]) -> "Fitted":
         """The same with fields that were measured, dotted -> what the recipe has, what the run
         takes.
         """
-        return replace(self, changed={**self.changed, **found}, measured=tuple(found))
+        return replace(self, changed={**self.changed, **measurements}, measured=tuple(measurements))
 
     def sentences(self, images: int) -> list[str]:
         """What was changed, for the first lines of a run."""
         if not self.changed:
             return []
         schedule = self.recipe.schedule
-        said = []
+        sentences = []
         if "batch_size" in self.changed:
             old, new = self.changed["batch_size"]
             decay = self.changed.get("ema_decay")
@@ -44,7 +43,7 @@ class Fitted:
                 if decay is None
                 else f"; ema_decay {decay[0]:g} -> {decay[1]:.6g}, to average over as many images"
             )
-            said.append(
+            sentences.append(
                 f"batch_size {old} -> {new}: {images} training images make "
                 f"{images // (old * self.recipe.accumulate)} steps an epoch, "
                 f"and schedule.min_epoch_steps is {schedule.min_epoch_steps}{also}"
@@ -59,15 +58,15 @@ class Fitted:
             also = "".join(
                 f"; {name} {self.changed[name][0]} -> {self.changed[name][1]}" for name in rest
             )
-            said.append(
+            sentences.append(
                 f"schedule.epochs {old} -> {new}: epochs of {images // self.recipe.step_images} "
                 "steps, and schedule.min_steps is "
                 f"{schedule.min_steps}{also}"
             )
         if self.measured:
-            told = ", ".join(f"{name} {_plain(self.changed[name][1])}" for name in self.measured)
-            said.append(f"measured on the training objects: {told}")
-        return said
+            listing = ", ".join(f"{name} {_plain(self.changed[name][1])}" for name in self.measured)
+            sentences.append(f"measured on the training objects: {listing}")
+        return sentences
 
 
 def _plain(value: Any) -> str:
@@ -77,7 +76,7 @@ def _plain(value: Any) -> str:
     return "none" if value is None else f"{value:g}"
 
 
-def fitted(recipe: "Recipe", images: int) -> Fitted:
+def fitted(recipe: Recipe, images: int) -> Fitted:
     """The recipe with a batch and a number of epochs that give this many training images enough
     steps.
 
@@ -117,7 +116,7 @@ def fitted(recipe: "Recipe", images: int) -> Fitted:
     )
 
 
-def _lengths(recipe: "Recipe") -> dict[str, Any]:
+def _lengths(recipe: Recipe) -> dict[str, Any]:
     schedule = {
         f"schedule.{name}": getattr(recipe.schedule, name)
         for name in ("epochs", "warmup_epochs", "cooldown_epochs", "decay_epochs")

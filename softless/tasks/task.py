@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
+from softless.experiment.recipe import Recipe
 from softless.models.kept import operators_of
 from softless.models.scale import scale_of
 from softless.models.sizes import sides
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
     from softless.tasks.lengths import Fitted
-    from softless.training.recipe import Recipe
 
 
 class Outcome(Protocol):
     """What was measured on one split."""
 
     def summary(self) -> dict[str, Any]:
-        """What a log keeps of an epoch: numbers by the names of `evaluation.measures`, with `seen`
+        """What a log keeps of an epoch: numbers by the names of `experiment.measures`, with `seen`
         and `expected` images.
         """
 
@@ -42,7 +42,7 @@ class Outcome(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingProgress:
     """Where a training is: steps of the whole run that are done, of how many, and the epoch under
     way.
     """
@@ -65,15 +65,15 @@ class Task(ABC):
     # the group of the recipe that holds its settings; "classification" has none
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]  # optional packages, as `errors.need` takes them
-    measures: ClassVar[tuple[str, ...]]  # of `evaluation.measures`, that may choose the best epoch
+    measures: ClassVar[tuple[str, ...]]  # of `experiment.measures`, that may choose the best epoch
 
-    recipe: "Recipe"  # of the length that fits the data, once `open_task` gave it
+    recipe: Recipe  # of the length that fits the data, once `open_task` gave it
     splits: Splits
     fitted: "Fitted"  # what was changed for that
 
     @classmethod
     @abstractmethod
-    def open(cls, recipe: "Recipe") -> "Task":
+    def open(cls, recipe: Recipe) -> "Task":
         """Open the data, checked whole: what is wrong with it is said before the first step.
 
         Raises:
@@ -81,13 +81,13 @@ class Task(ABC):
             UsageError: a field of the recipe that cannot be used.
         """
 
-    def with_classes(self, classes: Sequence[str], there: str) -> "Task":
+    def with_classes(self, classes: Sequence[str], owner: str) -> "Task":
         """The task with class indices in the order of `classes`, matched by name, as a trained
         model has them.
 
         Args:
             classes: names in index order.
-            there: whose they are, for the message.
+            owner: whose they are, for the message.
 
         Raises:
             DataError: the data has other classes.
@@ -95,13 +95,13 @@ class Task(ABC):
         raise NotImplementedError
 
     @property
-    def place(self) -> str:
+    def data_location(self) -> str:
         """Where the data lies, for people."""
         return str(self.recipe.data.path or self.recipe.data.source)
 
     @abstractmethod
     def construction(self) -> dict[str, Any]:
-        """The keyword arguments of `models.assemble` that build the model, of JSON's types."""
+        """The keyword arguments of `tasks.assemble` that build the model, of JSON's types."""
 
     def surround(self, model: nn.Module) -> nn.Module:
         """The module that is trained and continued after an interruption: the model, or what
@@ -140,7 +140,7 @@ class Task(ABC):
         """
         return {}
 
-    def measured(self, recipe: "Recipe") -> tuple["Recipe", dict[str, Any]]:
+    def measured(self, recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
         """The recipe with what it leaves to be measured on the training split, and those fields by
         dotted name.
         """
@@ -157,22 +157,28 @@ class Task(ABC):
     ) -> tuple[Any, ...]:
         """A batch of the loader as arguments of the learner; what is drawn here derives from (seed,
         epoch, step).
+
+        Args:
+            batch: images (B, C, H, W) and targets; or a list of each, where images differ in size.
+            device: where the learner is.
+            epoch: counted from 0.
+            step: of the epoch, counted from 0.
         """
         raise NotImplementedError
 
-    def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+    def parts(self, prepared: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
         """A prepared batch in so many of equal size, each as arguments of the learner, in the order
         of the images.
 
         Args:
-            given: what `prepare` made of a batch: tensors (B, …) and lists of B.
+            prepared: what `prepare` made of a batch: tensors (B, …) and lists of B.
             count: how many; it divides B.
         """
         if count == 1:
-            return [given]
-        size = len(given[0]) // count
+            return [prepared]
+        size = len(prepared[0]) // count
         return [
-            tuple(one[start : start + size] for one in given)
+            tuple(tensors[start : start + size] for tensors in prepared)
             for start in range(0, count * size, size)
         ]
 
@@ -181,10 +187,12 @@ class Task(ABC):
         """Move what the task holds itself."""
         return self
 
-    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:  # noqa: B027
+    def before_step(  # noqa: B027
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainingProgress
+    ) -> None:
         """Called with the gradients at hand, before the optimiser moves."""
 
-    def after_step(self, model: nn.Module, place: Place) -> None:  # noqa: B027
+    def after_step(self, model: nn.Module, progress: TrainingProgress) -> None:  # noqa: B027
         """Called when the optimiser has moved."""
 
     def evaluated(self, model: nn.Module) -> nn.Module:
@@ -281,12 +289,18 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
 
 
 class Loss(nn.Module):
-    """A learner for models that are simply called: loss(model(images), targets)."""
+    """A learner for models that are simply called: loss(model(images), targets).
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K).
+        loss: logits and targets to ().
+    """
 
     def __init__(self, model: nn.Module, loss: Any) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Images (B, C, H, W) and targets, (B,) or (B, K), to the loss ()."""
         value: Tensor = self.loss(self.model(images), targets)
         return value

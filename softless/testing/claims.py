@@ -96,12 +96,12 @@ def exps(op: Operator) -> Iterator[Fault]:
         for backend in ("reference", "eager"):
             with TranscendentalCounter() as counter:
                 run(op, call, backend=backend, **extras)
-            found = sum(counter.kinds.values())
-            if found != claimed:
+            counted = sum(counter.kinds.values())
+            if counted != claimed:
                 yield Fault(
                     "claims.exps",
                     f"{claimed:,} for (B, H, N, M, D, E) = {shape}",
-                    f"{found:,} by {backend}",
+                    f"{counted:,} by {backend}",
                     "mend the formula",
                 )
 
@@ -120,7 +120,7 @@ def growth(op: Operator) -> Iterator[Fault]:
         with FlopCounter() as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             op.reference(*(x.requires_grad_() for x in call), **extras)
         sizes.append((counter.total, max(saved)))
-    powers = [math.log(more / max(1, less), 4) for less, more in zip(*sizes, strict=True)]
+    powers = [math.log(larger / max(1, smaller), 4) for smaller, larger in zip(*sizes, strict=True)]
     claimed = {"N": 1, "N^2": 2}.get(op.growth)
     if claimed is None:
         yield Fault(
@@ -168,10 +168,13 @@ def normalises(op: Operator) -> Iterator[Fault]:
     floor; else "nothing".
     """
     tokens = max(_scaled(op, side) for side in "qk") < 1e-2
-    found = "rows" if _gives_ones(op) else "tokens" if tokens else "nothing"
-    if found != op.normalises:
+    normalised = "rows" if _gives_ones(op) else "tokens" if tokens else "nothing"
+    if normalised != op.normalises:
         yield Fault(
-            "claims.normalises", repr(op.normalises), repr(found), f"set normalises='{found}'"
+            "claims.normalises",
+            repr(op.normalises),
+            repr(normalised),
+            f"set normalises='{normalised}'",
         )
 
 
@@ -244,9 +247,11 @@ def linear_in_v(op: Operator) -> Iterator[Fault]:
     outputs.
     """
     (q, k, v), extras = draw(op, SHAPES["square"])
-    other = v.flip(-2)
-    both = op.reference(q, k, 4 * v + other, **extras)
-    apart = error(both, 4 * op.reference(q, k, v, **extras) + op.reference(q, k, other, **extras))
+    v_flipped = v.flip(-2)
+    combined = op.reference(q, k, 4 * v + v_flipped, **extras)
+    apart = error(
+        combined, 4 * op.reference(q, k, v, **extras) + op.reference(q, k, v_flipped, **extras)
+    )
     if (apart < NEAR) != op.linear_in_v:
         yield Fault(
             "claims.linear_in_v",
@@ -267,8 +272,12 @@ def cross(op: Operator) -> Iterator[Fault]:
     except (RuntimeError, UsageError):
         takes = False
     if takes != op.cross:
-        what = "takes 7 queries over 40 keys" if takes else "does not take 7 queries over 40 keys"
-        yield Fault("claims.cross", str(op.cross), f"the reference {what}", f"set cross={takes}")
+        behaviour = (
+            "takes 7 queries over 40 keys" if takes else "does not take 7 queries over 40 keys"
+        )
+        yield Fault(
+            "claims.cross", str(op.cross), f"the reference {behaviour}", f"set cross={takes}"
+        )
     elif not takes and not _refused(op, call, extras):
         yield Fault(
             "claims.cross", "False", "attend takes 7 queries over 40 keys", "set cross=True"
@@ -311,9 +320,9 @@ def masks(op: Operator) -> Iterator[Fault]:
                 f"{'add' if takes else 'take out'} '{kind}'",
             )
         elif takes:
-            _, taken = token_mask(op, x, *arguments, None)
+            _, mask_options = token_mask(op, x, *arguments, None)
             first = op.reference(*(x[..., :1, :] for x in call), **extras)
-            apart = error(run(op, call, **extras, **taken)[..., :1, :], first)
+            apart = error(run(op, call, **extras, **mask_options)[..., :1, :], first)
             if apart > NEAR:
                 yield Fault(
                     "claims.masks",
@@ -343,18 +352,18 @@ def resolution(op: Operator) -> Iterator[Fault]:
     sentence.
     """
     grid, fixed = op.wants("grid", {}), op.wants("tokens", {})
-    wanted = "grid" if grid else "fixed" if fixed else "any"
-    if op.resolution != wanted:
+    expected = "grid" if grid else "fixed" if fixed else "any"
+    if op.resolution != expected:
         yield Fault(
             "claims.resolution",
             repr(op.resolution),
-            f"by its needs it is {wanted!r}",
-            f"set resolution={wanted!r}",
+            f"by its needs it is {expected!r}",
+            f"set resolution={expected!r}",
         )
         return
     _, extras = draw(op, (1, 2, 40, 40, 8, 8))
     longer, _ = draw(op, (1, 2, 60, 60, 8, 8))
-    if wanted == "any":
+    if expected == "any":
         if error(run(op, longer, **extras), exact(op, longer, extras)) > NEAR:
             yield Fault(
                 "claims.resolution",
@@ -366,11 +375,11 @@ def resolution(op: Operator) -> Iterator[Fault]:
     if not _refused(op, longer, extras):
         yield Fault(
             "claims.limits",
-            f"a sentence for 60 tokens where 40 were told (resolution={wanted!r})",
+            f"a sentence for 60 tokens where 40 were told (resolution={expected!r})",
             "they were taken",
             "refuse them in limits",
         )
-    if wanted == "grid":
+    if expected == "grid":
         upright, lying = {**extras, "grid": (0, 6, 10)}, {**extras, "grid": (0, 10, 6)}
         if error(run(op, longer, **upright), exact(op, longer, upright)) > 1e-9:
             yield Fault(
@@ -400,8 +409,8 @@ def resolution(op: Operator) -> Iterator[Fault]:
 def needs(op: Operator) -> Iterator[Fault]:
     """What the caller must provide is looked at, and nothing else is wanted."""
     (q, k, v), extras = draw(op, SHAPES["63"])
-    other = k.flip(-2).flip(-1) + 1
-    looks = error(op.reference(q, other, v, **extras), op.reference(q, q, v, **extras)) > NEAR
+    unlike_q = k.flip(-2).flip(-1) + 1
+    looks = error(op.reference(q, unlike_q, v, **extras), op.reference(q, q, v, **extras)) > NEAR
     if looks == op.wants("tied_qk", {}):
         yield Fault(
             "host.needs",
@@ -435,16 +444,16 @@ def needs(op: Operator) -> Iterator[Fault]:
         ):
             yield Fault("host.needs", "'grid'", "a turned grid changes nothing", "take out 'grid'")
     options = op.filled({})
-    wide = [
+    per_token = [
         claim.shape(Sizes(2, 8, options, 12)) != claim.shape(Sizes(2, 8, options, 13))
         for claim in op.own_tensors({}).values()
     ]
-    if any(wide) != op.wants("tokens", {}):
+    if any(per_token) != op.wants("tokens", {}):
         yield Fault(
             "host.needs",
             f"tokens={op.wants('tokens', {})}",
-            f"tensors {'have' if any(wide) else 'do not have'} a row per token",
-            f"{'add' if any(wide) else 'take out'} 'tokens'",
+            f"tensors {'have' if any(per_token) else 'do not have'} a row per token",
+            f"{'add' if any(per_token) else 'take out'} 'tokens'",
         )
 
 

@@ -69,7 +69,11 @@ def able(
 ) -> list[Backend]:
     """The backends that run a call."""
     filled = op.filled(given_options(op, extras))
-    return [one for one in op.backends if not one.refuses(*inputs, **{**extras, **filled}, **masks)]
+    return [
+        backend
+        for backend in op.backends
+        if not backend.refuses(*inputs, **{**extras, **filled}, **masks)
+    ]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

@@ -33,7 +33,7 @@ class ContractBroken(SoftlessError, AssertionError):
         super().__init__(
             "\n".join([
                 f"operator '{name}' breaks its contract in {len(faults)} places:",
-                *(f"  {one}" for one in faults),
+                *(f"  {fault}" for fault in faults),
             ])
         )
         self.name, self.faults = name, faults
@@ -48,5 +48,7 @@ def measured(field: str, meter: Meter, op: Operator) -> list[Fault]:
         return list(meter(op))
     # whatever a stranger's function raises is said in one sentence
     except Exception as error:  # noqa: BLE001
-        said = " ".join(str(error).split())[:300]
-        return [Fault(field, "that this works", f"{type(error).__name__}: {said}", f"mend {field}")]
+        sentence = " ".join(str(error).split())[:300]
+        return [
+            Fault(field, "that this works", f"{type(error).__name__}: {sentence}", f"mend {field}")
+        ]

@@ -15,7 +15,7 @@ from softless.testing.comparing import SHAPES, error, exact, run, sides
 from softless.testing.faults import Fault
 
 
-class Whole(nn.Module):
+class OperatorModule(nn.Module):
     """The operator as a module of q, k and v."""
 
     def __init__(self, op: Operator, extras: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ def compiles(op: Operator) -> Iterator[Fault]:
     torch._dynamo.reset()
     for shape in (SHAPES["square"], SHAPES["100"]):
         call, extras = draw(op, shape, torch.float32)
-        module = Whole(op, extras)
+        module = OperatorModule(op, extras)
         dynamic = op.resolution != "grid"
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=dynamic)
         leaves = [x.requires_grad_() for x in call]
@@ -55,14 +55,14 @@ def _exported(op: Operator, fewest: int) -> float:
     """How far the exported graph is off on the numbers of tokens that it is to serve."""
     length = 40
     call, extras = draw(op, (1, 2, length, length, 8, 8), torch.float32)
-    most = {"any": 4096, "fixed": length, "grid": None}[op.resolution]
-    shapes = [{2: torch.export.Dim("tokens", min=fewest, max=most)}] * 3 if most else None
+    longest = {"any": 4096, "fixed": length, "grid": None}[op.resolution]
+    shapes = [{2: torch.export.Dim("tokens", min=fewest, max=longest)}] * 3 if longest else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
-        program = torch.export.export(Whole(op, extras), call, dynamic_shapes=shapes)
+        program = torch.export.export(OperatorModule(op, extras), call, dynamic_shapes=shapes)
     apart = 0.0
-    for other in {"any": (fewest, 40, 333), "fixed": (fewest, 40), "grid": (40,)}[op.resolution]:
-        inputs, _ = draw(op, (1, 2, other, other, 8, 8), torch.float32, seed=other)
+    for tokens in {"any": (fewest, 40, 333), "fixed": (fewest, 40), "grid": (40,)}[op.resolution]:
+        inputs, _ = draw(op, (1, 2, tokens, tokens, 8, 8), torch.float32, seed=tokens)
         apart = max(apart, error(program.module()(*inputs), exact(op, inputs, extras)))
     return apart
 

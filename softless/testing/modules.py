@@ -65,21 +65,21 @@ def module(op: Operator) -> Iterator[Fault]:
     """The module is the projections around the operator, with and without adapters on both."""
     state = torch.get_rng_state()
     try:
-        made = _made(op)
+        layer = _made(op)
         x = torch.randn(2, TOKENS, DIM, dtype=torch.float64)
         for adapted in (False, True):
             if adapted:
-                first = "".join(made.parts)
-                setattr(made, first, LowRank(getattr(made, first)).double())
-                made.add_module("proj", LowRank(made.proj).double())
+                first = "".join(layer.parts)
+                setattr(layer, first, LowRank(getattr(layer, first)).double())
+                layer.add_module("proj", LowRank(layer.proj).double())
             with torch.no_grad():
-                apart = error(made(x), _by_hand(made, x))
+                apart = error(layer(x), _by_hand(layer, x))
             if apart > 1e-8:
-                what = "with low-rank adapters" if adapted else "as built"
+                variant = "with low-rank adapters" if adapted else "as built"
                 yield Fault(
-                    "host.reduces" if made.reduction is not None else "own",
+                    "host.reduces" if layer.reduction is not None else "own",
                     "the projections around the operator",
-                    f"off by {apart:.1e} {what}",
+                    f"off by {apart:.1e} {variant}",
                     "mend the roads",
                 )
         if op.class_row is not None and not op.learned:
@@ -95,11 +95,13 @@ def options(op: Operator) -> Iterator[Fault]:
     """
     call, extras = draw(op, SHAPES["short"])
     for name, value in {"no_such_option": 1, **dict.fromkeys(op.options, object())}.items():
-        said = _refusal(op, call, {**extras, name: value})
-        if not said:
+        sentence = _refusal(op, call, {**extras, name: value})
+        if not sentence:
             yield Fault(f"options['{name}']", "a rule", f"{value!r} is taken", "mend accepts")
-        elif name not in said:
-            yield Fault("options", f"a sentence that names {name}", said[:100], "mend the option")
+        elif name not in sentence:
+            yield Fault(
+                "options", f"a sentence that names {name}", sentence[:100], "mend the option"
+            )
 
 
 def _refusal(op: Operator, call: Any, extras: dict[str, Any]) -> str:

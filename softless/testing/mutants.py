@@ -17,29 +17,29 @@ Form = Callable[..., Tensor]
 
 
 def _wrapped(form: Form) -> dict[str, Form]:
-    def one_percent(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        return form(q, k, v, **more) * 1.01
+    def one_percent(q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
+        return form(q, k, v, **extras) * 1.01
 
-    def all_zeros(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        return torch.zeros_like(form(q, k, v, **more))
+    def all_zeros(q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
+        return torch.zeros_like(form(q, k, v, **extras))
 
-    def heads_swapped(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        return form(q, k, v.flip(1), **more)
+    def heads_swapped(q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
+        return form(q, k, v.flip(1), **extras)
 
-    def a_token_forgotten(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+    def a_token_forgotten(q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
         first = torch.ones(v.shape[2], 1, dtype=v.dtype)
         first[-1] = 0
-        return form(q, k, v * first, **more)
+        return form(q, k, v * first, **extras)
 
-    def masks_ignored(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        return form(q, k, v, **{**more, "mask": None, "query_mask": None})
+    def masks_ignored(q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
+        return form(q, k, v, **{**extras, "mask": None, "query_mask": None})
 
-    def mates_mixed(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
-        return form(q, k, v, **more) * (1 + 1e-6 * q.shape[0])
+    def mates_mixed(q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
+        return form(q, k, v, **extras) * (1 + 1e-6 * q.shape[0])
 
     return {
-        one.__name__: one
-        for one in (
+        fault.__name__: fault
+        for fault in (
             one_percent,
             all_zeros,
             heads_swapped,
@@ -57,7 +57,7 @@ def mutants(op: Operator) -> Iterator[Fault]:
     """Each fault in place of the first backend is seen by the meters of values, masks or
     neighbours.
     """
-    eager = next(one for one in op.backends if one.name == "eager")
+    eager = next(backend for backend in op.backends if backend.name == "eager")
     tolerance = {dtype: min(bar, 5e-3) for dtype, bar in eager.tolerance.items()}
     for name, form in _wrapped(eager.fn).items():
         broken = replace(op, own=(Backend("eager", form, bounds=Bounds(tolerance=tolerance)),))

@@ -48,8 +48,8 @@ def chunks(op: Operator) -> Iterator[Fault]:
     generator = torch.Generator().manual_seed(6)
     for sizes in ([40], [13, 27], [0, 7, 1, 32], [10, 10, 10, 10]):
         call, extras = draw(op, (2, 2, 40, 40, 4, 4))
-        for kept in (1.1, 0.6):
-            mask = torch.rand(2, 40, generator=generator) < kept
+        for share in (1.1, 0.6):
+            mask = torch.rand(2, 40, generator=generator) < share
             mask[:, 3] = True
             parts = split(Tokens(*call, mask, mask), sizes)
             order = torch.randperm(len(parts), generator=generator).tolist()
@@ -118,19 +118,19 @@ def summaries(op: Operator) -> Iterator[Fault]:
     reader: Any = None
     for number, sweep in enumerate(op.streaming.sweeps):
         x, y, z = (sweep.summarise(part, reader, **extras) for part in (a, b, c))
-        whole = reduce(sweep.merge, (x, y, z))
-        for other in (sweep.merge(x, sweep.merge(y, z)), sweep.merge(sweep.merge(z, x), y)):
-            for name, value in whole.items():
-                if error(other[name], value) > 1e-12:
+        total = reduce(sweep.merge, (x, y, z))
+        for regrouped in (sweep.merge(x, sweep.merge(y, z)), sweep.merge(sweep.merge(z, x), y)):
+            for name, value in total.items():
+                if error(regrouped[name], value) > 1e-12:
                     yield Fault(
                         f"streaming.sweeps[{number}].merge",
                         "any order of chunks",
-                        f"'{name}' is off by {error(other[name], value):.1e}",
+                        f"'{name}' is off by {error(regrouped[name], value):.1e}",
                         "make it associative and commutative",
                     )
         if sweep.native is not None:
             yield from _native(op, number, drawn)
-        reader = sweep.finish(whole, **extras)
+        reader = sweep.finish(total, **extras)
 
 
 def weights(op: Operator) -> Iterator[Fault]:
@@ -150,11 +150,11 @@ def weights(op: Operator) -> Iterator[Fault]:
         reader = sweep.finish(total, **extras)
     first = split(Tokens(*call), [1, 29])[0]
     pulled = pull(op.streaming, first, total, extras)
-    found = torch.cat(
+    weights_BHN = torch.cat(
         [row(op.streaming, part, total, pulled, before, extras) for part in parts], dim=-1
     )
-    wanted = implied_matrix(call[0], call[1], op, **drawn)[:, :, 0]
-    if (apart := error(found, wanted)) > 1e-9:
+    expected = implied_matrix(call[0], call[1], op, **drawn)[:, :, 0]
+    if (apart := error(weights_BHN, expected)) > 1e-9:
         yield Fault(
             "streaming.sweeps[-1].without",
             "the first token's weights from chunks",
@@ -167,22 +167,22 @@ def _native(op: Operator, number: int, drawn: dict[str, Any]) -> Iterator[Fault]
     assert op.streaming is not None
     sweep = op.streaming.sweeps[number]
     call, extras = draw(op, (1, 2, 50, 50, 16, 16), torch.float32)
-    told = op.filled(given_options(op, drawn)) | {
+    settings = op.filled(given_options(op, drawn)) | {
         name: extras[name] for name in extras if name not in op.options
     }
     if native.refuses(*call):
         return
     assert sweep.native is not None
-    found, wanted = (
-        sweep.native(Tokens(*call), **told),
-        sweep.summarise(Tokens(*call), None, **told),
+    own, expected = (
+        sweep.native(Tokens(*call), **settings),
+        sweep.summarise(Tokens(*call), None, **settings),
     )
-    for name, value in wanted.items():
-        ours, theirs = torch.broadcast_tensors(found[name].double(), value.double())
-        if error(ours, theirs) > 2e-6:
+    for name, value in expected.items():
+        actual, reference = torch.broadcast_tensors(own[name].double(), value.double())
+        if error(actual, reference) > 2e-6:
             yield Fault(
                 f"streaming.sweeps[{number}].native",
                 "the same sums",
-                f"'{name}' is off by {error(ours, theirs):.1e}",
+                f"'{name}' is off by {error(actual, reference):.1e}",
                 "mend it, or take it out",
             )

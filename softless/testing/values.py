@@ -54,10 +54,12 @@ def variants(op: Operator) -> Iterator[dict[str, Any]]:
 def given(op: Operator, extras: dict[str, Any], options: dict[str, Any]) -> dict[str, Any] | None:
     """What a call takes with these options; None where they need something that is not drawn."""
     merged = {**extras, **options}
-    told = given_options(op, merged)
-    if any(op.wants(need, told) != op.wants(need, {}) for need in ("grid", "tied_qk", "tokens")):
+    settings = given_options(op, merged)
+    if any(
+        op.wants(need, settings) != op.wants(need, {}) for need in ("grid", "tied_qk", "tokens")
+    ):
         return None
-    if set(op.own_tensors(told)) != set(extras.get("learned", {})) or "ratio" in options:
+    if set(op.own_tensors(settings)) != set(extras.get("learned", {})) or "ratio" in options:
         return None
     return merged
 
@@ -76,7 +78,7 @@ def values(op: Operator) -> Iterator[Fault]:
 
 
 def _values_of(
-    op: Operator, call: Any, extras: dict[str, Any], dtype: torch.dtype, what: str
+    op: Operator, call: Any, extras: dict[str, Any], dtype: torch.dtype, case: str
 ) -> Iterator[Fault]:
     try:
         expected = exact(op, call, extras)
@@ -96,14 +98,14 @@ def _values_of(
                 yield Fault(
                     f"own['{backend.name}'].bounds.tolerance",
                     f"{bound:.0e} in {str(dtype)[6:]}",
-                    f"{apart:.1e} on {what}",
+                    f"{apart:.1e} on {case}",
                     "mend the backend, or claim less",
                 )
     except UsageError as refused:
-        if not what.count("{"):
+        if not case.count("{"):
             yield Fault(
                 "claims.limits",
-                f"an answer for {what}",
+                f"an answer for {case}",
                 f"refused: {refused}"[:200],
                 "mend limits or half_refusal",
             )
@@ -114,12 +116,12 @@ def out_dtype(op: Operator) -> Iterator[Fault]:
     for dtype in DTYPES:
         call, extras = draw(op, SHAPES["63"], dtype)
         expected, bound = exact(op, call, extras), op.backends[0].tolerance[torch.float32]
-        for wanted in (torch.float32, torch.float64):
-            o = run(op, call, out_dtype=wanted, **extras)
-            if o.dtype != wanted or error(o, expected) > bound:
+        for wider in (torch.float32, torch.float64):
+            o = run(op, call, out_dtype=wider, **extras)
+            if o.dtype != wider or error(o, expected) > bound:
                 yield Fault(
                     "own",
-                    f"{wanted} of {dtype} inputs",
+                    f"{wider} of {dtype} inputs",
                     f"{o.dtype}, off by {error(o, expected):.1e}",
                     "let no backend cast down",
                 )
@@ -171,7 +173,9 @@ def bounds(op: Operator) -> Iterator[Fault]:
                 f"it refuses 63 tokens in float32: {why[0]}",
                 "refuse less, or take it out",
             )
-        if not isinstance(why, list) or not all(isinstance(one, str) and one for one in why):
+        if not isinstance(why, list) or not all(
+            isinstance(reason, str) and reason for reason in why
+        ):
             yield Fault(
                 f"own['{backend.name}'].refuses",
                 "a list of sentences",
@@ -198,16 +202,16 @@ def half(op: Operator) -> Iterator[Fault]:
                 (2048, 8.0, 16),
             ):
                 call, extras = draw(op, (1, 2, tokens, tokens, width, width), dtype, gain=gain)
-                told = op.filled(given_options(op, extras)) | _beside(op, extras)
-                if backend.refuses(*call, mask=None, query_mask=None, **told):
+                settings = op.filled(given_options(op, extras)) | _beside(op, extras)
+                if backend.refuses(*call, mask=None, query_mask=None, **settings):
                     continue
                 if op.half_refusal is not None and op.half_refusal(
-                    dims_of(op, call, extras), **told
+                    dims_of(op, call, extras), **settings
                 ):
                     continue
                 try:
                     with torch.no_grad():
-                        o = backend.fn(*call, mask=None, query_mask=None, **told)
+                        o = backend.fn(*call, mask=None, query_mask=None, **settings)
                     apart.append(error(o, exact(op, call, extras)) / backend.tolerance[dtype])
                 except RuntimeError:
                     apart.append(math.inf)
@@ -231,9 +235,9 @@ def _rounding(x: Tensor) -> float:
     """What rounding to float16 costs, against the cost for the same numbers brought to the size of
     one.
     """
-    one = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    least = error(one.half().double(), one)
-    return error(x.half().double(), x) / max(least, 1e-9)
+    scaled = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    smallest = error(scaled.half().double(), scaled)
+    return error(x.half().double(), x) / max(smallest, 1e-9)
 
 
 def half_refusal(op: Operator) -> Iterator[Fault]:
@@ -244,9 +248,9 @@ def half_refusal(op: Operator) -> Iterator[Fault]:
     for tokens in lengths:
         for width in (8, 32) if tokens <= 512 else (8,):
             call, extras = draw(op, (1, 1, tokens, tokens, width, width), torch.float16)
-            told = op.filled(given_options(op, extras)) | _beside(op, extras)
+            settings = op.filled(given_options(op, extras)) | _beside(op, extras)
             dims = dims_of(op, call, extras)
-            why = None if op.half_refusal is None else op.half_refusal(dims, **told)
+            why = None if op.half_refusal is None else op.half_refusal(dims, **settings)
             if why is not None and not isinstance(why, str):
                 yield Fault(
                     "half.half_refusal", "None, or why", repr(why)[:60], "return a sentence"
@@ -275,10 +279,10 @@ def half_refusal(op: Operator) -> Iterator[Fault]:
     call, extras = draw(op, SHAPES["short"], torch.float16)
     small = draw(op, (1, 2, 33, 33, 8, 8), torch.float16)
     for inputs, drawn in ((call, extras), small):
-        told = op.filled(given_options(op, drawn)) | _beside(op, drawn)
+        settings = op.filled(given_options(op, drawn)) | _beside(op, drawn)
         if (
             op.half_refusal is not None
-            and op.half_refusal(dims_of(op, inputs, drawn), **told) is not None
+            and op.half_refusal(dims_of(op, inputs, drawn), **settings) is not None
         ):
             yield Fault(
                 "half.half_refusal",
@@ -315,7 +319,7 @@ def gradients(op: Operator) -> Iterator[Fault]:
         for backend in able(op, call, extras):
             at = partial(_positional, op, backend, extras)
             try:
-                ours = of(call, at)
+                slopes = of(call, at)
             except BackendRefused:
                 if backend.differentiable:
                     yield Fault(
@@ -333,14 +337,14 @@ def gradients(op: Operator) -> Iterator[Fault]:
                     )
                 continue
             floor = 32 * torch.finfo(dtype).eps
-            for name, own, rough, right in zip(
-                "qkv" if len(truth) == 3 else "qv", ours, plain, truth, strict=True
+            for name, own, rough, exact_slope in zip(
+                "qkv" if len(truth) == 3 else "qv", slopes, plain, truth, strict=True
             ):
-                if error(own, right) > max(2 * error(rough, right), floor):
+                if error(own, exact_slope) > max(2 * error(rough, exact_slope), floor):
                     yield Fault(
                         f"own['{backend.name}'].bounds.differentiable",
                         f"gradients of {name} in {str(dtype)[6:]}",
-                        f"off by {error(own, right):.1e}",
+                        f"off by {error(own, exact_slope):.1e}",
                         "mend the backend, or set differentiable=False",
                     )
 
@@ -460,11 +464,11 @@ def neighbours(op: Operator) -> Iterator[Fault]:
         call, extras = draw(op, (33, 2, 20, 20, 8, 8), dtype)
         for x in call:
             x[5] = float("nan")
-        whole = run(op, call, **extras)
+        batch = run(op, call, **extras)
         for size in (1, 2, 8):
-            few = run(op, [x[:size] for x in call], **extras)
-            if not torch.equal(few.nan_to_num(7.0), whole[:size].nan_to_num(7.0)) or not bool(
-                whole[6:].isfinite().all()
+            part = run(op, [x[:size] for x in call], **extras)
+            if not torch.equal(part.nan_to_num(7.0), batch[:size].nan_to_num(7.0)) or not bool(
+                batch[6:].isfinite().all()
             ):
                 yield Fault(
                     "reference",
@@ -600,12 +604,12 @@ def _projected(op: Operator, backend: Backend, generator: torch.Generator) -> It
     x, weight, out = (
         torch.randn(shape, generator=generator) for shape in ((2, 30, 16), (48, 16), (16, 16))
     )
-    found = attend_projected(x, (weight, None), (out, None), 2, op, backend=backend.name)
+    projected = attend_projected(x, (weight, None), (out, None), 2, op, backend=backend.name)
     expected = (
         exact(op, unpacked(x.double() @ weight.double().T, 2), {}).transpose(1, 2).flatten(2)
         @ out.double().T
     )
-    apart = math.inf if found is None else error(found, expected)
+    apart = math.inf if projected is None else error(projected, expected)
     if apart > 8 * backend.tolerance[torch.float32]:
         yield Fault(
             f"own['{backend.name}'].roads.projected",

@@ -1,23 +1,37 @@
 """From a recipe to a trained model and its run folder."""
 
-from softless.training.loop import fit
-from softless.training.recipe import (
+from softless.experiment.groups import (
     AugmentSpec,
     DataSpec,
+    DivergenceSpec,
     ModelSpec,
     OptimSpec,
-    Recipe,
+    SaveSpec,
     ScheduleSpec,
+    TableSpec,
 )
+from softless.experiment.recipe import Recipe
+from softless.tasks.detection.settings import DetectionSpec
+from softless.tasks.dino.settings import DinoSpec
+from softless.tasks.multilabel.settings import MultilabelSpec
+from softless.tasks.segmentation.settings import SegmentationSpec
+from softless.training.loop import fit
 from softless.training.result import Result
 
 __all__ = [
     "AugmentSpec",
     "DataSpec",
+    "DetectionSpec",
+    "DinoSpec",
+    "DivergenceSpec",
     "ModelSpec",
+    "MultilabelSpec",
     "OptimSpec",
     "Recipe",
     "Result",
+    "SaveSpec",
     "ScheduleSpec",
+    "SegmentationSpec",
+    "TableSpec",
     "fit",
 ]

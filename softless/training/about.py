@@ -6,7 +6,6 @@ it.
 """
 
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,40 +13,13 @@ import numpy as np
 from softless import origin
 from softless.data.given import name_of
 from softless.data.pictures import size_of
-from softless.errors import DataError
-from softless.models.records import SIDES, TABLE, TEXT, Rule, check, read_json, whole
-from softless.training.run_folder import ABOUT
+from softless.experiment.folder import ABOUT
 
 if TYPE_CHECKING:
     from softless.data import Samples
     from softless.training.setup import Run
 
 LOOKED_AT = 40  # training images whose size is read
-COUNTS: Rule = (
-    lambda value: isinstance(value, dict) and all(map(whole(0)[0], value.values())),
-    "a table of whole numbers",
-)
-CLASSES: Rule = (
-    lambda value: isinstance(value, dict) and all(map(COUNTS[0], value.values())),
-    "tables of whole numbers",
-)
-SIZES: Rule = (
-    lambda value: (
-        isinstance(value, dict)
-        and all(SIDES[0](value.get(name)) for name in ("smallest", "middle", "largest"))
-        and whole(1)[0](value.get("of"))
-    ),
-    "sizes of images",
-)
-ABOUT_RULES: dict[str, Rule] = {"command": TEXT, "date": TEXT, "commit": TEXT, "data?": TABLE}
-DATA_RULES: dict[str, Rule] = {
-    "name": TEXT,
-    "images": COUNTS,
-    "counted": TEXT,
-    "classes": CLASSES,
-    "sizes": SIZES,
-    "seen": SIDES,
-}
 
 
 def write_about(run: "Run") -> None:
@@ -71,12 +43,12 @@ def about_data(run: "Run") -> dict[str, Any]:
     """
     splits, path = run.splits, run.recipe.data.path
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    known = {part: samples for part, samples in parts.items() if samples is not None}
+    present = {part: samples for part, samples in parts.items() if samples is not None}
     return {
         "name": name_of(path, run.recipe.data.source),
-        "images": {part: len(samples) for part, samples in known.items()},
+        "images": {part: len(samples) for part, samples in present.items()},
         "counted": run.task.counted,
-        "classes": {part: run.task.composition(samples) for part, samples in known.items()},
+        "classes": {part: run.task.composition(samples) for part, samples in present.items()},
         "sizes": sizes(splits.train),
         "seen": list(run.task.trained_pixels()),
     }
@@ -89,23 +61,9 @@ def sizes(samples: "Samples") -> dict[str, Any]:
     places = np.unique(
         np.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).round().astype(int)
     )
-    found = sorted(
-        (size_of(samples.image(int(place)))[::-1] for place in places),
-        key=lambda one: one[0] * one[1],
+    by_area = sorted(
+        (size_of(samples.image(int(index)))[::-1] for index in places),
+        key=lambda size: size[0] * size[1],
     )
-    told = {"smallest": found[0], "middle": found[len(found) // 2], "largest": found[-1]}
-    return {**{name: list(size) for name, size in told.items()}, "of": len(found)}
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What about.json says, or nothing where it is missing or another's: it is for people, and no
-    number depends on it.
-    """
-    try:
-        found: dict[str, Any] = read_json(path)
-        check(found, ABOUT_RULES, path, mend="delete it")
-        if found.get("data"):
-            check(found["data"], DATA_RULES, path, mend="delete it")
-    except DataError:
-        return {}
-    return found
+    chosen = {"smallest": by_area[0], "middle": by_area[len(by_area) // 2], "largest": by_area[-1]}
+    return {**{name: list(size) for name, size in chosen.items()}, "of": len(by_area)}

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from softless.errors import UsageError
-from softless.tasks import Task, open_task
+from softless.experiment.folder import as_json, flat
+from softless.experiment.recipe import Recipe
+from softless.tasks.table import open_task
+from softless.tasks.task import Task
 from softless.training import checkpoint
-from softless.training.recipe import Recipe
-from softless.training.run_folder import as_json, flat
 from softless.training.settle import from_root
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ def agree_on_command(
     _agree(world, mine, "give every rank the same command, software and threads")
 
 
-def agree_on_arguments(world: "World", asked: Mapping[str, Any]) -> None:
+def agree_on_arguments(world: "World", arguments: Mapping[str, Any]) -> None:
     """Compare the arguments of a command that every rank was given, its software and its threads.
 
     Raises:
         UsageError: one was asked something else; the rank and the argument are named.
     """
-    mine = {**checkpoint.versions(), **asked, "threads": torch.get_num_threads()}
+    mine = {**checkpoint.versions(), **arguments, "threads": torch.get_num_threads()}
     _agree(world, mine, "give every rank the same command, software and threads")
 
 
@@ -75,11 +76,11 @@ def opened_alike(world: "World", recipe: Recipe) -> Task:
         return task
     scaling = world.first(lambda: (task.splits.mean, task.splits.std))
     task.splits = dataclasses.replace(task.splits, mean=scaling[0], std=scaling[1])
-    seen = {
+    opened = {
         **{f"data: {name}": value for name, value in task.splits.fingerprint.items()},
         "data: class names": list(task.splits.classes),
     }
-    _agree(world, seen, "let every rank see the same files")
+    _agree(world, opened, "let every rank see the same files")
     return task
 
 
@@ -99,16 +100,19 @@ def agree_on_steps(world: "World", steps: int, epochs: int) -> None:
 def _agree(world: "World", mine: Mapping[str, Any], way: str) -> None:
     if world.size == 1:
         return
-    told = world.gather({name: repr(value) for name, value in mine.items()})
-    for rank, theirs in enumerate(told[1:], start=1):
-        names = [name for name in {**told[0], **theirs} if told[0].get(name) != theirs.get(name)]
+    gathered = world.gather({name: repr(value) for name, value in mine.items()})
+    for rank, values in enumerate(gathered[1:], start=1):
+        names = [
+            name for name in {**gathered[0], **values} if gathered[0].get(name) != values.get(name)
+        ]
         if names:
             parts = [
-                f"{name} = {_short(theirs.get(name))} and rank 0 has {_short(told[0].get(name))}"
+                f"{name} = {_short(values.get(name))} and rank 0 has "
+                f"{_short(gathered[0].get(name))}"
                 for name in names
             ]
-            more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
-            error = UsageError(f"rank {rank} of {world.size} has {parts[0]}{more}: {way}")
+            suffix = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
+            error = UsageError(f"rank {rank} of {world.size} has {parts[0]}{suffix}: {way}")
             error.shared = True
             raise error
 

@@ -19,12 +19,14 @@ class SummedOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
+        """x of any shape, the same on all ranks, to their sum."""
         total = x.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(_: Any, grad: Tensor) -> Tensor:
+        """The sum of the gradients of all ranks, of the shape of x."""
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total
@@ -34,6 +36,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d whose statistics in training are those of all ranks' maps (B, C, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to normalised ones, in x's dtype; sums are in float32 at least."""
         if (
             not self.training
             or not dist.is_initialized()
@@ -41,12 +44,14 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             or self.running_var is None
         ):
             return super().forward(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
         pixels = x.numel() // x.shape[1]
-        sums = SummedOverRanks.apply(torch.cat([wide.sum((0, 2, 3)), wide.new_full((1,), pixels)]))
+        sums = SummedOverRanks.apply(
+            torch.cat([precise.sum((0, 2, 3)), precise.new_full((1,), pixels)])
+        )
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = wide - mean[:, None, None]
+        centred = precise - mean[:, None, None]
         var = SummedOverRanks.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.num_batches_tracked is not None

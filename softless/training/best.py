@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from softless.experiment.candidates import AVERAGED
+from softless.experiment.folder import BEST, WEIGHTS
 from softless.models.durable import digest_of, write_tensors
 from softless.models.records import sealed
-from softless.tasks import facts
-from softless.training.candidates import AVERAGED
-from softless.training.run_folder import BEST, WEIGHTS
+from softless.tasks.task import facts
 
 if TYPE_CHECKING:
     from softless.training.setup import Run
@@ -32,12 +32,12 @@ def write_best(run: "Run") -> None:
     """Write the best weights that the run holds: after an epoch that beat the others, and where a
     run is continued.
     """
-    held: dict[str, Tensor] = run.best_weights or {}
-    write_tensors(run.folder.path / WEIGHTS, held)
+    weights: dict[str, Tensor] = run.best_weights or {}
+    write_tensors(run.folder.path / WEIGHTS, weights)
     digest = digest_of(run.folder.path / WEIGHTS)
-    told = {
+    content = {
         **(run.best or {}),
         **facts(run.task, run.task.evaluated(run.model)),
         "weights_sha256": digest.sha256,
     }
-    run.folder.write_json(BEST, sealed(told))
+    run.folder.write_json(BEST, sealed(content))

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from softless.data.datasets import PIXELS
 from softless.errors import CheckpointError, DataError, ResumeMismatch
-from softless.evaluation.epochs import from_one
-from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import mismatches
+from softless.experiment.candidates import AVERAGED, RAW
+from softless.experiment.epochs import from_one
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
 from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, one_of, or_none, whole
 from softless.training import optim
-from softless.training.candidates import AVERAGED, RAW
 from softless.training.faults import check_finite
-from softless.training.recipe import Recipe
 from softless.words import few
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 def save(run: "Run") -> None:
     """Write the state after `run.step` steps of epoch `run.epoch`."""
-    place = (run.updates, run.epoch)
+    position = (run.updates, run.epoch)
     check_finite(run)
-    if run.saved != place:
-        run.checkpoints.save(state(run), place, {"epoch_step": run.step, "versions": versions()})
-    run.saved, run.saved_at = place, time.monotonic()
+    if run.saved != position:
+        run.checkpoints.save(state(run), position, {"epoch_step": run.step, "versions": versions()})
+    run.saved, run.saved_at = position, time.monotonic()
 
 
 def state(run: "Run") -> dict[str, Any]:
@@ -69,18 +69,18 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     Raises:
         ResumeMismatch: the state is of another model, optimiser, class list or data.
     """
-    where = run.checkpoints.folder
+    folder = run.checkpoints.folder
     _check_state(run, stored)
     if stored["classes"] != list(run.splits.classes):
-        both = set(stored["classes"]) ^ set(run.splits.classes)
+        differing = set(stored["classes"]) ^ set(run.splits.classes)
         raise ResumeMismatch(
-            f"cannot resume from {where}: the data has other classes "
-            f"({few(sorted(both)) or 'another order'})"
+            f"cannot resume from {folder}: the data has other classes "
+            f"({few(sorted(differing)) or 'another order'})"
         )
     _check_data(run, stored["fingerprint"])
     if (run.ema is None) != (stored["ema"] is None):
         raise ResumeMismatch(
-            f"cannot resume from {where}: one of the runs averages its weights and the other does "
+            f"cannot resume from {folder}: one of the runs averages its weights and the other does "
             "not"
         )
     for name, model in (
@@ -90,18 +90,18 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     ):
         if stored[name] is not None and (wrong := mismatches(model, stored[name])):
             raise ResumeMismatch(
-                f"cannot resume from {where}: it is another model's ({few(wrong)})"
+                f"cannot resume from {folder}: it is another model's ({few(wrong)})"
             )
     run.model.load_state_dict(stored["model"])
     if run.ema is not None:
         run.ema.module.load_state_dict(stored["ema"])
-    _alike(_kinds(stored["scaler"]), _kinds(run.scaler.state_dict()), "the scaler", where)
+    _alike(_kinds(stored["scaler"]), _kinds(run.scaler.state_dict()), "the scaler", folder)
     groups = [dict(group) for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(stored["optimizer"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise ResumeMismatch(
-            f"cannot resume from {where}: the optimiser is another one ({error})"
+            f"cannot resume from {folder}: the optimiser is another one ({error})"
         ) from error
     _check_optimizer(run, groups)
     before = stored.get("epochs") or run.epochs
@@ -115,7 +115,7 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
             _kinds(stored["scheduler"]),
             {**_kinds(own), **_open(stored["scheduler"], own)},
             "the schedule",
-            where,
+            folder,
         )
         run.scheduler.load_state_dict(stored["scheduler"])
     else:  # the longer schedule, from the step at which the run stands
@@ -123,7 +123,7 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     run.scaler.load_state_dict(stored["scaler"])
     run.epoch, run.step, run.updates = stored["epoch"], stored["step"], stored["updates"]
     vars(run.partial).update(stored["partial"])
-    run.left_out = {tuple(place) for place in stored["left_out"]}
+    run.left_out = {tuple(entry) for entry in stored["left_out"]}
     run.ended_by = stored.get("ended_by") or ""  # older runs do not say
     run.best, run.best_weights = stored["best"], stored["best_weights"]
     if run.best is not None:
@@ -139,8 +139,8 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         CheckpointError: an entry is missing, of another type, or beyond its range; the entry is
             named.
     """
-    steps, told = len(run.loader), stored.get("epochs")
-    epochs = told if type(told) is int and told > 0 else run.epochs
+    steps, stored_epochs = len(run.loader), stored.get("epochs")
+    epochs = stored_epochs if type(stored_epochs) is int and stored_epochs > 0 else run.epochs
     rules: dict[str, Rule] = {
         "model": TENSORS,
         "ema": or_none(TENSORS),
@@ -167,10 +167,10 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
             lambda value: (
                 isinstance(value, list)
                 and all(
-                    isinstance(place, tuple | list)
-                    and len(place) == 2
-                    and all(map(whole(0, 1 << 60)[0], place))
-                    for place in value
+                    isinstance(entry, tuple | list)
+                    and len(entry) == 2
+                    and all(map(whole(0, 1 << 60)[0], entry))
+                    for entry in value
                 )
             ),
             "a list of epochs and steps",
@@ -191,7 +191,7 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _check_data(run: "Run", told: Mapping[str, Any]) -> None:
+def _check_data(run: "Run", recorded: Mapping[str, Any]) -> None:
     """Whether the run saw these images and targets.
 
     Raises:
@@ -199,9 +199,11 @@ def _check_data(run: "Run", told: Mapping[str, Any]) -> None:
     """
     now = run.splits.fingerprint
     # an older softless did not look at them
-    unknown = {key for key in now.keys() - told.keys() if key.startswith(PIXELS)}
+    unknown = {key for key in now.keys() - recorded.keys() if key.startswith(PIXELS)}
     changed = [
-        key for key in sorted((told.keys() | now.keys()) - unknown) if told.get(key) != now.get(key)
+        key
+        for key in sorted((recorded.keys() | now.keys()) - unknown)
+        if recorded.get(key) != now.get(key)
     ]
     if changed:
         raise ResumeMismatch(
@@ -222,25 +224,25 @@ def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ResumeMismatch: an entry is missing or of another kind; it is named.
     """
-    where, held = run.checkpoints.folder, run.optimizer
+    folder, optimizer = run.checkpoints.folder, run.optimizer
     after: dict[tuple[torch.Size, torch.dtype], tuple[dict[str, Any], dict[str, Any]]] = {}
-    for group, own in zip(held.param_groups, groups, strict=True):
-        made: dict[str, Any] = {}
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group_kinds: dict[str, Any] = {}
         for parameter in group["params"]:
             key = parameter.shape, parameter.dtype
-            made, kept = after.get(key) or after.setdefault(
+            group_kinds, state_kinds = after.get(key) or after.setdefault(
                 key, _after_a_step(run.recipe, parameter)
             )
-            if parameter in held.state:  # one without gradients has none
-                what = f"a parameter {tuple(parameter.shape)} in the optimiser"
-                _alike(_kinds(held.state[parameter]), kept, what, where)
-        wanted = {**made, **_kinds(own)}  # some note their steps in the group
-        found = {name: kind for name, kind in _kinds(group).items() if name in wanted}
+            if parameter in optimizer.state:  # one without gradients has none
+                subject = f"a parameter {tuple(parameter.shape)} in the optimiser"
+                _alike(_kinds(optimizer.state[parameter]), state_kinds, subject, folder)
+        expected = {**group_kinds, **_kinds(own)}  # some note their steps in the group
+        stored = {name: kind for name, kind in _kinds(group).items() if name in expected}
         _alike(
-            found,
-            {name: kind for name, kind in wanted.items() if name in own or name in found},
+            stored,
+            {name: kind for name, kind in expected.items() if name in own or name in stored},
             "a group of the optimiser",
-            where,
+            folder,
         )
 
 
@@ -250,11 +252,11 @@ def _after_a_step(recipe: Recipe, like: Tensor) -> tuple[dict[str, Any], dict[st
     """
     twin = nn.Parameter(torch.zeros_like(like))
     twin.grad = torch.zeros_like(like)
-    made = optim.optimizer(
+    optimizer = optim.optimizer(
         recipe.with_fields(**{"optim.layer_decay": None}), nn.ParameterList([twin])
     )
-    made.step()
-    return _kinds(made.param_groups[0]), _kinds(made.state[twin])
+    optimizer.step()
+    return _kinds(optimizer.param_groups[0]), _kinds(optimizer.state[twin])
 
 
 def _open(stored: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,17 +281,19 @@ def _kind(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "a number"
     return (
-        [_kind(one) for one in value] if isinstance(value, list | tuple) else type(value).__name__
+        [_kind(element) for element in value]
+        if isinstance(value, list | tuple)
+        else type(value).__name__
     )
 
 
-def _alike(found: Mapping[str, Any], wanted: Mapping[str, Any], of: str, where: Path) -> None:
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
+def _alike(stored: Mapping[str, Any], expected: Mapping[str, Any], of: str, folder: Path) -> None:
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
             raise ResumeMismatch(
-                f"cannot resume from {where}: it is another run's, or was changed ({name} of {of} "
+                f"cannot resume from {folder}: it is another run's, or was changed ({name} of {of} "
                 "is "
-                f"{found.get(name, 'missing')}, and should be {wanted.get(name, 'missing')})"
+                f"{stored.get(name, 'missing')}, and should be {expected.get(name, 'missing')})"
             )
 
 
@@ -311,7 +315,7 @@ def _is_optimizer(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and isinstance(value.get("state"), dict)
-        and all(isinstance(one, dict) for one in value["state"].values())
+        and all(isinstance(entry, dict) for entry in value["state"].values())
         and isinstance(value.get("param_groups"), list)
         and all(
             isinstance(group, dict) and all(isinstance(name, str) for name in group)
@@ -336,7 +340,9 @@ def _is_best(value: Any) -> bool:
 TENSORS: Rule = (
     lambda value: (
         isinstance(value, dict)
-        and all(isinstance(name, str) and isinstance(one, Tensor) for name, one in value.items())
+        and all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+        )
     ),
     "tensors by name",
 )

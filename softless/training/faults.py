@@ -27,7 +27,7 @@ class Rewind(Exception):
 
 
 @dataclass(frozen=True)
-class Seen:
+class StepOutcome:
     """A step before the optimiser moves, the same on all ranks."""
 
     loss: float
@@ -36,7 +36,7 @@ class Seen:
     stop: bool  # a rank was sent a signal
 
 
-def judge(run: "Run", seen: Seen, step: int) -> bool:
+def judge(run: "Run", outcome: StepOutcome, step: int) -> bool:
     """Whether the optimiser may move. A float16 gradient may overflow: the scaler then leaves the
     step out and halves its scale.
 
@@ -44,19 +44,21 @@ def judge(run: "Run", seen: Seen, step: int) -> bool:
         DivergedError: it may not, and the recipe's policy is to stop, or its patience is at an end.
         Rewind: it may not, and the run goes back to its last checkpoint.
     """
-    overflow = run.scaler.is_enabled() and not math.isfinite(seen.norm)
+    overflow = run.scaler.is_enabled() and not math.isfinite(outcome.norm)
     run.skipped = run.skipped + 1 if overflow else 0
-    if math.isfinite(seen.loss) and (
-        math.isfinite(seen.norm) or (overflow and run.skipped <= PATIENCE)
+    if math.isfinite(outcome.loss) and (
+        math.isfinite(outcome.norm) or (overflow and run.skipped <= PATIENCE)
     ):
         if run.recipe.divergence.policy == "skip":
             run.faults = 0
         return True
-    what = (
-        f"loss is {seen.loss}" if not math.isfinite(seen.loss) else f"gradient norm is {seen.norm}"
+    reason = (
+        f"loss is {outcome.loss}"
+        if not math.isfinite(outcome.loss)
+        else f"gradient norm is {outcome.norm}"
     )
-    place = f"step {step + 1} of epoch {run.epoch + 1}"
-    dump = run.world.first(lambda: _write_down(run, seen, step))
+    position = f"step {step + 1} of epoch {run.epoch + 1}"
+    dump = run.world.first(lambda: _write_down(run, outcome, step))
     run.faults += 1
     policy, patience = run.recipe.divergence.policy, run.recipe.divergence.patience
     if policy == "stop" or run.faults > patience:
@@ -64,17 +66,20 @@ def judge(run: "Run", seen: Seen, step: int) -> bool:
             "" if policy == "stop" else f"; divergence.policy={policy} was tried {patience} times"
         )
         raise DivergedError(
-            f"{what} at {place} (lr {run.optimizer.param_groups[0]['lr']:.2e}){tried}; nothing of "
-            "this step was kept, the states in "
+            f"{reason} at {position} (lr {run.optimizer.param_groups[0]['lr']:.2e}){tried}; "
+            "nothing of this step was kept, the states in "
             f"{run.folder.path} are from before, {dump} names its images. Try a lower optim.lr, "
             "optim.clip_grad=1, or amp=none"
         )
     if policy == "rewind":
         _log.warning(
-            "%s at %s: going back to the last checkpoint; %s names its images", what, place, dump
+            "%s at %s: going back to the last checkpoint; %s names its images",
+            reason,
+            position,
+            dump,
         )
         raise Rewind
-    _log.warning("%s at %s: the step is left out; %s names its images", what, place, dump)
+    _log.warning("%s at %s: the step is left out; %s names its images", reason, position, dump)
     return False
 
 
@@ -98,7 +103,7 @@ def check_finite(run: "Run") -> None:
 
 def buffers(run: "Run") -> list[Tensor] | None:
     """Copies of the model's buffers before a step that may be left out: a forward pass moves
-    running means.
+    running means. None where no step is ever left out.
     """
     if run.recipe.divergence.policy != "skip" and run.world.size == 1:
         return None
@@ -107,7 +112,7 @@ def buffers(run: "Run") -> list[Tensor] | None:
 
 @torch.no_grad()
 def leave_out(run: "Run", before: list[Tensor] | None) -> None:
-    """Undo what forward and backward pass did."""
+    """Undo what forward and backward pass did; `before` is what `buffers` gave."""
     run.optimizer.zero_grad(set_to_none=True)
     for buffer, was in zip(run.model.buffers(), before or (), strict=False):
         buffer.copy_(was)
@@ -115,7 +120,7 @@ def leave_out(run: "Run", before: list[Tensor] | None) -> None:
         run.scaler.update()  # forgets this step's overflow
 
 
-def _write_down(run: "Run", seen: Seen, step: int) -> str:
+def _write_down(run: "Run", outcome: StepOutcome, step: int) -> str:
     """Write what is known of the step; returns the file's name."""
     order: Any = run.loader.batch_sampler
     positions = order.positions()[step * order.batch : (step + 1) * order.batch].tolist()
@@ -124,8 +129,8 @@ def _write_down(run: "Run", seen: Seen, step: int) -> str:
         "epoch": run.epoch + 1,
         "step": step + 1,
         "updates": run.updates,
-        "loss": str(seen.loss),
-        "gradient_norm": str(seen.norm),
+        "loss": str(outcome.loss),
+        "gradient_norm": str(outcome.norm),
         "lr": run.optimizer.param_groups[0]["lr"],
         "scale": run.scaler.get_scale(),
         "policy": run.recipe.divergence.policy,

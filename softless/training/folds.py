@@ -24,14 +24,14 @@ from typing import Any
 from softless.data import open_parts
 from softless.data.datasets import cut_parts
 from softless.errors import DataError, Interrupted, ResumeMismatch, UsageError, need
-from softless.evaluation.measures import MEASURES
+from softless.experiment.claim import holder
+from softless.experiment.folder import REPORT, RunFolder, as_json, differences, restored
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
 from softless.models.durable import make_folder, write_text
 from softless.models.records import TABLE, check, read_json, whole
-from softless.training.claim import holder
 from softless.training.loop import fit
-from softless.training.recipe import Recipe
 from softless.training.result import Result
-from softless.training.run_folder import REPORT, RunFolder, as_json, differences, restored
 from softless.training.settle import located
 from softless.words import few
 
@@ -41,7 +41,7 @@ MEND = "bring it back from a backup, or start anew with --overwrite"
 
 
 @dataclass(frozen=True)
-class Estimate:
+class FoldEstimate:
     """A measure over the folds: its mean, its standard deviation, and the ends of its 95 %
     interval.
     """
@@ -52,7 +52,7 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float], *, share: bool) -> "Estimate":
+    def of(cls, values: Sequence[float], *, share: bool) -> "FoldEstimate":
         """From one value a fold; the interval of a share keeps to 0..1."""
         from scipy.stats import t
 
@@ -72,12 +72,13 @@ class Folds:
 
     folder: Path
     results: tuple[Result, ...]
-    estimates: Mapping[str, Estimate]  # by measure
+    estimates: Mapping[str, FoldEstimate]  # by measure
 
     def to_dict(self) -> dict[str, Any]:
+        """What folds.json holds: estimates by measure, and the result of each fold."""
         return {
             "folds": len(self.results),
-            "estimates": {name: vars(one) for name, one in self.estimates.items()},
+            "estimates": {name: vars(estimate) for name, estimate in self.estimates.items()},
             "results": [_entry(result) for result in self.results],
         }
 
@@ -89,12 +90,12 @@ class Folds:
                 "the folds"
             )
         ]
-        for name, one in self.estimates.items():
+        for name, estimate in self.estimates.items():
             measure = MEASURES[name]
-            low, high = measure.write(one.low), measure.write(one.high)
+            low, high = measure.write(estimate.low), measure.write(estimate.high)
             values = ", ".join(measure.write(_tested(result)[name]) for result in self.results)
             lines.append(
-                f"  {measure.title:<10} {measure.write(one.mean)}  ({low} to {high})  {values}"
+                f"  {measure.title:<10} {measure.write(estimate.mean)}  ({low} to {high})  {values}"
             )
         return "\n".join([
             *lines,
@@ -144,21 +145,21 @@ def fit_folds(
         _clear_beyond(folder, count)
     _write(folder, {"folds": count, "recipe": as_json(recipe)})
     results = []
-    for fold, one in enumerate(each):
-        place = RunFolder(folder / f"fold{fold}")
+    for fold, fold_recipe in enumerate(each):
+        run_folder = RunFolder(folder / f"fold{fold}")
         with _named(fold, count, folder):
-            held = place.holds_run()
+            has_run = run_folder.holds_run()
             results.append(
                 fit(
-                    one,
-                    place.path,
-                    resume=held and not overwrite,
-                    overwrite=held and overwrite,
+                    fold_recipe,
+                    run_folder.path,
+                    resume=has_run and not overwrite,
+                    overwrite=has_run and overwrite,
                     device=device,
                 )
             )
-            if not place.has(REPORT):
-                finished(one, place.path)
+            if not run_folder.has(REPORT):
+                finished(fold_recipe, run_folder.path)
     reached = Folds(folder, tuple(results), _estimates(results))
     _write(folder, {"folds": count, "recipe": as_json(recipe), **reached.to_dict()})
     return reached
@@ -274,22 +275,22 @@ def _named(fold: int, count: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        said = str(error).partition("; continue with")[0]
+        message = str(error).partition("; continue with")[0]
         raise Interrupted(
-            f"fold {fold} of 0 to {count - 1}: {said}; continue with `softless train --resume "
+            f"fold {fold} of 0 to {count - 1}: {message}; continue with `softless train --resume "
             f"--out {shlex.quote(str(folder))}`",
             error.exit_code,
         ) from error
 
 
-def _estimates(results: Sequence[Result]) -> dict[str, Estimate]:
+def _estimates(results: Sequence[Result]) -> dict[str, FoldEstimate]:
     """The measures that every fold has."""
     tests = [_tested(result) for result in results]
     names = [
         name for name in MEASURES if all(isinstance(test.get(name), int | float) for test in tests)
     ]
     return {
-        name: Estimate.of(
+        name: FoldEstimate.of(
             [float(test[name]) for test in tests], share=MEASURES[name].percent or name == "auc"
         )
         for name in names

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from softless.evaluation.evaluate import autocast
-from softless.tasks import Task
+from softless.tasks.task import Task
 
 
 def backward(
     task: Task,
     learner: nn.Module,
-    given: tuple[Any, ...],
+    prepared: tuple[Any, ...],
     *,
     parts: int,
     amp: str,
@@ -32,19 +32,19 @@ def backward(
 
     Args:
         task: whose batch it is.
-        learner: the module that answers the loss.
-        given: a prepared batch of all images of the step.
+        learner: the module that answers the loss ().
+        prepared: a batch as `prepare` made it, of all images of the step.
         parts: forward and backward passes that it takes.
         amp: precision, as the recipe names it.
         device: where it is computed.
         scaler: of float16 gradients, where there is one.
 
     Returns:
-        The mean loss (), without a gradient.
+        The mean loss (), float32, without a gradient.
     """
     losses = []
-    for place, part in enumerate(task.parts(given, parts)):
-        with _exchanged_last(learner, last=place == parts - 1):
+    for index, part in enumerate(task.parts(prepared, parts)):
+        with _exchanged_last(learner, last=index == parts - 1):
             with autocast(device, amp):
                 loss: Tensor = learner(*part)
             shared = loss if parts == 1 else loss / parts

@@ -12,19 +12,19 @@ import numpy as np
 from torch import Tensor
 
 from softless.errors import DivergedError, StorageError, UsageError
-from softless.evaluation.epochs import COUNTED
+from softless.experiment.candidates import KEYS, best_of, better, finite, gain, still_rising
+from softless.experiment.epochs import COUNTED
+from softless.experiment.folder import MODEL, RESULT
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
 from softless.models.sizes import sides
-from softless.tasks import Outcome
+from softless.tasks.task import Outcome
 from softless.training import checkpoint
 from softless.training.batch_norm import alone
 from softless.training.best import take_best
-from softless.training.candidates import KEYS, best_of, better, finite, gain, still_rising
 from softless.training.epoch_state import EpochState
 from softless.training.faults import check_finite
 from softless.training.result import Result
-from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
 from softless.words import rate
 
@@ -44,6 +44,10 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
 
     The state comes last: a crash before it repeats the end of the epoch, which writes the same line
     and the same weights again.
+
+    Raises:
+        UsageError: the recipe's measure has no value on this validation split.
+        DivergedError: weights that are not finite.
     """
     check_finite(run)
     candidate = best_of(line, run.recipe.metric)
@@ -51,7 +55,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
         raise UsageError(
             f"{run.recipe.metric} cannot be computed on this validation split of "
             f"{line['val']['seen']} images, so no epoch "
-            f"can be chosen by it: set {_others(run, line['val'])}"
+            f"can be chosen by it: set {_usable_measures(run, line['val'])}"
         )
     line["kept"] = better(candidate, run.best)
     run.folder.log(line)
@@ -94,9 +98,11 @@ def _patience_over(run: Run) -> bool:
     return spec.patience is not None and run.epoch - max(best, spec.warmup_epochs) >= spec.patience
 
 
-def _others(run: Run, found: Mapping[str, Any]) -> str:
+def _usable_measures(run: Run, scores: Mapping[str, Any]) -> str:
     """The task's measures that this validation split has a value of, or that need none."""
-    values = {name: found.get(name, 0.0) for name in run.task.measures if name != run.recipe.metric}
+    values = {
+        name: scores.get(name, 0.0) for name in run.task.measures if name != run.recipe.metric
+    }
     return " or ".join(
         f"metric={name}"
         for name, value in values.items()
@@ -105,7 +111,7 @@ def _others(run: Run, found: Mapping[str, Any]) -> str:
 
 
 def best_weights(run: Run) -> dict[str, Tensor]:
-    """The weights of the best epoch.
+    """The weights of the best epoch by name, on the processor.
 
     Raises:
         DivergedError: no epoch had a finite validation loss.
@@ -163,7 +169,7 @@ def publish(run: Run) -> None:
         return
     alone(model)
     delete_folder(folder)
-    about = {
+    image_facts = {
         "input_size": (run.splits.in_chans, *sides(data.image_size)),
         "mean": tuple(run.splits.mean),
         "std": tuple(run.splits.std),
@@ -172,7 +178,7 @@ def publish(run: Run) -> None:
         "range": data.range,
     }
     try:
-        save_weights(model, folder, data=about)
+        save_weights(model, folder, data=image_facts)
     except StorageError:
         raise
     except UsageError as error:  # the run itself is whole
@@ -183,17 +189,17 @@ def _all_of(outcome: Outcome) -> dict[str, Any]:
     """What the result says of the test images: all but what grows with the square of the classes,
     and what other files say.
     """
-    told = outcome.to_dict()
-    return {name: value for name, value in told.items() if name not in LEFT_OUT}
+    content = outcome.to_dict()
+    return {name: value for name, value in content.items() if name not in LEFT_OUT}
 
 
 def summary(run: Run, line: dict[str, Any]) -> str:
     """The epoch for people: losses, the metric that chooses, the rate."""
     metric = run.recipe.metric
-    found = best_of(line, metric)
-    val = line[KEYS[found["weights"]]]
+    candidate = best_of(line, metric)
+    val = line[KEYS[candidate["weights"]]]
     loss = f"  val loss {val['loss']:.3f}" if "loss" in val else ""
-    whose = f" ({found['weights']})" if run.recipe.ema_evaluate else ""
+    whose = f" ({candidate['weights']})" if run.recipe.ema_evaluate else ""
     if metric == "last":
         chosen = ""
     else:

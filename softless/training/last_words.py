@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from softless.errors import StorageError
+from softless.experiment.folder import RANKS
 from softless.models.durable import delete, make_folder, write_text
-from softless.training.run_folder import RANKS
 
 # names a file in which rank 0 notes the folder of the results, for the process that started the
 # ranks

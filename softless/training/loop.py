@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from softless.errors import DataError, DivergedError, Interrupted, RankGone
+from softless.experiment.candidates import best_of
+from softless.experiment.claim import clear_dead
+from softless.experiment.folder import RunFolder
+from softless.experiment.recipe import Recipe
 from softless.layers import stepped
 from softless.training import checkpoint, keep, opening, optim
 from softless.training.agreement import agree_on_command
-from softless.training.candidates import best_of
-from softless.training.claim import clear_dead
 from softless.training.epoch_state import OnEpoch
-from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
+from softless.training.faults import Rewind, StepOutcome, buffers, judge, leave_out
 from softless.training.gradients import backward
 from softless.training.progress import Progress
-from softless.training.recipe import Recipe
 from softless.training.result import Result, stored
-from softless.training.run_folder import RunFolder
 from softless.training.scalars import Scalars
 from softless.training.settle import settled
 from softless.training.setup import Partial, Run, continue_newest, set_up
@@ -84,7 +84,7 @@ def fit(
         hearing(world),
     ):
         agree_on_command(world, recipe, folder.path, resume=resume, overwrite=overwrite)
-        seen = world.first(folder.recipe) if resume else None
+        stored_recipe = world.first(folder.recipe) if resume else None
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
         world.compute_with(recipe.threads)
         finished = world.first(lambda: stored(folder)) if resume else None
@@ -93,7 +93,13 @@ def fit(
             return finished
         try:
             run = set_up(
-                recipe, folder.path, world, signals, resume=resume, overwrite=overwrite, seen=seen
+                recipe,
+                folder.path,
+                world,
+                signals,
+                resume=resume,
+                overwrite=overwrite,
+                stored_recipe=stored_recipe,
             )
             run.on_epoch = on_epoch
         except Stop as stop:
@@ -114,33 +120,33 @@ def fit(
 
 def _nothing_left(recipe: Recipe, finished: Result) -> bool:
     """Whether a finished run has all epochs that the recipe asks for, or was ended earlier."""
-    asked = recipe.schedule.epochs + recipe.schedule.cooldown_epochs
-    return asked <= finished.epochs or bool(finished.ended_by)
+    planned = recipe.schedule.epochs + recipe.schedule.cooldown_epochs
+    return planned <= finished.epochs or bool(finished.ended_by)
 
 
 @contextmanager
 def ended(run: Run) -> Iterator[None]:
     """However the run ends, its folder says so and is given back."""
-    state, said = "finished", ""
+    state, message = "finished", ""
 
-    def last_words(said: str) -> None:
-        run.world.say(said)
+    def last_words(sentence: str) -> None:
+        run.world.say(sentence)
         if run.claim is not None:
-            run.claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
+            run.claim.end("stopped", sentence, epoch=run.epoch, epochs=run.epochs)
 
     run.signals.last_words = last_words
     try:
         yield
     except BaseException as error:
         states = {Interrupted: "stopped", DivergedError: "diverged"}
-        state, said = (
+        state, message = (
             next((name for kind, name in states.items() if isinstance(error, kind)), "failed"),
             str(error),
         )
         raise
     finally:
         if run.claim is not None:
-            run.claim.end(state, said, epoch=run.epoch, epochs=run.epochs)
+            run.claim.end(state, message, epoch=run.epoch, epochs=run.epochs)
 
 
 def train(run: Run, *, progress: bool) -> Result:
@@ -187,6 +193,9 @@ def run_epoch_or_rewind(run: Run, bar: Progress) -> dict[str, Any] | None:
 def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
     """Train what is left of an epoch, validate, keep what was reached; returns the epoch's line of
     the log.
+
+    Raises:
+        Stop: a signal came.
     """
     start = time.perf_counter() - run.partial.seconds
     line: dict[str, Any] = {"epoch": run.epoch + 1, **train_epoch(run, bar, start)}
@@ -196,10 +205,10 @@ def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
             line["val_ema"] = validate(run, run.ema.module)
     line["seconds"] = time.perf_counter() - start
     line["weights"] = None  # both kinds stand for election
-    found = best_of(line, run.recipe.metric)
-    line["weights"] = found["weights"]
+    candidate = best_of(line, run.recipe.metric)
+    line["weights"] = candidate["weights"]
     # the one schedule that follows the score; the others ignore this
-    run.scheduler.step(run.epoch + 1, found["value"])
+    run.scheduler.step(run.epoch + 1, candidate["value"])
     run.epoch, run.step, run.partial = run.epoch + 1, 0, Partial()
     if run.recipe.divergence.policy == "rewind":
         run.faults = 0
@@ -216,31 +225,39 @@ def validate(run: Run, model: nn.Module) -> dict[str, Any]:
 
 
 def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
-    """The steps that are left of a pass over the training split."""
+    """The steps that are left of a pass over the training split.
+
+    Raises:
+        Stop: a rank was sent a signal.
+    """
     run.loader.set_epoch(run.epoch, run.step)
     run.learner.train()
     first, began, rate = run.step, time.perf_counter(), 0.0
     for batch in batches(run):
         step, lr = run.step, max(group["lr"] for group in run.optimizer.param_groups)
-        seen = train_step(run, batch, step)
-        run.partial.loss += seen.loss
+        outcome = train_step(run, batch, step)
+        run.partial.loss += outcome.loss
         run.partial.lr, run.partial.seconds = lr, time.perf_counter() - start
         rate = (run.step - first) * run.recipe.step_images / (time.perf_counter() - began)
-        bar.step(run.epoch, step, seen.loss, lr, rate)
-        if seen.stop:
+        bar.step(run.epoch, step, outcome.loss, lr, rate)
+        if outcome.stop:
             raise Stop
-        if seen.save:
+        if outcome.save:
             run.world.first(lambda: checkpoint.save(run))
-    taken = len(run.loader) - sum(epoch == run.epoch for epoch, _ in run.left_out)
+    steps_taken = len(run.loader) - sum(epoch == run.epoch for epoch, _ in run.left_out)
     return {
-        "train_loss": run.partial.loss / max(taken, 1),
+        "train_loss": run.partial.loss / max(steps_taken, 1),
         "lr": run.partial.lr,
         "images_per_second": rate,
     }
 
 
 def batches(run: Run) -> Iterator[Any]:
-    """The batches that are left of the epoch. A signal may come while one is awaited."""
+    """The batches that are left of the epoch.
+
+    Raises:
+        Stop: a signal came while one was awaited.
+    """
     source: Iterator[Any] | None = None
     while True:
         try:
@@ -258,7 +275,7 @@ def batches(run: Run) -> Iterator[Any]:
         yield batch
 
 
-def train_step(run: Run, batch: Any, step: int) -> Seen:
+def train_step(run: Run, batch: Any, step: int) -> StepOutcome:
     """Forward, backward, and the update if loss and gradient are finite; what was seen is the same
     on all ranks.
 
@@ -273,52 +290,52 @@ def train_step(run: Run, batch: Any, step: int) -> Seen:
     before = buffers(run)
     try:
         with hearing(run.world):
-            seen = exchanged(run, batch, step)
+            outcome = exchanged(run, batch, step)
     except RankGone:
         leave_out(run, before)
         raise
-    if judge(run, seen, step):
+    if judge(run, outcome, step):
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        run.task.after_step(run.model, run.place)
+        run.task.after_step(run.model, run.progress)
         stepped(run.model)
         if run.ema is not None:
             run.ema.update(run.model, run.updates)
     else:
         leave_out(run, before)
         run.left_out.add((run.epoch, step))
-        seen = replace(seen, loss=0.0)
-    return moved_on(run, seen)
+        outcome = replace(outcome, loss=0.0)
+    return moved_on(run, outcome)
 
 
-def exchanged(run: Run, batch: Any, step: int) -> Seen:
+def exchanged(run: Run, batch: Any, step: int) -> StepOutcome:
     """Forward and backward, gradients averaged over the ranks; what was seen of them."""
-    given = run.task.prepare(batch, run.device, epoch=run.epoch, step=step)
+    prepared = run.task.prepare(batch, run.device, epoch=run.epoch, step=step)
     run.optimizer.zero_grad(set_to_none=True)
     loss = backward(
         run.task,
         run.learner,
-        given,
+        prepared,
         parts=run.recipe.accumulate,
         amp=run.recipe.amp,
         device=run.device,
         scaler=run.scaler,
     )
     run.scaler.unscale_(run.optimizer)
-    run.task.before_step(run.model, run.optimizer, run.place)
+    run.task.before_step(run.model, run.optimizer, run.progress)
     return look(run, loss, clip(run))
 
 
-def moved_on(run: Run, seen: Seen) -> Seen:
+def moved_on(run: Run, outcome: StepOutcome) -> StepOutcome:
     """The step is done, taken or left out."""
     run.updates += 1
     run.step += 1
     run.scheduler.step_update(optim.moment(run.recipe, run.updates, len(run.loader)))
-    return seen
+    return outcome
 
 
 def clip(run: Run) -> Tensor:
-    """The global gradient norm, after which gradients are at most `optim.clip_grad` long."""
+    """The global gradient norm (), after which gradients are at most `optim.clip_grad` long."""
     parameters = [p for p in run.model.parameters() if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if run.recipe.optim.clip_grad is not None:
@@ -326,17 +343,22 @@ def clip(run: Run) -> Tensor:
     return norm
 
 
-def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> Seen:
+def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> StepOutcome:
     """Loss and gradient over all ranks, and whether one of them wants to save or to stop, in one
     exchange.
+
+    Args:
+        run: the run.
+        loss: () of this rank; None in a step that is left out.
+        norm: () of the gradient, which is the same on all ranks; None likewise.
     """
     wishes = (float(due(run)), float(run.signals.received is not None))
     mine = torch.tensor([0.0, *wishes], device=run.device)
     if loss is not None:
         mine[0] = loss
     length = torch.zeros((), device=run.device) if norm is None else norm.float()
-    value, save, stop, found = torch.cat([run.world.mean(mine), length.reshape(1)]).tolist()
-    return Seen(value, found, save > 0, stop > 0)
+    value, save, stop, gradient_norm = torch.cat([run.world.mean(mine), length.reshape(1)]).tolist()
+    return StepOutcome(value, gradient_norm, save > 0, stop > 0)
 
 
 def due(run: Run) -> bool:
@@ -358,7 +380,11 @@ def rewind(run: Run) -> None:
 
 
 def leave(run: Run) -> NoReturn:
-    """Save where the run stands and end it, as the signal asked."""
+    """Save where the run stands and end it, as the signal asked.
+
+    Raises:
+        Interrupted: always; its exit code is 128 + the signal's number.
+    """
     run.signals.heard()
     run.world.first(lambda: checkpoint.save(run))
     came = [number for number in run.world.gather(run.signals.received) if number is not None]
@@ -374,6 +400,9 @@ def leave(run: Run) -> NoReturn:
 def left_alone(run: Run, error: RankGone) -> NoReturn:
     """Save where the run stands, which is after the last whole step, if this is the rank that
     saves; and end it.
+
+    Raises:
+        RankGone: always; it says how the run is continued.
     """
     again = f"continue with `softless train --resume --out {shlex.quote(str(run.folder.path))}`"
     if run.world.is_first:

@@ -18,8 +18,8 @@ IN_MEMORY = frozenset({"digits", "npz"})  # sources whose images need no decodin
 
 def ranks_here(environment: Mapping[str, str] = os.environ) -> int:
     """Processes of this run on this machine."""
-    told = environment.get("LOCAL_WORLD_SIZE") or environment.get("WORLD_SIZE") or "1"
-    return max(int(told), 1) if told.isdecimal() else 1
+    count = environment.get("LOCAL_WORLD_SIZE") or environment.get("WORLD_SIZE") or "1"
+    return max(int(count), 1) if count.isdecimal() else 1
 
 
 def threads(environment: Mapping[str, str] = os.environ) -> int:
@@ -29,13 +29,13 @@ def threads(environment: Mapping[str, str] = os.environ) -> int:
     torchrun sets OMP_NUM_THREADS=1 for several processes where nobody set it: that 1 is nobody's
     wish and is passed over.
     """
-    told, ranks = (
+    requested, ranks = (
         environment.get("OMP_NUM_THREADS", "").split(",")[0].strip(),
         ranks_here(environment),
     )
-    torchruns = told == "1" and ranks > 1 and "TORCHELASTIC_RUN_ID" in environment
-    if told.isdecimal() and int(told) > 0 and not torchruns:
-        return int(told)
+    torchruns = requested == "1" and ranks > 1 and "TORCHELASTIC_RUN_ID" in environment
+    if requested.isdecimal() and int(requested) > 0 and not torchruns:
+        return int(requested)
     return max(cores() // ranks, 1)
 
 

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from softless.errors import SoftlessError, UsageError
 from softless.evaluation.run import CLASSES, fill, read_weights
-from softless.evaluation.run_files import read_classes
+from softless.experiment.files import read_classes
+from softless.experiment.folder import WEIGHTS
+from softless.experiment.recipe import Recipe
 from softless.layers import check_size
 from softless.models.arguments import takes
-from softless.models.assemble import assemble
 from softless.models.files import FILE
 from softless.models.given import GIVEN, given_model
 from softless.models.sizes import sides
-from softless.tasks import Task
-from softless.tasks.classification import model_args
-from softless.training.recipe import Recipe
-from softless.training.run_folder import WEIGHTS
+from softless.tasks.assemble import assemble
+from softless.tasks.classification.task import model_args
+from softless.tasks.task import Task
 from softless.words import few
 
 _log = logging.getLogger("softless.training")
@@ -29,10 +29,13 @@ _log = logging.getLogger("softless.training")
 
 def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
     """A classifier with new weights drawn from the recipe's seed, or with those of
-    `model.weights`.
+    `model.weights`: images (B, in_chans, H, W) to logits (B, classes).
+
+    Raises:
+        UsageError: the model cannot be built, or takes no images of `data.image_size`.
     """
     args = model_args(recipe, classes, in_chans)
-    return made(
+    return assembled(
         recipe, {"architecture": recipe.model.name, "model_args": args}, "classification", in_chans
     )
 
@@ -40,11 +43,14 @@ def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
 def build_for(task: Task) -> nn.Module:
     """What a task trains: its model, with new weights drawn from the recipe's seed or those of
     `model.weights`, and what it puts around it.
+
+    Raises:
+        UsageError: the model cannot be built, or takes no images of `data.image_size`.
     """
     with _in_one_sentence(task.recipe):
         construction = task.construction()
     return task.surround(
-        made(task.recipe, construction, task.name, task.splits.in_chans, task.splits.classes)
+        assembled(task.recipe, construction, task.name, task.splits.in_chans, task.splits.classes)
     )
 
 
@@ -59,17 +65,17 @@ def _in_one_sentence(recipe: Recipe) -> Iterator[None]:
         raise
     except Exception as error:
         spec, (height, width) = recipe.model, sides(recipe.data.image_size)
-        given = (
+        settings = (
             ", ".join(f"model.args.{name}={value}" for name, value in spec.args.items())
             or "its own arguments"
         )
         raise UsageError(
-            f"'{spec.name}' cannot be built for images of {height} x {width} with {given}: "
+            f"'{spec.name}' cannot be built for images of {height} x {width} with {settings}: "
             f"{' '.join(str(error).split())}"
         ) from error
 
 
-def made(
+def assembled(
     recipe: Recipe,
     construction: Mapping[str, Any],
     task: str,
@@ -80,7 +86,7 @@ def made(
     made.
     """
     if recipe.model.name == GIVEN:
-        return _given(recipe, in_chans, len(classes))
+        return _model_in_python(recipe, in_chans, len(classes))
     torch.manual_seed(recipe.seed)
     deep = (
         {"drop_path_rate": recipe.drop_path}
@@ -104,7 +110,7 @@ def made(
     return model
 
 
-def _given(recipe: Recipe, in_chans: int, classes: int) -> nn.Module:
+def _model_in_python(recipe: Recipe, in_chans: int, classes: int) -> nn.Module:
     """The module that was given, with the weights that it has; it is trained itself, not a copy.
 
     Raises:
@@ -123,10 +129,10 @@ def _given(recipe: Recipe, in_chans: int, classes: int) -> nn.Module:
             "what it takes"
         ) from error
     if not isinstance(answer, Tensor) or tuple(answer.shape) != (2, classes):
-        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        returned = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise UsageError(
-            f"the model that was given answers {found} for 2 images, and the data have {classes} "
-            "classes: "
+            f"the model that was given answers {returned} for 2 images, and the data have "
+            f"{classes} classes: "
             f"it must answer logits of the shape (2, {classes})"
         )
     return model.train()
@@ -240,31 +246,33 @@ def _heads(model: nn.Module) -> tuple[str, ...]:
 
 def _fitted(state: dict[str, Tensor], model: nn.Module, file: Path) -> dict[str, Tensor]:
     own, heads = model.state_dict(), _heads(model)
-    other = [
+    resized = [
         n for n in state if n.startswith(heads) and n in own and state[n].shape != own[n].shape
     ]
-    if other:
-        old, new = state[other[0]].shape[0], own[other[0]].shape[0]
+    if resized:
+        old, new = state[resized[0]].shape[0], own[resized[0]].shape[0]
         _log.warning("%s has a head of %d classes: replaced by a new one of %d", file, old, new)
         state = {name: value for name, value in state.items() if not name.startswith(heads)}
-    place = state.get("pos_embed")
-    wanted = own.get("pos_embed")
+    positions = state.get("pos_embed")
+    own_positions = own.get("pos_embed")
     if (
-        place is None
-        or wanted is None
-        or place.shape == wanted.shape
-        or place.shape[-1] != wanted.shape[-1]
+        positions is None
+        or own_positions is None
+        or positions.shape == own_positions.shape
+        or positions.shape[-1] != own_positions.shape[-1]
     ):
         return state
-    state["pos_embed"] = _resampled(place, model)
+    state["pos_embed"] = _resampled(positions, model)
     _log.warning("%s has position embeddings of another image size: resampled", file)
     return state
 
 
-def _resampled(place: Tensor, model: nn.Module) -> Tensor:
+def _resampled(positions: Tensor, model: nn.Module) -> Tensor:
     from timm.layers import resample_abs_pos_embed
 
     prefix = int(getattr(model, "num_prefix_tokens", 1))
     grid: Any = model.patch_embed.grid_size  # type: ignore[union-attr]
-    resampled: Tensor = resample_abs_pos_embed(place, new_size=list(grid), num_prefix_tokens=prefix)
+    resampled: Tensor = resample_abs_pos_embed(
+        positions, new_size=list(grid), num_prefix_tokens=prefix
+    )
     return resampled

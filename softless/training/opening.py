@@ -1,7 +1,7 @@
 """The first lines of a run: its data, its model and machine, its steps and about how long they
 take.
 
-The time comes from a few trial steps, forward and backward, of a copy of the model: weights,
+The time comes from a few trial steps, forward and backward, of a copy of the model. Weights,
 optimiser, averages, buffers, random numbers and the order of the data stay where they were, so a
 run with these lines equals one without.
 """
@@ -17,10 +17,10 @@ import torch
 
 from softless.data.given import name_of
 from softless.data.loader import generators_restored
+from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN
 from softless.models.kept import softmax_kept, told
 from softless.training.gradients import backward
-from softless.training.recipe import Recipe
 from softless.training.setup import Run
 from softless.words import counted, visible
 
@@ -74,16 +74,18 @@ class Opening:
     slower: str = ""  # a number format that this processor is slow in
 
     def to_dict(self) -> dict[str, Any]:
+        """Its fields by name."""
         return asdict(self)
 
     def lines(self) -> list[str]:
+        """As it is printed, one line for each matter."""
         height, width = self.pixels
         classes = counted(self.classes, "class", "classes") if self.classes else "no classes"
         test = f"{self.test:,} test" if self.test else "no test"
         threads = "" if self.threads is None else f", {counted(self.threads, 'thread')}"
         several = f", {self.processes} processes of" if self.processes > 1 else ","
         total, ahead = self.epochs * self.steps, self.epochs * self.steps - self.done
-        left = f"; {self.done:,} are done, {ahead:,} ahead" if self.done else ""
+        remaining = f"; {self.done:,} are done, {ahead:,} ahead" if self.done else ""
         return [
             (
                 f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, "
@@ -94,11 +96,11 @@ class Opening:
                 f"{self.device}{threads}, {counted(self.workers, 'worker')}"
             ),
             *([f"softmax  is kept in {self.softmax}"] if self.softmax else []),
-            *(f"fitted   {said}" for said in self.fitted),
+            *(f"fitted   {sentence}" for sentence in self.fitted),
             *([f"numbers  {self.slower}"] if self.slower else []),
             (
                 f"steps    {counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')} = "
-                f"{total:,}{left}{self._time()}"
+                f"{total:,}{remaining}{self._time()}"
             ),
         ]
 
@@ -118,17 +120,17 @@ def tell(run: Run, *, show: bool) -> None:
     """
     if not show:
         return
-    said = seen(run)
-    head = said.lines()[:-1]
+    opening = described(run)
+    head = opening.lines()[:-1]
     _say(run, head)  # before the trial, which takes its time
     if trial := tried(run):
-        said = with_time(said, run, trial)
-    _say(run, said.lines()[len(head) :])
+        opening = with_time(opening, run, trial)
+    _say(run, opening.lines()[len(head) :])
     if run.claim is not None:
-        run.claim.note("running", opening=said.to_dict())
+        run.claim.note("running", opening=opening.to_dict())
 
 
-def seen(run: Run) -> Opening:
+def described(run: Run) -> Opening:
     """All but the time."""
     recipe, splits = run.recipe, run.splits
     return Opening(
@@ -161,14 +163,16 @@ def _model_said(recipe: Recipe) -> str:
     return spec.name if spec.op is None else f"{spec.name} with {spec.op}"
 
 
-def with_time(said: Opening, run: Run, trial: Trial) -> Opening:
+def with_time(opening: Opening, run: Run, trial: Trial) -> Opening:
     """The opening with the time that the steps and validations ahead take, as far as a few steps
     tell.
     """
-    ahead = said.epochs * said.steps - said.done
+    ahead = opening.epochs * opening.steps - opening.done
     looks = 2 if run.ema is not None and run.recipe.ema_evaluate else 1
-    validated = FORWARD * looks * said.val / run.recipe.step_images * (said.epochs - run.epoch)
-    values = asdict(said) | {
+    validated = (
+        FORWARD * looks * opening.val / run.recipe.step_images * (opening.epochs - run.epoch)
+    )
+    values = asdict(opening) | {
         "seconds": trial.seconds * (ahead + validated),
         "cpu_seconds": trial.cpu_seconds * (ahead + validated)
         if run.device.type == "cpu"
@@ -241,23 +245,23 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module:
 
     Tensors that a forward pass left in a module (weight norm's) are copied by value.
     """
-    left = [
+    tensors = [
         value
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, torch.Tensor)
     ]
     return copy.deepcopy(
-        model, {id(value): value.detach().clone() for value in left if not value.is_leaf}
+        model, {id(value): value.detach().clone() for value in tensors if not value.is_leaf}
     )
 
 
 def _step(run: Run, learner: torch.nn.Module, batch: Any, amp: str) -> None:
     """Forward and backward as in `loop.train_step`, on a copy."""
     run.seed_step(run.step)
-    given = run.task.prepare(batch, run.device, epoch=run.epoch, step=run.step)
+    prepared = run.task.prepare(batch, run.device, epoch=run.epoch, step=run.step)
     learner.zero_grad(set_to_none=True)
-    backward(run.task, learner, given, parts=run.recipe.accumulate, amp=amp, device=run.device)
+    backward(run.task, learner, prepared, parts=run.recipe.accumulate, amp=amp, device=run.device)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
 

@@ -6,25 +6,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from softless.errors import UsageError, unknown
+from softless.errors import unknown
+from softless.experiment import rules
+from softless.experiment.groups import SCHEDULES, OptimSpec
+from softless.experiment.recipe import Recipe
 from softless.layers.own_tensors import OwnTensors
-from softless.training import rules
-from softless.training.recipe import SCHEDULES, OptimSpec, Recipe
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
     from timm.utils import ModelEmaV3
-
-# one kernel for all tensors, on CPU too: 5 times less time per step for a small model
-FUSED = {"adam", "adamw"}
 
 
 def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimiser at the effective rate.
 
     No weight decay on parameters of at most one dimension, on biases, and on what the model names
-    (cls_token, pos_embed): timm's rule, and the papers'; nor on learned tensors whose operator asks
-    for that.
+    (cls_token, pos_embed): timm's rule, and the papers'. Nor is there any on learned tensors whose
+    operator asks for that.
 
     Raises:
         UsageError: no such optimiser, or one that does not take what the recipe sets.
@@ -37,7 +35,7 @@ def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         opt=spec.name,
         lr=recipe.effective_lr,
         param_group_fn=partial(_groups, spec=spec),
-        **accepted(spec),
+        **rules.accepted(spec),
     )
 
 
@@ -53,32 +51,6 @@ def _groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
     if spec.layer_decay is None:
         return list(param_groups_weight_decay(model, **common))
     return list(param_groups_layer_decay(model, layer_decay=spec.layer_decay, **common))
-
-
-def accepted(spec: OptimSpec) -> dict[str, Any]:
-    """eps and betas where the optimiser has them; set to something else where it has not, they are
-    refused.
-
-    Raises:
-        UsageError: that, or no such optimiser.
-    """
-    from timm.optim import get_optimizer_info, list_optimizers
-
-    name = spec.name.lower().split("_")[-1]
-    known = [str(one) for one in list_optimizers()]
-    if name not in known:
-        raise unknown("optimiser", spec.name, known)
-    info, plain = get_optimizer_info(name), OptimSpec()
-    takes = {"eps": info.has_eps, "betas": info.has_betas and info.num_betas == len(spec.betas)}
-    for field, taken in takes.items():
-        if not taken and getattr(spec, field) != getattr(plain, field):
-            raise UsageError(
-                f"optimiser '{spec.name}' takes no optim.{field} (set to {getattr(spec, field)})"
-            )
-    accepted: dict[str, Any] = {
-        field: getattr(spec, field) for field, taken in takes.items() if taken
-    }
-    return {**accepted, "fused": True} if name in FUSED else accepted
 
 
 def scheduler(
@@ -123,7 +95,7 @@ def moment(recipe: Recipe, updates: int, steps_per_epoch: int) -> int:
     """The update whose rate the schedule gives after so many.
 
     The scripts of DeiT, XCiT and SimA move their schedule behind an epoch, to that epoch's own
-    number: the second epoch still has the rate of the first, and each later one that of the epoch
+    number. The second epoch still has the rate of the first, and each later one that of the epoch
     before (`schedule.moves="epoch"`).
     """
     if recipe.schedule.moves == "step":
@@ -139,7 +111,7 @@ def own_tensors(model: nn.Module) -> list[OwnTensors]:
 def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
     """The exponential moving average of the weights, which follows from the first step on.
 
-    The decay of step t, counted from 0, is min(ema_decay, (1 + t) / (10 + t)): a constant one keeps
+    The decay of step t, counted from 0, is min(ema_decay, (1 + t) / (10 + t)). A constant one keeps
     ema_decay^steps of the random start, half of it in a short run. The papers' runs have a thousand
     times the steps, and there the two are the same.
 
@@ -162,8 +134,12 @@ def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
         @torch.no_grad()
         def update(self, model: nn.Module, step: int | None = None) -> None:
             super().update(model, step)
-            for ours, theirs in zip(own_tensors(self.module), own_tensors(model), strict=True):
-                for mine, new in zip(ours.buffers(), theirs.buffers(), strict=True):
+            for averaged_module, current_module in zip(
+                own_tensors(self.module), own_tensors(model), strict=True
+            ):
+                for mine, new in zip(
+                    averaged_module.buffers(), current_module.buffers(), strict=True
+                ):
                     mine.copy_(new)
 
     return Averaged(model, decay=recipe.ema_decay)

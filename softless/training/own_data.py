@@ -12,8 +12,10 @@ from softless.data.given import has_labels
 from softless.data.notices import notice
 from softless.data.tables import label_count
 from softless.errors import UsageError, located, need_module
+from softless.experiment.groups import ModelSpec, TableSpec
+from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN, noted
-from softless.training.recipe import ModelSpec, MultilabelSpec, Recipe, TableSpec
+from softless.tasks.multilabel.settings import MultilabelSpec
 
 GREY, COLOUR = 1, 3
 
@@ -38,35 +40,35 @@ def with_table(recipe: Recipe, path: str | Path | None) -> Recipe:
     return replace(recipe, table=replace(recipe.table or TableSpec(), path=str(path)))
 
 
-def with_labels(recipe: Recipe, path: str | Path | None, given: Mapping[str, Any]) -> Recipe:
+def with_labels(recipe: Recipe, path: str | Path | None, user_fields: Mapping[str, Any]) -> Recipe:
     """The recipe for several labels an image, where the data have several. What does not go with
     that is left out, which is said.
 
     Args:
         recipe: of a classifier, its table named.
         path: the data, where they are not the recipe's.
-        given: fields that the user sets: they are never changed.
+        user_fields: fields that the user sets: they are never changed.
     """
     if recipe.task != "classification":
         return recipe
-    place = path or given.get("data.path") or recipe.data.path
+    data_path = path or user_fields.get("data.path") or recipe.data.path
     if recipe.table is not None:
         columns = {
-            name: value for name, value in given.items() if name.partition(".")[0] == "table"
+            name: value for name, value in user_fields.items() if name.partition(".")[0] == "table"
         }
         named = recipe.with_fields(**columns)
-        there = named.table is not None and located(named.table.path or "").is_file()
-        several = there and named.table is not None and label_count(named.table) > 1
+        has_table = named.table is not None and located(named.table.path or "").is_file()
+        several = has_table and named.table is not None and label_count(named.table) > 1
     else:
         several = (
             recipe.data.source == "npz"
-            and place is not None
-            and stored_labels(located(str(place))) > 1
+            and data_path is not None
+            and stored_labels(located(str(data_path))) > 1
         )
-    return several_labels(recipe, given) if several else recipe
+    return several_labels(recipe, user_fields) if several else recipe
 
 
-def several_labels(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+def several_labels(recipe: Recipe, user_fields: Mapping[str, Any]) -> Recipe:
     """A classifier's recipe for several labels an image; what is changed for that is said."""
     if recipe.multilabel is not None:
         return recipe
@@ -74,23 +76,23 @@ def several_labels(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     changed |= {
         f"augment.{name}": 0.0 for name in ("mixup", "cutmix") if getattr(recipe.augment, name)
     }
-    changed = {name: value for name, value in changed.items() if name not in given}
-    said = ", ".join(f"{name}={value}" for name, value in changed.items())
+    changed = {name: value for name, value in changed.items() if name not in user_fields}
+    listing = ", ".join(f"{name}={value}" for name, value in changed.items())
     notice(
         "the images have several labels "
-        f"each{f': {said} in place of what the recipe has for one' if said else ''}"
+        f"each{f': {listing} in place of what the recipe has for one' if listing else ''}"
     )
     return replace(recipe, multilabel=MultilabelSpec()).with_fields(**changed)
 
 
-def with_model(recipe: Recipe, model: nn.Module | None, given: Collection[str]) -> Recipe:
+def with_model(recipe: Recipe, model: nn.Module | None, user_fields: Collection[str]) -> Recipe:
     """The recipe for a model that was built in Python; where nobody set a size, at the size that
     the model says.
 
     Args:
         recipe: of a classifier.
         model: the module; None leaves the recipe as it is.
-        given: fields that the user set.
+        user_fields: fields that the user set.
 
     Raises:
         UsageError: a recipe of another task, or fields of a model by name.
@@ -102,29 +104,37 @@ def with_model(recipe: Recipe, model: nn.Module | None, given: Collection[str]) 
         raise UsageError(
             f"model=… is for classification; recipe '{recipe.name}' is for {recipe.task}"
         )
-    if named := sorted(name for name in given if name.partition(".")[0] == "model"):
+    if named := sorted(name for name in user_fields if name.partition(".")[0] == "model"):
         raise UsageError(
             f"{named[0]} is of a model by name, and model=… was given: leave one of them out"
         )
     changed: dict[str, Any] = {"drop_path": 0.0} if recipe.drop_path else {}
     side = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if recipe.model.name != GIVEN and isinstance(side, tuple) and "data.image_size" not in given:
+    if (
+        recipe.model.name != GIVEN
+        and isinstance(side, tuple)
+        and "data.image_size" not in user_fields
+    ):
         size = side[0] if side[0] == side[1] else side
         changed |= {"data.image_size": size} if size != recipe.data.image_size else {}
     if changed:
-        said = ", ".join(f"{name}={value}" for name, value in changed.items())
-        notice(f"the model was built in Python: {said} in place of what recipe '{recipe.name}' has")
+        listing = ", ".join(f"{name}={value}" for name, value in changed.items())
+        notice(
+            f"the model was built in Python: {listing} in place of what recipe '{recipe.name}' has"
+        )
     new = recipe.with_fields(**changed)
     return replace(new, model=ModelSpec(name=GIVEN, args=noted(model)))
 
 
-def with_datasets(recipe: Recipe, parts: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
+def with_datasets(
+    recipe: Recipe, parts: Mapping[str, Any], user_fields: Mapping[str, Any]
+) -> Recipe:
     """The recipe for datasets that were built in Python.
 
     Args:
         recipe: of a classifier.
         parts: map-style datasets of (image, target) by part.
-        given: fields that the user set.
+        user_fields: fields that the user set.
 
     Raises:
         UsageError: a recipe of another task.
@@ -141,20 +151,20 @@ def with_datasets(recipe: Recipe, parts: Mapping[str, Any], given: Mapping[str, 
         )
     data = replace(recipe.data, source="given", path=None, group=None)
     return (
-        several_labels(replace(recipe, data=data), given)
+        several_labels(replace(recipe, data=data), user_fields)
         if has_labels(parts)
         else replace(recipe, data=data)
     )
 
 
-def with_data(recipe: Recipe, path: str | Path | None, given: Collection[str] = ()) -> Recipe:
+def with_data(recipe: Recipe, path: str | Path | None, user_fields: Collection[str] = ()) -> Recipe:
     """The recipe with its data at this path. Colour images of an npz file stay so, whatever the
     recipe was made for, which is said.
 
     Args:
         recipe: whose data are replaced.
         path: a folder or a file; None leaves the recipe as it is.
-        given: fields that the user set: they are never changed.
+        user_fields: fields that the user set: they are never changed.
 
     Raises:
         UsageError: a recipe whose data come with a package.
@@ -172,7 +182,7 @@ def with_data(recipe: Recipe, path: str | Path | None, given: Collection[str] = 
         data.source == "npz"
         and data.in_chans == GREY
         and data.mean is None
-        and "data.in_chans" not in given
+        and "data.in_chans" not in user_fields
     )
     if grey and stored_channels(located(path)) == COLOUR:
         data = replace(data, in_chans=COLOUR)

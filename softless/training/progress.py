@@ -66,7 +66,7 @@ class Progress:
             f"{rate(images_per_second)} images/s  {memory()}"
         )
         if self.bar is None:
-            self._line(f"{text}  step {step + 1}/{self.steps}  {self._left(done)}")
+            self._line(f"{text}  step {step + 1}/{self.steps}  {self._remaining(done)}")
         else:
             self.bar.update(self.task, completed=done, description=text)
 
@@ -78,7 +78,7 @@ class Progress:
         done = epoch * self.steps
         line = f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}  {scores}"
         if self.bar is None:
-            self._line(f"{line}  {self._left(done)}")
+            self._line(f"{line}  {self._remaining(done)}")
         else:
             self.bar.console.print(line, highlight=False, soft_wrap=True)
             self.bar.update(self.task, completed=done)
@@ -92,7 +92,7 @@ class Progress:
         if self.bar is not None:
             self.bar.start()
 
-    def _left(self, done: int) -> str:
+    def _remaining(self, done: int) -> str:
         passed = done - self.first
         seconds = (self.last - self.start) * (self.epochs * self.steps - done) / max(passed, 1)
         return f"{clock(seconds)} left"
@@ -120,8 +120,8 @@ def memory() -> str:
 
 def clock(seconds: float) -> str:
     """Seconds as 1:05 or 2:01:05."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    total = round(seconds)
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from softless.errors import DataError
-from softless.evaluation.epochs import KEY
-from softless.evaluation.measures import describe
-from softless.evaluation.run_files import read_result
-from softless.training.candidates import described
-from softless.training.run_folder import REPORT, RESULT, RunFolder
+from softless.experiment.candidates import described
+from softless.experiment.epochs import KEY
+from softless.experiment.files import read_result
+from softless.experiment.folder import REPORT, RESULT, RunFolder
+from softless.experiment.measures import describe
 from softless.words import rate
 
 
@@ -68,26 +68,30 @@ class Result:
         if self.planned is not None:
             lines.append(f"ended by {self.ended_by} after {self.epochs} of {self.planned} epochs")
         if self.extended_from:
-            told = ", then ".join(map(str, self.extended_from))
-            lines.append(f"made longer than the {told} epochs that it was begun with")
+            listing = ", then ".join(map(str, self.extended_from))
+            lines.append(f"made longer than the {listing} epochs that it was begun with")
         if self.left_out:
-            told = ", ".join(f"{count} of {part}" for part, count in self.left_out.items())
-            lines.append(f"images that cannot be used were left out: {told} (left_out.json)")
+            listing = ", ".join(f"{count} of {part}" for part, count in self.left_out.items())
+            lines.append(f"images that cannot be used were left out: {listing} (left_out.json)")
         page = self.run_dir / REPORT
         lines.append(f"run folder {self.run_dir}")
         return "\n".join([*lines, f"page {page.resolve()}"] if page.is_file() else lines)
 
 
 def stored(folder: RunFolder) -> Result | None:
-    """The result of a run that is finished, or None."""
+    """The result of a run that is finished, or None.
+
+    Raises:
+        DataError: it is damaged, or a later softless wrote it.
+    """
     if not folder.has(RESULT):
         return None
-    told = read_result(folder.path / RESULT)
-    if unknown := sorted(told.keys() - {entry.name for entry in fields(Result)} - {KEY}):
+    content = read_result(folder.path / RESULT)
+    if unknown := sorted(content.keys() - {entry.name for entry in fields(Result)} - {KEY}):
         raise DataError(
             f"{folder.path / RESULT} has entries that this softless does not know "
             f"({', '.join(unknown[:5])}): update softless"
         )
     return Result(
-        run_dir=folder.path, **{name: value for name, value in told.items() if name != KEY}
+        run_dir=folder.path, **{name: value for name, value in content.items() if name != KEY}
     )

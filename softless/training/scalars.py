@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from softless.experiment.folder import SCALARS
 from softless.models.durable import append, make_folder
-from softless.training.run_folder import SCALARS
 
 if TYPE_CHECKING:
     from softless.training.setup import Run
@@ -26,8 +26,8 @@ class Scalars:
     """
 
     def __init__(self, run: "Run") -> None:
-        self.wanted = run.world.is_first and _installed()
-        if self.wanted:
+        self.enabled = run.world.is_first and _installed()
+        if self.enabled:
             now, host = time.time_ns() // 1000, socket.gethostname()
             name = f"events.out.tfevents.{now:016d}.{host}.{os.getpid()}"
             self.path = make_folder(run.folder.path / SCALARS) / name
@@ -52,7 +52,7 @@ class Scalars:
         Raises:
             StorageError: the disk is full or the folder cannot be written.
         """
-        if self.wanted:
+        if self.enabled:
             values = [{"tag": name, "simple_value": value} for name, value in _flat(line)]
             append(self.path, _records({"step": line["epoch"], "summary": {"value": values}}))
 

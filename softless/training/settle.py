@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softless.errors import DataError, UsageError
+from softless.experiment.folder import RunFolder, changes
+from softless.experiment.recipe import Recipe
 from softless.training import machine
-from softless.training.recipe import Recipe
 from softless.training.result import stored
-from softless.training.run_folder import RunFolder, changes
 
 if TYPE_CHECKING:
-    from softless.tasks import Task
+    from softless.tasks.task import Task
     from softless.training.world import World
 
 _log = logging.getLogger("softless.training")
@@ -30,29 +30,35 @@ def settled(recipe: Recipe | None, folder: RunFolder, *, resume: bool, overwrite
     Raises:
         UsageError: no recipe and nothing to continue, or a folder that this run may not have.
     """
-    held = folder.recipe() if resume else None
-    if recipe is None and held is None:
+    previous = folder.recipe() if resume else None
+    if recipe is None and previous is None:
         raise UsageError(
             f"no run to continue in {folder.path}: give a recipe to start one there, or the run's "
             "folder"
         )
-    chosen = located(recipe or held)  # type: ignore[arg-type]  # one of them is there
-    longer = None if held is None else extended(held, chosen, folder)
-    asked = chosen if longer is None or held is None else replace(chosen, schedule=held.schedule)
-    folder.check(asked, resume=resume, overwrite=overwrite)
+    chosen = located(recipe or previous)  # type: ignore[arg-type]  # one of them is there
+    longer = None if previous is None else extended(previous, chosen, folder)
+    requested = (
+        chosen
+        if longer is None or previous is None
+        else replace(chosen, schedule=previous.schedule)
+    )
+    folder.check(requested, resume=resume, overwrite=overwrite)
     chosen = longer or chosen
-    if held is None:
+    if previous is None:
         return chosen if chosen.threads is not None else replace(chosen, threads=machine.threads())
-    kept = kept_from(held, chosen)
-    for change in changes(held, kept):
+    settled_recipe = kept_from(previous, chosen)
+    for change in changes(previous, settled_recipe):
         _log.warning("%s", change)
     _say_other_machine(
-        held, kept, given=recipe is not None and recipe.threads not in {None, held.threads}
+        previous,
+        settled_recipe,
+        explicit=recipe is not None and recipe.threads not in {None, previous.threads},
     )
-    return kept
+    return settled_recipe
 
 
-def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
+def extended(previous: Recipe, requested: Recipe, folder: RunFolder) -> Recipe | None:
     """What was asked, where it is the run in the folder with more epochs; otherwise None.
 
     The longer schedule begins as the run did: what was fitted to the data at its start
@@ -61,10 +67,13 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
     Raises:
         UsageError: the run has as many epochs already, or something ended it.
     """
-    same: dict[str, Any] = {"epochs": held.schedule.epochs, "min_steps": held.schedule.min_steps}
+    same: dict[str, Any] = {
+        "epochs": previous.schedule.epochs,
+        "min_steps": previous.schedule.min_steps,
+    }
     if (
-        asked.schedule.epochs == held.schedule.epochs
-        or replace(asked.schedule, **same) != held.schedule
+        requested.schedule.epochs == previous.schedule.epochs
+        or replace(requested.schedule, **same) != previous.schedule
     ):
         return None
     fitted: dict[str, Any] = {
@@ -72,7 +81,7 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
         for name, value in (folder.stored_recipe().get("fitted") or {}).items()
         if name.startswith("schedule.")
     }
-    there = fitted.pop("epochs", held.schedule.epochs)
+    previous_epochs = fitted.pop("epochs", previous.schedule.epochs)
     done = stored(folder)
     if done is not None and done.ended_by:
         raise UsageError(
@@ -80,14 +89,17 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
             f"{done.planned} epochs, "
             "and more would be ended likewise: start another run without it"
         )
-    if asked.schedule.epochs <= there:
+    if requested.schedule.epochs <= previous_epochs:
         raise UsageError(
-            f"schedule.epochs={asked.schedule.epochs}: the run in {folder.path} has {there} "
-            "epochs, and a run that is continued can only "
-            f"be made longer: set more than {there}, or start another run with another --out"
+            f"schedule.epochs={requested.schedule.epochs}: the run in {folder.path} has "
+            f"{previous_epochs} epochs, and a run that is continued can only "
+            f"be made longer: set more than {previous_epochs}, or start another run with "
+            "another --out"
         )
-    _log.warning("the run is made longer: %d epochs, %d before", asked.schedule.epochs, there)
-    return replace(asked, schedule=replace(asked.schedule, min_steps=None, **fitted))
+    _log.warning(
+        "the run is made longer: %d epochs, %d before", requested.schedule.epochs, previous_epochs
+    )
+    return replace(requested, schedule=replace(requested.schedule, min_steps=None, **fitted))
 
 
 def located(recipe: Recipe) -> Recipe:
@@ -130,14 +142,16 @@ def from_root(path: str | Path) -> str:
     return str(named.resolve() if ".." in named.parts else named.absolute())
 
 
-def kept_from(held: Recipe, asked: Recipe) -> Recipe:
+def kept_from(previous: Recipe, requested: Recipe) -> Recipe:
     """What was asked, with the threads and loading processes of the run's start where nothing else
     is asked.
     """
-    workers = held.data.workers if asked.data.workers is None else asked.data.workers
-    threads = held.threads if asked.threads is None else asked.threads
+    workers = previous.data.workers if requested.data.workers is None else requested.data.workers
+    threads = previous.threads if requested.threads is None else requested.threads
     return replace(
-        asked, data=replace(asked.data, workers=workers), threads=threads or machine.threads()
+        requested,
+        data=replace(requested.data, workers=workers),
+        threads=threads or machine.threads(),
     )
 
 
@@ -156,13 +170,17 @@ def with_loaders(recipe: Recipe, task: "Task", world: "World") -> Recipe:
     return replace(recipe, data=replace(recipe.data, workers=workers))
 
 
-def _say_other_machine(held: Recipe, kept: Recipe, *, given: bool) -> None:
-    here = machine.threads()
-    if not given and kept.threads == held.threads and held.threads != here:
+def _say_other_machine(previous: Recipe, settled_recipe: Recipe, *, explicit: bool) -> None:
+    available = machine.threads()
+    if (
+        not explicit
+        and settled_recipe.threads == previous.threads
+        and previous.threads != available
+    ):
         _log.warning(
             "the run keeps the %d threads of its start, and this machine gives %d: --set "
             "threads=%d takes those",
-            held.threads,
-            here,
-            here,
+            previous.threads,
+            available,
+            available,
         )

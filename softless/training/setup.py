@@ -14,17 +14,10 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Splits
 from softless.data.loader import mix
 from softless.errors import CheckpointError
-from softless.models.durable import delete, write_text
-from softless.tasks import Place, Task
-from softless.training import checkpoint, claim, optim, split_table
-from softless.training.about import write_about
-from softless.training.agreement import agree_on_steps, opened_alike
-from softless.training.best import write_best
-from softless.training.claim import Claim
-from softless.training.epoch_state import OnEpoch
-from softless.training.model import build_for
-from softless.training.recipe import Recipe
-from softless.training.run_folder import (
+from softless.experiment import claim
+from softless.experiment.checkpoints import Checkpoints
+from softless.experiment.claim import Claim
+from softless.experiment.folder import (
     CHECKPOINTS,
     CLASSES,
     LEFT_OUT,
@@ -34,9 +27,17 @@ from softless.training.run_folder import (
     RunFolder,
     as_json,
 )
+from softless.experiment.recipe import Recipe
+from softless.models.durable import delete, write_text
+from softless.tasks.task import Task, TrainingProgress
+from softless.training import checkpoint, optim, split_table
+from softless.training.about import write_about
+from softless.training.agreement import agree_on_steps, opened_alike
+from softless.training.best import write_best
+from softless.training.epoch_state import OnEpoch
+from softless.training.model import build_for
 from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
-from softless.training.store import Checkpoints
 from softless.training.world import World
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Partial:
 class Run:
     """A training under way: what it was made from, what it moves, and how far it is."""
 
-    asked: Recipe  # as it was given
+    requested: Recipe  # as it was given
     recipe: Recipe  # of the length that fits the data
     folder: RunFolder
     world: World
@@ -95,15 +96,20 @@ class Run:
 
     @property
     def splits(self) -> Splits:
+        """The parts of the data."""
         return self.task.splits
 
     @property
-    def place(self) -> Place:
+    def progress(self) -> TrainingProgress:
+        """How far the training is."""
         steps = len(self.loader)
-        return Place(self.updates, self.epochs * steps, self.epoch, self.epochs, self.step)
+        return TrainingProgress(
+            self.updates, self.epochs * steps, self.epoch, self.epochs, self.step
+        )
 
     @property
     def device(self) -> torch.device:
+        """Where this rank computes."""
         return self.world.device
 
     def seed_step(self, step: int) -> None:
@@ -123,18 +129,18 @@ def set_up(
     *,
     resume: bool,
     overwrite: bool,
-    seen: Recipe | None = None,
+    stored_recipe: Recipe | None = None,
 ) -> Run:
     """Open the data, build the model, take the folder; continue from its checkpoint if `resume`.
 
-    `seen` is the recipe that lay in the folder when the command began, on the first rank, where it
+    `stored_recipe` is what lay in the folder when the command began, on the first rank, where it
     is continued. Nothing in the folder is touched before data and model are known to be usable.
     """
     if resume:
         data_are_there(recipe, path)
     with signals.interruptible(alone=world.size == 1):
-        run = _made(recipe, RunFolder(path), world, signals)
-    world.first(lambda: _take(run, seen, resume=resume, overwrite=overwrite))
+        run = _assembled(recipe, RunFolder(path), world, signals)
+    world.first(lambda: _take(run, stored_recipe, resume=resume, overwrite=overwrite))
     try:
         if resume:
             continue_newest(run)
@@ -146,10 +152,10 @@ def set_up(
     return run
 
 
-def _made(asked: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
-    task = opened_alike(world, asked)
+def _assembled(requested: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
+    task = opened_alike(world, requested)
     recipe = task.recipe = world.first(lambda: with_loaders(task.recipe, task, world))
-    asked = replace(asked, data=recipe.data)  # with the loaders that were settled on
+    requested = replace(requested, data=recipe.data)  # with the loaders that were settled on
     model = world.synced(build_for(task).to(world.device))
     optimizer = optim.optimizer(recipe, model)
     loader = task.train_loader(world.rank, world.size)
@@ -157,7 +163,7 @@ def _made(asked: Recipe, folder: RunFolder, world: World, signals: Signals) -> R
     agree_on_steps(world, len(loader), epochs)
     task.to(world.device)
     return Run(
-        asked=asked,
+        requested=requested,
         recipe=recipe,
         folder=folder,
         world=world,
@@ -197,7 +203,7 @@ def continue_newest(run: Run) -> bool:
     return stored is not None
 
 
-def _take(run: Run, seen: Recipe | None, *, resume: bool, overwrite: bool) -> None:
+def _take(run: Run, stored_recipe: Recipe | None, *, resume: bool, overwrite: bool) -> None:
     """Take the folder, with room for the checkpoints; delete the run it held if that was asked.
 
     Opening the data may have taken long: once the folder is held, what it holds is looked at again.
@@ -205,9 +211,9 @@ def _take(run: Run, seen: Recipe | None, *, resume: bool, overwrite: bool) -> No
 
     def look() -> None:
         if resume:
-            run.folder.check_same(seen)
+            run.folder.check_same(stored_recipe)
         else:
-            run.folder.check(run.asked, resume=False, overwrite=overwrite)
+            run.folder.check(run.requested, resume=False, overwrite=overwrite)
 
     run.folder.make()
     run.claim = Claim.take(run.folder.path, look, lambda: run.signals.received or 0)
@@ -229,10 +235,10 @@ def _take(run: Run, seen: Recipe | None, *, resume: bool, overwrite: bool) -> No
 def _describe(run: Run) -> None:
     """What the folder says of the run; logs and best weights go back to where the state is."""
     run.folder.rewind_log(run.epoch)
-    fitted = {name: taken for name, (_, taken) in run.task.fitted.changed.items()}
-    asked = {**as_json(run.asked), "fitted": fitted}
+    fitted = {name: new_value for name, (_, new_value) in run.task.fitted.changed.items()}
+    content = {**as_json(run.requested), "fitted": fitted}
     run.folder.write_json(
-        RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)}
+        RECIPE, {**content, **checkpoint.versions(), "machine": machine(run.device)}
     )
     run.folder.write_json(CLASSES, list(run.splits.classes))
     write_about(run)
@@ -240,11 +246,11 @@ def _describe(run: Run) -> None:
     if run.epoch < run.epochs:
         delete(run.folder.path / RESULT)  # of a run that was finished and is made longer
     if run.splits.left_out:
-        told = {
-            part: [one.row(annotated=False) for one in faults]
+        rows = {
+            part: [fault.row(annotated=False) for fault in faults]
             for part, faults in run.splits.left_out.items()
         }
-        run.folder.write_json(LEFT_OUT, told)
+        run.folder.write_json(LEFT_OUT, rows)
     if run.best is not None:
         write_best(run)
 

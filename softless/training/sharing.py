@@ -24,13 +24,15 @@ DAY = 24 * 60.0  # minutes that a rank with a short share waits for one with a l
 
 
 @contextmanager
-def sharing(device: str, asked: Mapping[str, Any], folder: Path | None = None) -> Iterator[World]:
+def sharing(
+    device: str, arguments: Mapping[str, Any], folder: Path | None = None
+) -> Iterator[World]:
     """The world of a command that is no training: its ranks were asked the same, and a signal to
     one ends all.
 
     Args:
         device: of the computation, by name.
-        asked: the arguments of the command, which every rank must have been given alike.
+        arguments: of the command, which every rank must have been given alike.
         folder: of the results, where there is one; `see_one_folder` is called before anything is
             written there.
 
@@ -47,7 +49,7 @@ def sharing(device: str, asked: Mapping[str, Any], folder: Path | None = None) -
             signals.last_words = world.say
             try:
                 with signals.interruptible(alone=True):
-                    agree_on_arguments(world, asked)
+                    agree_on_arguments(world, arguments)
                     with _watched(world):
                         yield world
                     # who is done waits here, so that nobody is missed who may end
@@ -55,8 +57,8 @@ def sharing(device: str, asked: Mapping[str, Any], folder: Path | None = None) -
             except Stop as stop:
                 # whoever started the ranks ends all as soon as one is gone
                 if gone := world.gone():
-                    told = named(gone, world)  # with its last words, which may say so already
-                    raise RankGone(told if WHOLE in told else f"{told}: {WHOLE}") from stop
+                    message = named(gone, world)  # with its last words, which may say so already
+                    raise RankGone(message if WHOLE in message else f"{message}: {WHOLE}") from stop
                 number = signals.received or signal.SIGTERM
                 raise Interrupted(f"{number.name}: ended; {WHOLE}", 128 + number) from stop
 

@@ -72,6 +72,9 @@ class Signals:
         """A stretch in which the run's state is at rest, so that a signal may break it off.
 
         With other ranks nothing is broken off.
+
+        Raises:
+            Stop: a signal has come.
         """
         if self.received is not None and alone:
             raise Stop
@@ -131,15 +134,15 @@ class Watch:
             except TimeoutError:
                 pass
         name = signal.Signals(first).name
-        said = f"{name}: this rank waited for others that did not come; {self.signals.stands}"
-        print(f"softless: {said}", file=sys.stderr, flush=True)
-        self.signals.last_words(said)
+        message = f"{name}: this rank waited for others that did not come; {self.signals.stands}"
+        print(f"softless: {message}", file=sys.stderr, flush=True)
+        self.signals.last_words(message)
         os._exit(128 + first)
 
 
 def _number(inbox: socket.socket) -> int | None:
     """The next signal that is watched; None at the end."""
-    while found := inbox.recv(1):
-        if found[0] in WATCHED:
-            return found[0]
+    while received := inbox.recv(1):
+        if received[0] in WATCHED:
+            return received[0]
     return None

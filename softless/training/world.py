@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from softless import ranks
 from softless.errors import RankGone, UsageError
-from softless.training import processes
+from softless.experiment import processes
 from softless.training.batch_norm import synchronised
 from softless.training.last_words import LastWords
 
@@ -46,6 +46,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is rank 0, which writes and speaks."""
         return self.rank == 0
 
     def compute_with(self, threads: int | None) -> None:
@@ -72,7 +73,9 @@ class World:
         return model if self.size == 1 else synchronised(model)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over the ranks; not finite on one rank means not finite on all."""
+        """The mean over the ranks of a value of any one shape; not finite on one rank means not
+        finite on all.
+        """
         if self.size == 1:
             return value
         total = value.clone()
@@ -107,11 +110,11 @@ class World:
 
     def gone(self) -> list[int]:
         """The ranks on this machine whose processes are not there any more."""
-        here = socket.gethostname()
+        host = socket.gethostname()
         return [
             rank
             for rank, peer in enumerate(self.peers)
-            if peer["host"] == here
+            if peer["host"] == host
             and not (
                 processes.running(peer["pid"]) and processes.started(peer["pid"]) == peer["process"]
             )
@@ -144,11 +147,11 @@ def join(
         UsageError: no device of that name, or the ranks cannot meet.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     opened = size > 1 and not dist.is_initialized()
     if opened:
-        backend = "nccl" if place.type == "cuda" else "gloo"
-        bound = place if place.type == "cuda" else None
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        bound = chosen if chosen.type == "cuda" else None
         if bound is not None:
             # objects are exchanged over the current device, whichever was named
             torch.cuda.set_device(bound)
@@ -162,12 +165,12 @@ def join(
         )
     before = torch.get_num_threads()
     words = LastWords(folder, rank) if size > 1 and folder is not None else None
-    world = World(rank, size, place, words=words)
+    world = World(rank, size, chosen, words=words)
     try:
         if size > 1:
             world = replace(world, peers=tuple(world.gather(_myself())))
             _joined.append(world)
-        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []):
             yield world
         world.say("ended well")
     except BaseException as error:
@@ -214,9 +217,9 @@ def hearing(world: World) -> Iterator[None]:
         raise RankGone(_why_lost(world, str(error))) from error
 
 
-def _why_lost(world: World, said: str) -> str:
+def _why_lost(world: World, message: str) -> str:
     gone: list[int] = []
-    if "imed out" not in said:
+    if "imed out" not in message:
         deadline = time.monotonic() + MOMENT
         # a process that is killed takes a moment to go
         while not gone and time.monotonic() < deadline:
@@ -225,7 +228,7 @@ def _why_lost(world: World, said: str) -> str:
     me = f"rank {world.rank} of {world.size}"
     if gone:
         return named(gone, world)
-    if "imed out" in said:
+    if "imed out" in message:
         return (
             f"{me} waited in vain for the others: one of them hangs, or works longer than "
             "rank_patience allows"
@@ -236,13 +239,13 @@ def _why_lost(world: World, said: str) -> str:
 def named(gone: Sequence[int], world: World) -> str:
     """Ranks that are gone, with what the first of them said last."""
     names = " and ".join(str(rank) for rank in gone)
-    said = world.last_of(gone[0])
+    last_words = world.last_of(gone[0])
     are = (
         f"rank {names} of {world.size} is gone"
         if len(gone) == 1
         else f"ranks {names} of {world.size} are gone"
     )
-    return f"{are} (it said: {said})" if said else are
+    return f"{are} (it said: {last_words})" if last_words else are
 
 
 @cache
@@ -296,7 +299,15 @@ def _meeting_place(rank: int, size: int) -> dist.Store:
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """The device by name; auto takes cuda, then mps, then cpu, whichever is there."""
+    """The device by name; auto takes cuda, then mps, then cpu, whichever is there.
+
+    Args:
+        name: auto, cpu, cuda, cuda:0, …, mps.
+        local_rank: the number of the GPU where the name has none.
+
+    Raises:
+        UsageError: no such device, or none that this PyTorch sees.
+    """
     if name == "auto":
         name = (
             "cuda"

@@ -8,10 +8,10 @@ import torch
 from softless.benching.averages import averages
 from softless.errors import UsageError
 from softless.evaluation import evaluate
+from softless.experiment.checkpoints import Checkpoints
 from softless.recipes import get_recipe
-from softless.tasks import open_task
+from softless.tasks.table import open_task
 from softless.training.model import build_for
-from softless.training.store import Checkpoints
 
 LIMITS = (40, 60)
 

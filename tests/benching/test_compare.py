@@ -13,9 +13,10 @@ from softless.benching import compare
 from softless.benching.models import in_comparison, in_small_vit
 from softless.benching.steps import peak_bytes
 from softless.errors import DivergedError, UsageError
+from softless.experiment.groups import ModelSpec
+from softless.experiment.recipe import Recipe
 from softless.recipes import get_recipe
 from softless.training.model import build_model
-from softless.training.recipe import ModelSpec, Recipe
 
 comparison = importlib.import_module("softless.benching.comparison")
 training = importlib.import_module("softless.training")

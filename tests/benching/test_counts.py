@@ -9,9 +9,9 @@ from softless.attention import get
 from softless.benching.counts import SMALL, Counted, Counts, counts
 from softless.benching.models import host_and_operator
 from softless.errors import UsageError
+from softless.experiment.groups import ModelSpec
 from softless.measure.cost import cost
 from softless.models import create_model
-from softless.training.recipe import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def found() -> Counts:
 
 def test_a_model_is_counted_at_two_sizes_and_alike_on_both_devices(found: Counts) -> None:
     host, op = host_and_operator(ModelSpec("sima_xcit_nano_12_p16_224"))
-    assert [(one.model, one.op, one.pixels) for one in found.found] == [
+    assert [(one.model, one.op, one.pixels) for one in found.models] == [
         (host, op, 224),
         (host, op, 320),
     ]
@@ -47,7 +47,7 @@ def test_the_hosts_of_all_operators_take_operators(host: str) -> None:
 def test_an_operator_without_a_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("softless.benching.counts.SMALL", ("cvt_13_224",))
     found = counts(["sima_xcit_nano_12_p16_224"], ops=["soft"])
-    assert len(found.found) == 2
+    assert len(found.models) == 2
     (told,) = found.refused
     assert told.startswith("cvt_13_224 with soft: operator 'soft' has no place in CvT")
     assert told in str(found)
@@ -59,7 +59,7 @@ def test_an_unknown_model_is_one_sentence() -> None:
 
 
 def test_differences_and_missing_formulas_fail(found: Counts) -> None:
-    one = found.found[0]
+    one = found.models[0]
     other = dataclasses.replace(one.counts["meta"], macs=1)
     differing = Counts((Counted("m", "sima", 224, {**one.counts, "meta": other}),))
     assert (differing.exit_code, differing.to_dict()["rows"][0]["differing"]) == (1, "macs")

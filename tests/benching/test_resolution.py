@@ -16,9 +16,10 @@ import softless
 from softless.benching.resolution import ARMS, in_arm, resolution
 from softless.cli.main import main
 from softless.errors import UsageError
-from softless.evaluation import load_run
+from softless.experiment.groups import ModelSpec
+from softless.experiment.recipe import Recipe
 from softless.recipes import get_recipe
-from softless.training.recipe import ModelSpec, Recipe
+from softless.tasks.loaded import load_run
 
 module = importlib.import_module("softless.benching.resolution")
 NAMES = ["softmax", "sima", "sima_rescaled", "sima_tokens", "seqnorm", "xca"]
@@ -120,7 +121,7 @@ def test_the_chart_names_its_arms_and_is_the_same_for_the_same_numbers(outcome, 
     from softless.benching.charts import draw_resolution
 
     found, _ = outcome
-    names = {arm.name: arm.said for arm in ARMS}
+    names = {arm.name: arm.label for arm in ARMS}
     first, second = (
         draw_resolution(found.points, names).save(tmp_path / name, module.FIGURE).read_bytes()
         for name in ("a.svg", "b.svg")

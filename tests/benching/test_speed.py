@@ -499,7 +499,7 @@ def test_the_bars_are_those_of_the_issue():
         ("block", "bfloat16", 196): 1.5,
     }
     found = {
-        (bar.figure, bar.where["dtype"], bar.where["tokens"]): bar.bound
+        (bar.figure, bar.setting["dtype"], bar.setting["tokens"]): bar.bound
         for bar in BARS
         if bar.under == "bare" and bar.figure == "block"
     }
@@ -511,7 +511,7 @@ def test_the_bars_are_those_of_the_issue():
         (d, b) for d in ("float32", "bfloat16") for b in (1, 8)
     }
     optimize = {
-        (bar.under, bar.where["pixels"]): bar.bound for bar in BARS if bar.figure == "optimized"
+        (bar.under, bar.setting["pixels"]): bar.bound for bar in BARS if bar.figure == "optimized"
     }
     assert optimize == {
         **{
@@ -539,13 +539,16 @@ def test_where_softmax_is_faster():
     assert first.slower == (144, 196)
     # from half to twice: the middle, in logarithms
     assert first.at == pytest.approx((196 * 576) ** 0.5)
-    assert first.said == "softmax is faster at 144, 196 tokens; ours from about 336 tokens on"
-    assert second.said == "softmax is faster at no size measured, 196 tokens"
+    assert first.sentence == "softmax is faster at 144, 196 tokens; ours from about 336 tokens on"
+    assert second.sentence == "softmax is faster at no size measured, 196 tokens"
     assert first.row()["dtype"] == "float32"
     (lost,) = crossovers([at(196, 0.9)], "sima", "softmax", "tokens", ("dtype",))
-    assert (lost.at, lost.said) == (None, "softmax is faster at 196 tokens, the only size measured")
+    assert (lost.at, lost.sentence) == (
+        None,
+        "softmax is faster at 196 tokens, the only size measured",
+    )
     (most,) = crossovers([at(196, 2.0), at(576, 0.9)], "sima", "softmax", "tokens", ("dtype",))
-    assert (most.at, most.said) == (
+    assert (most.at, most.sentence) == (
         None,
         "softmax is faster at 576 tokens, the largest size measured",
     )

@@ -13,10 +13,11 @@ from softless.benching.models import left_out, with_operator
 from softless.benching.outcome import Compared
 from softless.benching.record import provenance
 from softless.errors import UsageError
+from softless.experiment.folder import as_json
+from softless.experiment.groups import ModelSpec
+from softless.experiment.recipe import Recipe
 from softless.recipes import get_recipe
 from softless.report.groups import flat
-from softless.training.recipe import ModelSpec, Recipe
-from softless.training.run_folder import as_json
 
 record = importlib.import_module("softless.benching.record")
 
@@ -164,7 +165,7 @@ def test_fields_and_epochs_reach_both_twins(tmp_path):
     assert isinstance(found, Compared)
     for group in found.groups:
         assert group.first.result["epochs"] == 2
-        assert group.first.recipe["optim"]["lr"] == 3e-3
+        assert group.first.recipe.optim.lr == 3e-3
 
 
 @pytest.mark.parametrize("name", ["labels", "boxes"])

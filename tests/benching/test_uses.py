@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from softless.benching.uses import numbers, rising, uses
+from softless.experiment.recipe import Recipe
 from softless.report.runs import RunRecord
 from tests.benching.test_compare import short
 
@@ -41,7 +42,7 @@ def record(values: list[float], metric: str) -> RunRecord:
         "best": {},
         "predictions": None,
     }
-    return RunRecord(recipe={"metric": metric}, epochs=epochs, **empty)
+    return RunRecord(recipe=Recipe("", "", metric=metric), epochs=epochs, **empty)
 
 
 def test_what_the_last_quarter_added():

@@ -6,8 +6,8 @@ import pytest
 
 from softless.cli.data import data
 from softless.cli.main import main
-from softless.data import check
 from softless.errors import UsageError
+from softless.tasks import check
 from tests.data.corpus import BAD, put_bad
 from tests.data.making import class_folders, medmnist, noise
 

@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from safetensors import torch as tensors
 
 import softless
-from softless import report
 from softless.benching.charts import Drawing
 from softless.benching.record import write_csv
 from softless.cli.main import main
 from softless.errors import StorageError, UsageError
+from softless.experiment.folder import RunFolder
 from softless.models.publish import save_weights
+from softless.tasks import page
 from softless.training import Recipe, checkpoint, fit, keep, loop, setup
-from softless.training.run_folder import RunFolder
 from softless.training.scalars import Scalars
 from tests.training.conftest import tiny_recipe, write_npz
 from tests.training.ends import end_of
@@ -235,8 +235,8 @@ VERBS: dict[
     ],
 }
 CALLS: dict[str, Callable[[Path, Path], Any]] = {
-    "report": lambda whole, out: report.write([whole / "run"], out / "page" / "report.html"),
-    "report over a folder": lambda whole, out: report.write([whole / "run"], out / "kept"),
+    "report": lambda whole, out: page.write([whole / "run"], out / "page" / "report.html"),
+    "report over a folder": lambda whole, out: page.write([whole / "run"], out / "kept"),
     "save_weights": lambda _, out: save_weights(model(), out / "model"),
     "bench record": lambda _, out: write_csv(out / "rows.csv", [{"a": 1}]),
     "chart": lambda _, out: drawing().save(out / "figures" / "chart.svg", "A chart"),

@@ -15,9 +15,9 @@ from softless.cli.main import main
 from softless.cli.predict import predict
 from softless.data import open_splits
 from softless.errors import DataError, UsageError
+from softless.experiment.groups import DataSpec
 from softless.models import create_model
 from softless.prediction.results import picture_names
-from softless.training.recipe import DataSpec
 from tests.data.making import class_folders, medmnist, noise, split_folders
 from tests.evaluation.runs import run_folder
 
@@ -202,10 +202,9 @@ def test_a_detector_or_segmenter_is_measured_by_its_own_task(world, monkeypatch)
     """Against the contract alone: the recipe is rebuilt, its data read elsewhere, scaled as the run
     was.
     """
-    import softless.evaluation
-    import softless.tasks
+    import softless.tasks.loaded
 
-    loaded = softless.evaluation.load_run(world / "run")
+    loaded = softless.tasks.loaded.load_run(world / "run")
     seen: dict[str, Any] = {}
 
     class Outcome:
@@ -234,8 +233,8 @@ def test_a_detector_or_segmenter_is_measured_by_its_own_task(world, monkeypatch)
             return Outcome()
 
     dense = replace(loaded, best={**loaded.best, "task": "segmentation"})
-    monkeypatch.setattr(softless.evaluation, "load_run", lambda *_: dense)
-    monkeypatch.setattr(softless.tasks, "open_task", Stand)
+    monkeypatch.setattr(softless.tasks.loaded, "load_run", lambda *_: dense)
+    monkeypatch.setattr(softless.tasks.table, "open_task", Stand)
     split_folders(
         world / "other", {p: {"cat": n, "dog": n} for p, n in (("train", 5), ("test", 3))}
     )

@@ -14,7 +14,7 @@ import softless.training
 from softless.cli.main import VERBS, main
 from softless.data.notices import _said
 from softless.errors import UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
 from tests.data.making import noise, split_folders
 from tests.evaluation.runs import run_folder
 

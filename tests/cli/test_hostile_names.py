@@ -17,14 +17,14 @@ from softless.benching.record import table
 from softless.cli.eval import eval as eval_run
 from softless.cli.main import main, say
 from softless.data import open_splits
-from softless.data.check import check
 from softless.data.folder import folder_parts
 from softless.data.progress import progress_line
 from softless.errors import DataError, UsageError, located
+from softless.experiment.groups import DataSpec
 from softless.models.files import read_tensors
 from softless.prediction.results import Results, picture_names, writable
 from softless.report.html import tag
-from softless.training.recipe import DataSpec
+from softless.tasks.check import check
 from softless.words import as_cell, is_text, visible
 from tests.data.making import class_folders, noise, split_folders
 from tests.evaluation.runs import run_folder

@@ -14,8 +14,8 @@ import pytest
 from softless.cli.bench import bench
 from softless.cli.main import main
 from softless.errors import UsageError
-from softless.training import processes
-from softless.training.recipe import DataSpec
+from softless.experiment import processes
+from softless.experiment.groups import DataSpec
 from tests.data.making import split_folders
 from tests.evaluation.runs import run_folder
 from tests.processes import each_rank, free_port

@@ -10,9 +10,9 @@ import softless
 from softless.cli.main import main
 from softless.cli.options import assignments
 from softless.errors import UsageError
+from softless.experiment.fields import walk
 from softless.models import ENTRIES
 from softless.recipes import RECIPES, get_recipe
-from softless.training.fields import walk
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -22,8 +22,8 @@ def test_a_recipe_s_name_tells_every_field(name: str, capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     for row in rows:
         told = next(line for line in lines if line.startswith(f"{row.name} "))
-        assert row.about.says in told
-        assert row.about.takes(row.hint) in told
+        assert row.setting.says in told
+        assert row.setting.takes(row.hint) in told
     assert main(["list", "recipes", name, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert list(told) == [row.name for row in rows]

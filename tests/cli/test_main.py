@@ -84,7 +84,7 @@ def test_every_verb_is_a_function_with_a_parser_and_a_public_name(name: str):
     text = parser_of(name, function).format_help()
     assert (function.__doc__ or "").strip()
     assert f"softless {name}" in text
-    # softless.data is the package: its verb's Python function is softless.data.check.check
+    # softless.data is the package: its verb's Python function is softless.tasks.check.check
     assert callable(getattr(softless, name)) or name == "data"
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
-from softless.data.label_values import read_values
 from softless.errors import UsageError
 from softless.recipes import get_recipe
+from softless.tasks.segmentation.values import read_values
 from softless.training import fit
 
 FIELDS: dict[str, dict[str, Any]] = {  # a recipe of each task

@@ -18,13 +18,13 @@ from softless.cli.eval import eval as eval_run
 from softless.cli.explain import explain as explain_command
 from softless.cli.predict import predict
 from softless.cli.slide import slide
-from softless.data.ranges import Range
 from softless.errors import DataError, SoftlessError, UsageError
-from softless.evaluation import load_run
+from softless.experiment.ranges import Range
+from softless.experiment.recipe import Recipe, recipe_from
 from softless.recipes import get_recipe
-from softless.report.page import write
+from softless.tasks.loaded import load_run
+from softless.tasks.page import write
 from softless.training import fit
-from softless.training.recipe import Recipe, recipe_from
 from tests.cli.test_one_answer import measures
 from tests.data.test_dicom import made
 from tests.data.test_ranges import NEAR, deep_png, formula

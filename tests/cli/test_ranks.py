@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
 from tests.data.making import split_folders
 from tests.evaluation.runs import run_folder
 from tests.processes import each_rank

@@ -11,10 +11,10 @@ import pytest
 from softless.cli.main import main
 from softless.cli.runs import runs
 from softless.errors import DivergedError
-from softless.tasks import Classification
+from softless.experiment.claim import Claim
+from softless.experiment.folder import FOLDERS
+from softless.tasks.classification.task import Classification
 from softless.training import Recipe, fit
-from softless.training.claim import Claim
-from softless.training.run_folder import FOLDERS
 from tests.training.conftest import tiny_recipe, write_npz
 
 

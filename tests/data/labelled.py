@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from softless.training.recipe import (
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-    SegmentationSpec,
-)
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.segmentation.settings import SegmentationSpec
 
 NAMES = {0: "ground", 3: "water", 7: "unknown"}
 COUNTS = {"train": 4, "val": 2, "test": 3}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from softless.training.recipe import AugmentSpec, DataSpec, Recipe
+from softless.experiment.groups import AugmentSpec, DataSpec
+from softless.experiment.recipe import Recipe
 
 PLAIN = AugmentSpec(
     color_jitter=None, auto_augment=None, reprob=0.0, hflip=0.0, mixup=0.0, cutmix=0.0

@@ -7,11 +7,11 @@ import pytest
 
 from softless.data import ArraySamples, open_splits
 from softless.data.arrays import MEDMNIST_CLASSES
-from softless.data.check import check
 from softless.errors import DataError, MissingExtra
+from softless.experiment.groups import DataSpec
 from softless.recipes import get_recipe
+from softless.tasks.check import check
 from softless.training.own_data import with_data
-from softless.training.recipe import DataSpec
 from tests.data.making import medmnist
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from softless.data.box_sizes import NAMES, BoxSizes, covered, measured
-from softless.data.boxes import BoxSamples, Entry
 from softless.errors import UsageError
 from softless.recipes import get_recipe
-from softless.tasks import open_task
+from softless.tasks.detection.samples import AnnotatedImage, BoxSamples
+from softless.tasks.detection.settings import MEASURABLE
+from softless.tasks.detection.sizes import BoxSizes, covered, measured
+from softless.tasks.table import open_task
 
 
 def samples(
@@ -20,7 +21,7 @@ def samples(
     nowhere.
     """
     entries = [
-        Entry(
+        AnnotatedImage(
             number,
             f"{number}.png",
             image[1],
@@ -44,7 +45,7 @@ def spec(**fields: Any) -> Any:
 
 
 def test_objects_of_a_good_size_leave_the_images_as_they_are():
-    found = measured(samples(list(np.linspace(20, 100, 50))), spec(), NAMES)
+    found = measured(samples(list(np.linspace(20, 100, 50))), spec(), MEASURABLE)
     assert found["resize"] is None
     assert found["anchors"][0] == pytest.approx(24, abs=1)
     assert found["anchors"][-1] == 128, "the objects end at 96, two cells of that map are 128"
@@ -69,7 +70,7 @@ def test_an_anchor_is_as_wide_as_two_cells_of_its_map_or_twice_the_one_before(he
     """Narrower ones stand so far apart that most objects of their size lie between them."""
     rng = np.random.default_rng(seed)
     held = samples(list(rng.lognormal(rng.uniform(2, 4), 0.5, 200)), image=(256, 256))
-    found = measured(held, spec(head=head), NAMES)["anchors"]
+    found = measured(held, spec(head=head), MEASURABLE)["anchors"]
     first = 8 if head == "retinanet" else 4
     for level in range(1, 5):
         assert found[level] >= min(2 * first * 2**level, 2 * found[level - 1]) - 0.2
@@ -86,7 +87,7 @@ def test_a_halved_copy_gets_the_same_anchors():
     sides = list(np.random.default_rng(0).uniform(12, 60, 100))
     whole = samples(sides, image=(400, 400))
     half = samples([side / 2 for side in sides], image=(200, 200))
-    one, two = (measured(held, spec(), NAMES) for held in (whole, half))
+    one, two = (measured(held, spec(), MEASURABLE) for held in (whole, half))
     assert two["resize"] is not None
     share = [
         covered(held, found["anchors"], found["resize"])
@@ -104,7 +105,7 @@ def test_nearly_every_object_has_an_anchor(seed, stretch):
     held = samples(
         list(rng.lognormal(rng.uniform(2, 5), 0.6, 200)), image=(600, 800), stretch=stretch
     )
-    found = measured(held, spec(), NAMES)
+    found = measured(held, spec(), MEASURABLE)
     assert covered(held, found["anchors"], found["resize"]) > 0.85
 
 
@@ -124,11 +125,11 @@ def test_what_is_set_is_not_measured():
 
 
 def test_without_objects_the_recipe_s_own_sizes_stay():
-    assert measured(samples([]), spec(), NAMES) == {}
+    assert measured(samples([]), spec(), MEASURABLE) == {}
 
 
 def test_a_run_takes_and_says_what_was_measured(tmp_path: Path):
-    recipe = get_recipe("boxes").quick(tmp_path).with_fields(**{"detection.measure": NAMES})
+    recipe = get_recipe("boxes").quick(tmp_path).with_fields(**{"detection.measure": MEASURABLE})
     task = open_task(recipe)
     assert task.recipe.detection is not None
     assert task.construction()["head"]["anchors"] == list(task.recipe.detection.anchors or ())
@@ -157,4 +158,4 @@ def test_images_of_unlike_sizes_keep_them():
     both = BoxSamples(Path(), [*small.entries, *large.entries], {1: "one"}, 3, masks=False)
     assert BoxSizes.of(small).resize() == 320
     assert BoxSizes.of(both).resize() is None
-    assert covered(both, measured(both, spec(), NAMES)["anchors"], None) == 1.0
+    assert covered(both, measured(both, spec(), MEASURABLE)["anchors"], None) == 1.0

@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from softless.data import notices
-from softless.data.box_transforms import eval_pipeline, train_pipeline
-from softless.data.boxes import BoxSamples, open_boxes
 from softless.data.loader import train_loader
 from softless.errors import DataError, UsageError
-from softless.training.recipe import DataSpec, DetectionSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.detection.samples import BoxSamples, open_boxes
+from softless.tasks.detection.settings import DetectionSpec
+from softless.tasks.detection.transforms import eval_pipeline, train_pipeline
 
 CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 3, "name": "square"}]
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from softless.data import cores, findings, open_splits
-from softless.data.check import check
 from softless.errors import DataError, UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.check import check
 from tests.data import test_folder, test_label_images
 from tests.data.corpus import BAD, GOOD, ODD, put_bad
 from tests.data.labelled import label_set

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softless.data.check import check
-from softless.data.coco import run_lengths
 from softless.errors import UsageError
+from softless.tasks.check import check
+from softless.tasks.detection.coco import run_lengths
 from tests.data.making import noise
 
 Content = dict[str, Any]

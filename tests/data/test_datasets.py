@@ -6,7 +6,7 @@ import pytest
 from softless.data import ArraySamples, datasets, open_splits
 from softless.data.datasets import open_parts, pixel_statistics, stratified_cut
 from softless.errors import DataError, UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
 from tests.data.making import class_folders, medmnist
 
 

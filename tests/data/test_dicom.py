@@ -33,16 +33,16 @@ from pydicom.uid import (
 
 from softless import errors
 from softless.data import open_splits
-from softless.data.check import Reading, check
 from softless.data.dicom import is_dicom
 from softless.data.folder import listing
 from softless.data.images import BadImage
-from softless.data.label_values import read_values
 from softless.data.pictures import unit
-from softless.data.ranges import Range
 from softless.data.reading import decode, read_image
 from softless.errors import DataError, MissingExtra, UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.experiment.ranges import Range
+from softless.tasks.check import Reading, check
+from softless.tasks.segmentation.values import read_values
 from tests.data.test_ranges import NEAR, drawn, formula
 
 BROUGHT = sorted((Path(pydicom.__file__).parent / "data/test_files").glob("*.dcm"))
@@ -484,7 +484,7 @@ def test_files_without_an_ending_are_known_by_how_they_begin(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no image")
     found = listing(tmp_path)
     assert found.files == sorted(["IM000001", "1.2.840.113619.2", "a.DCM", "b.dicom"])
-    assert found.other.total() == 3
+    assert found.passed_over.total() == 3
     assert not is_dicom(tmp_path / "notes")
 
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from softless.cli.data import data
-from softless.data.boxes import open_boxes
-from softless.data.check import check
 from softless.data.exports import export_in
 from softless.data.folder import folder_parts
 from softless.errors import DataError, UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.check import check
+from softless.tasks.detection.samples import open_boxes
 
 BOX = [10.0, 5.0, 30.0, 20.0]
 AROUND = [10.0, 5.0, 40.0, 5.0, 40.0, 25.0, 10.0, 25.0]

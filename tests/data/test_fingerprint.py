@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from softless.data import open_splits
-from softless.data.boxes import open_boxes
-from softless.data.label_images import open_label_images
-from softless.data.unlabelled import open_unlabelled
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.detection.samples import open_boxes
+from softless.tasks.dino.samples import open_unlabelled
+from softless.tasks.segmentation.samples import open_label_images
 from tests.data.labelled import label_set
 from tests.data.making import class_folders, split_folders
 from tests.data.test_boxes import GOOD, write

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from softless.data import notices, open_splits
-from softless.data.check import check
 from softless.data.folder import _ending, folder_parts, images_at, listing
 from softless.errors import DataError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.check import check
 from tests.data.making import class_folders, noise, split_folders
 
 

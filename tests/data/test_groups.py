@@ -11,7 +11,7 @@ from softless.data.datasets import cut_parts
 from softless.data.groups import folds_of, grouped_cut, groups_of, strata
 from softless.data.samples import ArraySamples
 from softless.errors import DataError, UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
 from tests.data.making import class_folders, noise, split_folders
 
 PLAIN: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3}

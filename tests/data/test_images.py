@@ -13,9 +13,9 @@ from PIL import Image, PngImagePlugin
 from softless.data import notices
 from softless.data.dicom import ENDINGS
 from softless.data.images import IMAGE_TYPES, BadImage, decode
-from softless.data.label_values import read_values
 from softless.data.reading import read_image, read_whole
 from softless.errors import DataError
+from softless.tasks.segmentation.values import read_values
 from tests.data.making import noise
 
 

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from softless.data import train_loader
-from softless.data.label_images import IGNORE, open_label_images
-from softless.data.label_layout import is_label_layout
-from softless.data.label_transforms import eval_pipeline, train_pipeline
-from softless.data.label_values import read_values
 from softless.errors import DataError, UsageError
-from softless.training.recipe import DataSpec, SegmentationSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.segmentation.layout import is_label_layout
+from softless.tasks.segmentation.samples import IGNORE, open_label_images
+from softless.tasks.segmentation.settings import SegmentationSpec
+from softless.tasks.segmentation.transforms import eval_pipeline, train_pipeline
+from softless.tasks.segmentation.values import read_values
 from tests.data.labelled import STEP, label_of, label_set
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}

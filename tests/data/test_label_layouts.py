@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from softless.data.check import check
-from softless.data.label_images import IGNORE, open_label_images
 from softless.errors import DataError, UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.check import check
+from softless.tasks.segmentation.samples import IGNORE, open_label_images
 from tests.data.labelled import photograph
 
 CLASSES = {"0": "ground", "1": "water"}

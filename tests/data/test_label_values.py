@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from softless.cli.data import data as data_command
-from softless.data.check import Reading, check
-from softless.data.label_images import IGNORE, open_label_images
-from softless.data.label_names import checked_values
 from softless.errors import DataError, SoftlessError, UsageError
+from softless.experiment.groups import DataSpec
+from softless.experiment.recipe import recipe_from
 from softless.recipes import get_recipe
-from softless.training.recipe import DataSpec, SegmentationSpec, recipe_from
+from softless.tasks.check import Reading, check
+from softless.tasks.segmentation.meanings import checked_values
+from softless.tasks.segmentation.samples import IGNORE, open_label_images
+from softless.tasks.segmentation.settings import SegmentationSpec
 from tests.data.labelled import photograph
 
 SIZE = (24, 32)

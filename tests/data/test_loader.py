@@ -20,7 +20,7 @@ from softless.data import (
 )
 from softless.data.loader import mix
 from softless.errors import DataError, UsageError
-from softless.training.recipe import AugmentSpec, DataSpec
+from softless.experiment.groups import AugmentSpec, DataSpec
 from tests.data.making import class_folders, recipe
 
 # RandAugment draws from numpy and Python, flips and erasing from torch

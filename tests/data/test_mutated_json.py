@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from softless.data.boxes import open_boxes
-from softless.data.check import Reading, check
 from softless.data.findings import DataCheck
 from softless.errors import SoftlessError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.check import Reading, check
+from softless.tasks.detection.samples import open_boxes
 from tests.data.test_exports import coco, pictures, write
 from tests.edits import edit
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from softless.data.check import check
 from softless.data.folder import folder_parts
 from softless.data.places import part_of
-from softless.data.unlabelled import open_unlabelled
 from softless.errors import DataError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.check import check
+from softless.tasks.dino.samples import open_unlabelled
 from tests.data import test_exports
 from tests.data.making import class_folders, split_folders
 

@@ -18,29 +18,26 @@ from PIL import Image
 from softless.cli.data import data as data_command
 from softless.data import open_splits
 from softless.data.arrays import npz_parts
-from softless.data.box_transforms import eval_pipeline as box_eval
-from softless.data.box_transforms import train_pipeline as box_train
-from softless.data.boxes import open_boxes
-from softless.data.check import Reading, check
-from softless.data.crops import multi_crop
 from softless.data.images import BadImage
-from softless.data.label_images import open_label_images
-from softless.data.label_transforms import eval_pipeline as label_eval
-from softless.data.label_transforms import train_pipeline as label_train
 from softless.data.loader import seed_generators
-from softless.data.ranges import Range
 from softless.data.reading import decode, read_image
 from softless.data.transforms import build_transforms, eval_transform
-from softless.data.unlabelled import open_unlabelled
 from softless.errors import DataError, UsageError
-from softless.training.recipe import (
-    AugmentSpec,
-    DataSpec,
-    DetectionSpec,
-    DinoSpec,
-    Recipe,
-    SegmentationSpec,
-)
+from softless.experiment.groups import AugmentSpec, DataSpec
+from softless.experiment.ranges import Range
+from softless.experiment.recipe import Recipe
+from softless.tasks.check import Reading, check
+from softless.tasks.detection.samples import open_boxes
+from softless.tasks.detection.settings import DetectionSpec
+from softless.tasks.detection.transforms import eval_pipeline as box_eval
+from softless.tasks.detection.transforms import train_pipeline as box_train
+from softless.tasks.dino.samples import open_unlabelled
+from softless.tasks.dino.settings import DinoSpec
+from softless.tasks.dino.transforms import multi_crop
+from softless.tasks.segmentation.samples import open_label_images
+from softless.tasks.segmentation.settings import SegmentationSpec
+from softless.tasks.segmentation.transforms import eval_pipeline as label_eval
+from softless.tasks.segmentation.transforms import train_pipeline as label_train
 from tests.data.making import medmnist
 
 SIZE = (24, 20)  # height, width

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from softless.data import notices, open_parts, open_splits, progress, readable
-from softless.data.check import check
 from softless.data.findings import Fault, refusal
-from softless.data.ranges import Range
-from softless.data.unlabelled import open_unlabelled
 from softless.errors import DataError, Faults, UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.experiment.ranges import Range
+from softless.tasks.check import check
+from softless.tasks.dino.samples import open_unlabelled
 from tests.data.making import class_folders, medmnist, split_folders
 
 

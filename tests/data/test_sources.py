@@ -46,7 +46,7 @@ def test_the_images_of_an_npz_file(tmp_path):
 
 
 def test_images_of_an_npz_file_that_cannot_be_used_are_named(tmp_path):
-    from softless.data.ranges import Range
+    from softless.experiment.ranges import Range
 
     pixels = np.ones((3, 8, 8), np.float32)
     pixels[1, 0, 0] = np.nan

@@ -12,8 +12,8 @@ import pytest
 from softless.data import open_splits
 from softless.data.tables import read_table, table_parts
 from softless.errors import DataError, Faults
+from softless.experiment.groups import DataSpec, TableSpec
 from softless.recipes import get_recipe
-from softless.training.recipe import DataSpec, TableSpec
 from tests.data.making import noise, table
 
 ROWS = [(f"images/{n}.png", "cat" if n % 2 else "dog", f"p{n // 2}") for n in range(24)]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from softless.data.ranges import Range
 from softless.data.reading import read_image
+from softless.experiment.ranges import Range
 from tests.data import tiffs
 
 pytest.importorskip("openslide")

@@ -16,7 +16,8 @@ from torchvision.transforms import transforms as tv
 from softless.data import build_transforms
 from softless.data.transforms import Normalised, RandomAffine, eval_transform, inverse_affine
 from softless.errors import UsageError
-from softless.training.recipe import AugmentSpec, DataSpec, Recipe
+from softless.experiment.groups import AugmentSpec, DataSpec
+from softless.experiment.recipe import Recipe
 from tests.data.making import PLAIN, noise, recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from softless.data import open_splits
-from softless.data.boxes import open_boxes
-from softless.data.check import Reading, check
-from softless.data.label_images import open_label_images
-from softless.data.unlabelled import open_unlabelled
 from softless.errors import SoftlessError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.tasks.check import Reading, check
+from softless.tasks.detection.samples import open_boxes
+from softless.tasks.dino.samples import open_unlabelled
+from softless.tasks.segmentation.samples import open_label_images
 from tests.data import test_exports, test_label_layouts, test_places
 from tests.data.making import class_folders, medmnist, split_folders
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from softless.experiment.groups import DataSpec, ModelSpec
+from softless.experiment.recipe import Recipe
 from softless.models import create_model
-from softless.training.recipe import DataSpec, ModelSpec, Recipe
 
 SMALL: dict[str, Any] = {
     "patch_size": 4,

@@ -43,8 +43,8 @@ def test_each_class_is_scikit_learn_s(classes):
         assert [one.value for one in found.of_class[name]] == pytest.approx(wanted, abs=1e-9)
     areas = [roc_auc_score(targets == label, p[:, label]) for label in labels]
     assert [one.value for one in found.of_class["auc"]] == pytest.approx(areas, abs=1e-9)
-    assert found.whole["auc"].value == pytest.approx(np.mean(areas), abs=1e-9)
-    for one in (*found.whole.values(), *(one for row in found.of_class.values() for one in row)):
+    assert found.overall["auc"].value == pytest.approx(np.mean(areas), abs=1e-9)
+    for one in (*found.overall.values(), *(one for row in found.of_class.values() for one in row)):
         low, high = one.interval or (1.0, 0.0)
         assert low < one.value < high
     hits = int((said[targets == 1] == 1).sum())
@@ -59,8 +59,8 @@ def test_draws_and_their_limit_agree(monkeypatch):
     monkeypatch.setattr(module, "MOST", 0)
     limit = told(logits, targets)
     for one, other in zip(
-        [drawn.whole["auc"], *drawn.of_class["auc"]],
-        [limit.whole["auc"], *limit.of_class["auc"]],
+        [drawn.overall["auc"], *drawn.of_class["auc"]],
+        [limit.overall["auc"], *limit.of_class["auc"]],
         strict=True,
     ):
         assert one.value == other.value
@@ -92,9 +92,9 @@ def test_a_class_that_is_never_answered_has_no_precision():
 def test_one_class_alone(images):
     logits = np.random.default_rng(0).normal(size=(images, 3)).astype(np.float32)
     found = told(logits, np.ones(images, dtype=np.int64))
-    assert (found.whole["auc"].value, found.whole["auc"].why) == (None, "only one class occurs")
-    assert found.whole["balanced_accuracy"].value == (logits.argmax(1) == 1).mean()
-    assert found.whole["balanced_accuracy"].interval is None
+    assert (found.overall["auc"].value, found.overall["auc"].why) == (None, "only one class occurs")
+    assert found.overall["balanced_accuracy"].value == (logits.argmax(1) == 1).mean()
+    assert found.overall["balanced_accuracy"].interval is None
 
 
 def test_a_rare_class_has_no_interval():
@@ -104,14 +104,14 @@ def test_a_rare_class_has_no_interval():
     found = told(logits, targets)
     assert found.of_class["auc"][1].value is not None
     assert found.of_class["auc"][1].why == "it would rest on 3 images, and at least 10 are needed"
-    assert found.whole["auc"].interval is None
+    assert found.overall["auc"].interval is None
 
 
 def test_classes_wholly_apart_have_an_area_without_interval():
     logits = np.array([[1.0, -1.0]] * 20 + [[-1.0, 1.0]] * 20, dtype=np.float32)
     found = told(logits, np.repeat([0, 1], 20))
-    assert found.whole["auc"].value == 1.0
-    assert found.whole["auc"].interval is None
+    assert found.overall["auc"].value == 1.0
+    assert found.overall["auc"].interval is None
 
 
 @pytest.mark.parametrize("seed", range(5))

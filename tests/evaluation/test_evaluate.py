@@ -12,7 +12,7 @@ from torch import nn
 from softless.data import ArraySamples, eval_loader, eval_transform
 from softless.errors import UsageError
 from softless.evaluation import evaluate, wilson
-from softless.evaluation.validation import validate
+from softless.tasks.classification.measure import validate
 
 CLASSES = ("dark", "bright")
 

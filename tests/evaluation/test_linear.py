@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from softless.data import ArraySamples, eval_transform
-from softless.data.crops import one_crop
 from softless.errors import DivergedError, UsageError
-from softless.evaluation.linear import LinearSettings, checked, fit, held, probe
+from softless.evaluation.linear import LinearSettings, checked, fit, in_memory, probe
 from softless.models import create_model
+from softless.tasks.dino.transforms import one_crop
 
 
 def test_it_separates_what_a_line_separates():
     labels = torch.arange(200) % 3
     features = torch.randn(200, 4) * 0.2 + 2 * torch.eye(4)[labels]
     settings = LinearSettings(lr=0.5, epochs=20, batch=50)
-    linear = fit(held(features, labels, 50, 0), 4, 3, settings, 50)
+    linear = fit(in_memory(features, labels, 50, 0), 4, 3, settings, 50)
     assert (linear(features).argmax(1) == labels).float().mean() == 1.0
     shuffled = labels[torch.randperm(200)]
-    other = fit(held(features, shuffled, 50, 0), 4, 3, settings, 50)
+    other = fit(in_memory(features, shuffled, 50, 0), 4, 3, settings, 50)
     assert (other(features).argmax(1) == shuffled).float().mean() < 0.7, (
         "the control: labels that say nothing"
     )
@@ -37,7 +37,7 @@ def test_the_rate_follows_the_papers_rule(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", watched)
     features, labels = torch.randn(8, 2), torch.arange(8) % 2
-    fit(held(features, labels, 4, 0), 2, 2, LinearSettings(lr=1e-3, epochs=3), 1024)
+    fit(in_memory(features, labels, 4, 0), 2, 2, LinearSettings(lr=1e-3, epochs=3), 1024)
     expected = [4e-3 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in (0, 0, 1, 1, 2, 2)]
     assert rates == pytest.approx(expected)
 
@@ -55,7 +55,13 @@ def test_the_papers_settings_are_the_default():
     with pytest.raises(UsageError, match="epochs=0"):
         checked(LinearSettings(epochs=0))
     with pytest.raises(DivergedError, match=r"try a lower lr than 1e\+40"):
-        fit(held(torch.randn(8, 2), torch.arange(8) % 2, 8, 0), 2, 2, LinearSettings(lr=1e40), 8)
+        fit(
+            in_memory(torch.randn(8, 2), torch.arange(8) % 2, 8, 0),
+            2,
+            2,
+            LinearSettings(lr=1e40),
+            8,
+        )
 
 
 @pytest.mark.parametrize("views", ["fixed", "random"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from softless.evaluation.detection import Detections, average_precision, measured
+from softless.tasks.detection.measure import Detections, average_precision, measured
 
 
 def scene(

@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, confusion_matrix, roc_auc_score, r
 
 from softless.cli.eval import eval as eval_run
 from softless.cli.runs import runs
-from softless.evaluation import load_run
+from softless.tasks.loaded import load_run
 from softless.training import fit
 from tests.training.conftest import tiny_recipe, write_npz
 

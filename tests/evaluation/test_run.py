@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from softless.data import eval_loader, open_splits
 from softless.errors import DataError, UsageError
-from softless.evaluation import evaluate, load_run
-from softless.training.recipe import DataSpec
+from softless.evaluation import evaluate
+from softless.experiment.groups import DataSpec
+from softless.tasks.loaded import load_run
 from tests.data.making import medmnist, noise
 from tests.evaluation.runs import run_folder
 

@@ -19,10 +19,10 @@ from PIL import Image
 import softless
 from softless.cli.main import main
 from softless.errors import DataError, UsageError
-from softless.evaluation import load_run
-from softless.evaluation.run_files import read_best
+from softless.experiment.files import read_best
 from softless.models.records import sealed
 from softless.report.runs import read_run
+from softless.tasks.loaded import load_run
 from softless.training import fit
 from tests.edits import edit
 from tests.training.conftest import tiny_recipe, write_npz
@@ -150,7 +150,7 @@ LIMITED = """
 import resource, sys
 import softless, torch
 from softless.errors import SoftlessError
-from softless.evaluation import load_run
+from softless.tasks.loaded import load_run
 create = lambda: softless.create_model("local-dir:" + sys.argv[2], pretrained=True)
 load = (lambda: load_run(sys.argv[2])) if sys.argv[1] == "run" else create
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -5,9 +5,9 @@ import pytest
 from scipy.stats import t as student_t
 
 from softless.evaluation.areas import Ordered
-from softless.evaluation.matches import ClassMatches, Matches
-from softless.evaluation.segmentation import Segmentation
 from softless.evaluation.spread import Estimate, draws, estimate, resampled, student
+from softless.tasks.detection.matches import ClassMatches, Matches
+from softless.tasks.segmentation.measure import Segmentation
 
 EXPERIMENTS = 2000
 

@@ -16,7 +16,7 @@ from softless.inference import optimize
 from softless.inference.layers import Added, InDtype, PackedAttention
 from softless.inference.packed import PackedLinear
 from softless.models.create import create_model
-from softless.models.detectors import detector
+from softless.tasks.detection.model import detector
 from tests.models.lively import lively
 from tests.ops.draw import assert_near, error
 

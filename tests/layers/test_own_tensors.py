@@ -13,10 +13,10 @@ from softless.attention import OPERATORS
 from softless.attention.learned import given_or_starting
 from softless.attention.options import Learned, Option, Sizes
 from softless.errors import UsageError
+from softless.experiment.recipe import Recipe
 from softless.layers import Attention
 from softless.layers.own_tensors import OwnTensors, stepped
 from softless.training import optim
-from softless.training.recipe import Recipe
 
 EVERY = Option(
     default=3,

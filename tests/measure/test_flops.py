@@ -137,7 +137,7 @@ def test_an_optimized_model_has_its_packed_weights() -> None:
 
 
 def test_a_detector_is_counted_and_says_what_is_left_out() -> None:
-    from softless.models.detectors import detector
+    from softless.tasks.detection.model import detector
 
     model = detector(
         "deit_tiny_patch16_224",

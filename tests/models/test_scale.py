@@ -9,7 +9,6 @@ import torch
 import softless
 from softless.errors import UsageError
 from softless.layers import Attention, ClassAttention
-from softless.models.detectors import detector
 from softless.models.scale import (
     Foreign,
     Scale,
@@ -21,8 +20,9 @@ from softless.models.scale import (
     set_training_size,
     training_scale,
 )
-from softless.models.segmenters import segmenter
 from softless.models.sizes import with_training_scale
+from softless.tasks.detection.model import detector
+from softless.tasks.segmentation.model import segmenter
 
 create_model: Any = softless.create_model
 TINY: dict[str, Any] = {"depth": 4, "num_classes": 3, "embed_dim": 32, "num_heads": 2}

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from softless.errors import MissingExtra, UsageError
-from softless.models.assemble import assemble
-from softless.models.segmenters import Segmenter, segmenter
+from softless.tasks.assemble import assemble
+from softless.tasks.segmentation.model import Segmenter, segmenter
 
 SMALL = {"embed_dim": 16, "depth": 4, "num_heads": 2}
 PYRAMID = {"embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}

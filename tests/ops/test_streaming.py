@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from softless.attention import OPERATORS, Operator, Tokens
 from softless.attention.chunks import split, wide
 from softless.attention.kernels import native
-from softless.attention.streaming import Place
+from softless.attention.streaming import ChunkPosition
 from softless.errors import UsageError
 from tests.ops.draw import CROSS, DTYPES, assert_near, attend, attend_chunks, draw, every, exact
 
@@ -129,7 +129,7 @@ def test_chunks_keep_the_dtype(op: Operator, dtype: torch.dtype) -> None:
 def test_queries_and_keys_come_apart(op: Operator) -> None:
     """Chunks of queries alone and of keys alone: the summary of an empty set adds nothing."""
     (q, k, v), extras = draw(op, CROSS["fewer queries"])
-    queries, keys = Place(0, q.shape[2]), Place(0, k.shape[2])
+    queries, keys = ChunkPosition(0, q.shape[2]), ChunkPosition(0, k.shape[2])
     chunks = [
         Tokens(q, k[..., :0, :], v[..., :0, :], keys=keys, queries=queries),
         Tokens(q[..., :0, :], k, v, keys=keys, queries=queries),

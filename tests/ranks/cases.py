@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
 from tests.evaluation.runs import run_folder
 from tests.processes import each_rank
 

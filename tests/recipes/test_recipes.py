@@ -16,12 +16,12 @@ from softless.cli.list import list as list_names
 from softless.cli.train import train
 from softless.data import EpochOrder, build_transforms
 from softless.errors import ResumeMismatch, UsageError
+from softless.experiment.checkpoints import Checkpoints
 from softless.recipes import RECIPES, get_recipe
-from softless.tasks import Classification
+from softless.tasks.classification.task import Classification
 from softless.training import Recipe, fit
 from softless.training.model import build_model
 from softless.training.optim import averaged, optimizer, scheduler
-from softless.training.store import Checkpoints
 
 every = pytest.mark.parametrize("name", RECIPES)
 PAPERS = {"imagenet_sima_deit_small": 300, "imagenet_sima_xcit_small": 400}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from softless.report.cost import Speed
-from softless.report.page import write
+from softless.tasks.cost import Speed
+from softless.tasks.page import write
 from tests.report.folders import write_run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from softless.report import page
+from softless.tasks import page
 
 CSS = Path(page.__file__).with_name("page.css").read_text(encoding="utf-8")
 COLOURS = 14

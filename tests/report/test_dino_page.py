@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from softless.report import dino as view
 from softless.report.groups import Group, grouped
-from softless.report.page import write
 from softless.report.runs import read_run
+from softless.tasks.dino import page as view
+from softless.tasks.page import write
 from softless.training import fit
 from tests.data.making import split_folders
 from tests.tasks.test_dino import tiny_recipe

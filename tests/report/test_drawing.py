@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from softless.report.charts import HEIGHT, LEFT, RIGHT, WIDTH, Line, LineChart
+from softless.report.charts import HEIGHT, LEFT, RIGHT, WIDTH, EpochCurve, LineChart
 from softless.report.html import Html, join, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import count, duration, percent, plain, points, ratio, short, size
@@ -24,7 +24,7 @@ def dots(drawn):
 
 
 def test_a_curve_goes_up_where_its_values_do_and_fills_the_axis():
-    (curve,) = dots(chart(Line("a", "s0", [1.0, 2.0, 4.0])).render("c"))
+    (curve,) = dots(chart(EpochCurve("a", "s0", [1.0, 2.0, 4.0])).render("c"))
     assert curve[0][0] == LEFT
     assert curve[-1][0] == WIDTH - RIGHT
     assert curve[0][1] > curve[1][1] > curve[2][1] >= 0
@@ -33,27 +33,27 @@ def test_a_curve_goes_up_where_its_values_do_and_fills_the_axis():
 
 
 def test_missing_values_leave_no_dot():
-    (curve,) = dots(chart(Line("a", "s0", [1.0, None, 3.0])).render("c"))
+    (curve,) = dots(chart(EpochCurve("a", "s0", [1.0, None, 3.0])).render("c"))
     assert len(curve) == 2
 
 
 def test_every_epoch_has_a_tooltip_and_the_chart_has_words():
-    drawn = chart(Line("SimA", "s0", [3.0, 1.0, 2.0]), better="lower").render("c")
+    drawn = chart(EpochCurve("SimA", "s0", [3.0, 1.0, 2.0]), better="lower").render("c")
     assert re.findall(r"<title>(epoch \d)", drawn) == ["epoch 1", "epoch 2", "epoch 3"]
     assert re.findall(r'y="231" class="tick mid">(\d)', drawn) == ["1", "2", "3"]
     assert "SimA from 3.00 to 2.00 after 3 epochs, lowest 1.00 at epoch 2" in drawn
 
 
 def test_one_epoch_and_nothing_at_all():
-    assert "<circle" in chart(Line("a", "s0", [1.0])).render("c")
-    assert "Nothing was logged" in chart(Line("a", "s0", [None])).render("c")
+    assert "<circle" in chart(EpochCurve("a", "s0", [1.0])).render("c")
+    assert "Nothing was logged" in chart(EpochCurve("a", "s0", [None])).render("c")
 
 
 def test_seeds_lie_behind_means_and_the_base_behind_the_others():
     drawn = chart(
-        Line("a", "s0", [1.0, 2.0]),
-        Line("a1", "s0", [1.0, 2.0], faint=True),
-        Line("b", "s1", [2.0, 1.0]),
+        EpochCurve("a", "s0", [1.0, 2.0]),
+        EpochCurve("a1", "s0", [1.0, 2.0], faint=True),
+        EpochCurve("b", "s1", [2.0, 1.0]),
     ).render("c")
     order = re.findall(r'<g class="(s\d)"><polyline [^>]*class="([^"]*)"', drawn)
     assert order == [("s0", "curve faint"), ("s1", "curve"), ("s0", "curve")]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from softless.report import write
 from softless.report.composition import draw_composition
 from softless.report.downloads import as_csv
 from softless.report.groups import grouped
 from softless.report.html import Html, tag
 from softless.report.places import shortened_words
 from softless.report.runs import read_run
+from softless.tasks.page import write
 from softless.training import fit
 from tests.report.test_page import Reader
 from tests.training.conftest import tiny_recipe, write_npz
@@ -150,7 +150,7 @@ def test_a_file_about_the_run_that_cannot_be_read_leaves_the_page_as_it_is(
     try:
         (run / "about.json").write_text(content)
         groups = grouped([read_run(run)])
-        assert groups[0].first.about == {}
+        assert groups[0].first.provenance == {}
         assert draw_composition(groups) is None
         assert "<h2" in write([run], tmp_path / "page.html").read_text(encoding="utf-8")
     finally:

@@ -11,12 +11,12 @@ import pytest
 from softless.evaluation import paired_bootstrap, wilson
 from softless.report import read_run
 from softless.report.choose import chosen
-from softless.report.confusion import confusion, draw_confusion
-from softless.report.cost import draw_cost
 from softless.report.groups import compare_recipes, grouped
 from softless.report.headline import verdict
 from softless.report.runs import Predictions
 from softless.report.statistics import Estimate, accuracy, agreement, difference
+from softless.tasks.classification.confusion import confusion, draw_confusion
+from softless.tasks.cost import draw_cost
 from tests.report.folders import write_run
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from softless.errors import UsageError
-from softless.report import write
+from softless.tasks.page import write
 from tests.report.folders import write_run
 
 

@@ -46,14 +46,14 @@ MODES = set("wax+")
 OWN = {  # file -> calls it makes itself, with the reason beside it
     "models/durable.py": None,  # the door
     # a lock must not replace another: what is refused there is an answer
-    "training/claim.py": {
+    "experiment/claim.py": {
         "link",
         "rename",
         "open",
     },
     # rows written in place, under errors of their own
     "slides/store.py": {"open", "ftruncate", "truncate", "replace"},
-    "evaluation/detection.py": {"open"},  # os.devnull, for what pycocotools prints
+    "tasks/detection/measure.py": {"open"},  # os.devnull, for what pycocotools prints
     "benching/speed/stream.py": {"write_text"},  # /proc/self/clear_refs
     "benching/survival.py": {"save"},  # plain torch.save is what is measured, in a temporary folder
 }

@@ -15,15 +15,15 @@ from softless import OPERATORS
 from softless.cli.explain import explain as draw
 from softless.convert import swap
 from softless.errors import UsageError
-from softless.evaluation import load_run
 from softless.inference import optimize
 from softless.layers import Attention
 from softless.models import create_model
-from softless.models.detectors import detector
-from softless.models.segmenters import segmenter
 from softless.models.variants import ENTRIES, VARIANTS
 from softless.recipes import get_recipe
 from softless.saliency import Saliency, explain, figure
+from softless.tasks.detection.model import detector
+from softless.tasks.loaded import load_run
+from softless.tasks.segmentation.model import segmenter
 from softless.training import fit
 from tests.convert.test_swap import SMALL as SWAPPED
 from tests.models.kinds import FIRST, FIRST_ENTRIES, SMALLEST
@@ -224,7 +224,7 @@ def test_forms_of_an_image_that_are_none() -> None:
     with pytest.raises(UsageError, match="image is a list"):
         explain(model, [1])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no run folder at no/such/run"):
-        explain("no/such/run", image(*SIZE))
+        softless.explain("no/such/run", image(*SIZE))
 
 
 def test_tokens_without_a_grid_are_one_sentence() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from softless.data.images import BadImage
-from softless.data.ranges import Range
 from softless.errors import UsageError
+from softless.experiment.ranges import Range
 from softless.models.config import noted
 from softless.saliency.viewer import normalisation
 from softless.slides import stream

@@ -17,13 +17,13 @@ from softless.cli.predict import predict
 from softless.cli.slide import RESULT
 from softless.data import notices
 from softless.errors import UsageError
-from softless.evaluation import load_run
 from softless.layers import Attention
 from softless.models.records import SEAL
 from softless.models.scale import Scale, set_training_size, training_scale
 from softless.recipes import get_recipe
-from softless.report import write
 from softless.slides.pixels import Bytes, Scaled
+from softless.tasks.loaded import load_run
+from softless.tasks.page import write
 from softless.training import fit
 
 ADVICE = "Answers so far from it are often wrong. --resize training"

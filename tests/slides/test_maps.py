@@ -17,7 +17,7 @@ from softless.errors import UsageError
 from softless.slides import Lattice, Map, Maps, files, maps_of, save_maps, stream, thumbnail
 from softless.slides.engine import BadTile
 from softless.slides.maps import CELLS, as_geojson, drawn, pooled, round_length
-from softless.slides.reader import Place
+from softless.slides.reader import Placement
 from tests.slides.models import vit, xcit
 from tests.slides.test_reader import TILE, pixels, spoil, write
 
@@ -267,7 +267,7 @@ def test_the_picture_shows_each_value_on_its_patch() -> None:
     [((0.5, 0.5), 1.0, 100), ((0.25, 0.25), 1.0, 50), (None, 1.0, 200), (None, 4.0, 500)],
 )
 def test_the_scale_bar_has_its_length(mpp: Any, scale: float, length: float) -> None:
-    lattice = Lattice((50, 63), (16, 16), (800, 1000), Place(mpp=mpp, scale=(scale, scale)))
+    lattice = Lattice((50, 63), (16, 16), (800, 1000), Placement(mpp=mpp, scale=(scale, scale)))
     picture = Image.new("RGB", (2000, 1600), (120, 90, 140))
     found = np.asarray(
         drawn(Maps([Map("key", np.zeros((50, 63), dtype=np.float32))], lattice), picture)

@@ -13,7 +13,7 @@ from softless.data.images import BadImage
 from softless.errors import DataError, UsageError
 from softless.slides import Lattice, stream
 from softless.slides.masks import mask_of, shares
-from softless.slides.reader import Place
+from softless.slides.reader import Placement
 from tests.slides.models import vit
 from tests.slides.test_reader import pixels
 
@@ -99,7 +99,9 @@ def test_polygons_count_with_holes_in_pixels_of_level_0(tmp_path: Path) -> None:
     values[48:288, 32:208] = True
     values[96:160, 64:128] = False
     file = polygons(tmp_path / "mask.geojson", {"type": "Polygon", "coordinates": HOLE})
-    at_two = Lattice(GRID, (PATCH, PATCH), SIZE, Place(level=1, scale=(2.0, 2.0), step=(2.0, 2.0)))
+    at_two = Lattice(
+        GRID, (PATCH, PATCH), SIZE, Placement(level=1, scale=(2.0, 2.0), step=(2.0, 2.0))
+    )
     wanted = by_pixels(values.reshape(330, 2, 250, 2).mean((1, 3)))
     assert np.array_equal(mask_of(file, at_two), wanted)
     assert wanted.any()
@@ -148,7 +150,7 @@ BOUNDS = (40, 60, 160, 200)  # x, y, width, height
 
 
 def test_qupath_counts_from_the_corner_of_the_bounds(tmp_path: Path) -> None:
-    place = Place(bounds=BOUNDS)
+    place = Placement(bounds=BOUNDS)
     qupath, slide = (
         Lattice(GRID, (PATCH, PATCH), SIZE, place, origin) for origin in ("qupath", "slide")
     )
@@ -166,8 +168,8 @@ def test_qupath_counts_from_the_corner_of_the_bounds(tmp_path: Path) -> None:
 def test_qupath_does_not_turn_a_picture_by_its_orientation(
     orientation: int, tmp_path: Path
 ) -> None:
-    upright = Lattice(GRID, (PATCH, PATCH), SIZE, Place(orientation=orientation))
-    shown = Lattice(GRID, (PATCH, PATCH), SIZE, Place(orientation=orientation), "qupath")
+    upright = Lattice(GRID, (PATCH, PATCH), SIZE, Placement(orientation=orientation))
+    shown = Lattice(GRID, (PATCH, PATCH), SIZE, Placement(orientation=orientation), "qupath")
     values = drawn()
     stored = next(
         turned

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import Block
 from softless.attention.streaming import add
 from softless.benching.speed.rivals import Published, share_weights
 from softless.layers import operator_class
-from softless.slides.layer import Whole, joined
+from softless.slides.layer import TokenSequence, joined
 from softless.slides.sweeps import layer_in_chunks
 from tests.slides.models import STREAMED, apart
 
@@ -60,7 +60,7 @@ def test_a_streamed_layer_is_the_published_one() -> None:
 
 
 def test_the_place_of_a_chunk_counts_the_tokens_ahead_of_it_that_count() -> None:
-    whole = Whole(6, (0, 2, 3))
+    whole = TokenSequence(6, (0, 2, 3))
     whole.know(torch.tensor([True, False, True, True, False, True]))
     for _ in range(2):
         mask, place = whole.part(slice(3, 6))

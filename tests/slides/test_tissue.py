@@ -10,7 +10,7 @@ from PIL import Image
 
 from softless.errors import DataError, UsageError
 from softless.slides import Lattice, stream
-from softless.slides.reader import Place
+from softless.slides.reader import Placement
 from softless.slides.tissue import stained, tissue_of
 from tests.slides.models import vit
 from tests.slides.test_reader import spoil, write
@@ -63,7 +63,7 @@ STAINS = {
 @pytest.mark.parametrize("stain", STAINS)
 @pytest.mark.parametrize("mpp", [None, (2.0, 2.0)])
 def test_what_is_stained_counts(stain: str, mpp: Any) -> None:
-    lattice = Lattice(GRID, (16, 16), SIZE, Place(mpp=mpp))
+    lattice = Lattice(GRID, (16, 16), SIZE, Placement(mpp=mpp))
     found = tissue_of(slide(stain=STAINS[stain]), lattice)
     known = wanted() >= 0
     assert (found[known] == wanted()[known]).mean() > 0.995

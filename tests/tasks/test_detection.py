@@ -17,19 +17,20 @@ from pycocotools.coco import COCO
 
 from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
-from softless.data.boxes import BoxSamples, pixels_of
 from softless.errors import DataError, UsageError
-from softless.evaluation import load_run
-from softless.evaluation.detection import average_precision
-from softless.models.detectors import Detector
-from softless.prediction.box_pictures import draw
+from softless.experiment.groups import AugmentSpec
 from softless.recipes import get_recipe
-from softless.report import page
-from softless.tasks import open_task
-from softless.tasks.detection import Detection
+from softless.tasks import page
+from softless.tasks.detection.measure import average_precision
+from softless.tasks.detection.model import Detector
+from softless.tasks.detection.pictures import draw
+from softless.tasks.detection.samples import BoxSamples, pixels_of
+from softless.tasks.detection.settings import DetectionSpec
+from softless.tasks.detection.task import Detection
+from softless.tasks.loaded import load_run
+from softless.tasks.table import open_task
 from softless.training import Recipe, fit
 from softless.training.model import build_for
-from softless.training.recipe import AugmentSpec, DetectionSpec
 from tests.processes import run_ranks
 from tests.training.test_world import logged
 

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from softless.errors import DataError, UsageError
-from softless.evaluation import load_run
-from softless.models.self_supervised import SelfDistillation, entropy, spread
-from softless.tasks import Place, open_task
-from softless.tasks.dino import Dino, Watched
+from softless.experiment.groups import DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
+from softless.tasks.dino.model import SelfDistillation, entropy, spread
+from softless.tasks.dino.settings import DinoSpec
+from softless.tasks.dino.task import Dino, Watched
+from softless.tasks.loaded import load_run
+from softless.tasks.table import open_task
+from softless.tasks.task import TrainingProgress
 from softless.training import fit
 from softless.training.model import build_for
 from softless.training.optim import optimizer
-from softless.training.recipe import DataSpec, DinoSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
 from tests.data.making import noise
 from tests.processes import run_ranks
 from tests.training.conftest import write_npz
@@ -87,8 +90,8 @@ def state(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def at(update: int, total: int = 12, epoch: int = 0) -> Place:
-    return Place(update, total, epoch, 3, update % 4)
+def at(update: int, total: int = 12, epoch: int = 0) -> TrainingProgress:
+    return TrainingProgress(update, total, epoch, 3, update % 4)
 
 
 def test_views_are_two_global_and_the_local_ones(tiny: Recipe):

@@ -11,7 +11,7 @@ from softless import errors
 from softless.cli.bench import bench
 from softless.errors import MissingExtra, need
 from softless.recipes import RECIPES, get_recipe
-from softless.tasks import TASKS, open_task
+from softless.tasks.table import TASKS, open_task
 from softless.training import fit
 
 

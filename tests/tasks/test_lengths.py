@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 
 from softless.errors import UsageError
+from softless.experiment.groups import ScheduleSpec
+from softless.experiment.recipe import Recipe
 from softless.recipes import get_recipe
 from softless.tasks.lengths import fitted
-from softless.training.recipe import Recipe, ScheduleSpec
 
 
 def recipe(**schedule) -> Recipe:

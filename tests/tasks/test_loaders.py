@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from softless.recipes import RECIPES, get_recipe
-from softless.tasks import TASKS, open_task
+from softless.tasks.table import TASKS, open_task
 
 OF = {get_recipe(name).task: name for name in sorted(RECIPES, reverse=True)}
 

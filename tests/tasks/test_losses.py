@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from softless.data.label_images import IGNORE
 from softless.evaluation.metrics import measure
-from softless.tasks import Classification
-from softless.tasks.segmentation import PixelLoss
+from softless.tasks.classification.task import Classification
+from softless.tasks.segmentation.samples import IGNORE
+from softless.tasks.segmentation.task import PixelLoss
 
 LOGITS = {
     "large": torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]]),

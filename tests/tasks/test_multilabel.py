@@ -14,10 +14,12 @@ import softless
 from softless.cli.main import main
 from softless.data import open_splits
 from softless.errors import DataError, UsageError
-from softless.evaluation.multilabel import LabelEvaluation, resampled, weighted_auc
+from softless.experiment.groups import AugmentSpec, DataSpec
+from softless.experiment.recipe import Recipe
 from softless.recipes import get_recipe
-from softless.tasks.multilabel import Multilabel, label_weights
-from softless.training.recipe import AugmentSpec, DataSpec, MultilabelSpec, Recipe
+from softless.tasks.multilabel.measure import LabelEvaluation, resampled, weighted_auc
+from softless.tasks.multilabel.settings import MultilabelSpec
+from softless.tasks.multilabel.task import Multilabel, label_weights
 from tests.data.making import labelled, medmnist, table
 
 SMALL = [

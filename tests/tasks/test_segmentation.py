@@ -18,19 +18,19 @@ from sklearn.metrics import confusion_matrix
 import softless
 from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
-from softless.data.label_images import IGNORE
-from softless.data.label_values import read_values
 from softless.errors import DataError, UsageError
-from softless.evaluation import load_run
-from softless.evaluation.segmentation import Scores, Tally, confusion_of, evaluate
-from softless.models.assemble import assemble
+from softless.experiment.groups import AugmentSpec
 from softless.recipes import get_recipe
-from softless.report.page import write
-from softless.tasks import Segmentation, open_task
-from softless.tasks.segmentation import PixelLoss
+from softless.tasks.assemble import assemble
+from softless.tasks.loaded import load_run
+from softless.tasks.page import write
+from softless.tasks.segmentation.measure import Scores, Tally, confusion_of, evaluate
+from softless.tasks.segmentation.samples import IGNORE
+from softless.tasks.segmentation.task import PixelLoss, Segmentation
+from softless.tasks.segmentation.values import read_values
+from softless.tasks.table import open_task
 from softless.training import fit
 from softless.training.optim import scheduler
-from softless.training.recipe import AugmentSpec
 from tests.data.labelled import label_of, label_set, segmentation_recipe
 from tests.processes import run_ranks
 from tests.training.test_world import logged

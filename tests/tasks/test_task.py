@@ -8,12 +8,16 @@ import torch
 from torch import nn
 
 from softless.errors import UsageError
-from softless.evaluation.measures import MEASURES, describe
-from softless.models.assemble import TASKS as ASSEMBLED
-from softless.models.assemble import assemble
-from softless.tasks import TASKS, Place, facts, open_task
+from softless.experiment.measures import MEASURES, describe
+from softless.experiment.recipe import Recipe
+from softless.tasks.assemble import TASKS as ASSEMBLED
+from softless.tasks.assemble import assemble
+from softless.tasks.detection.settings import DetectionSpec
+from softless.tasks.dino.settings import DinoSpec
+from softless.tasks.segmentation.settings import SegmentationSpec
+from softless.tasks.table import TASKS, open_task
+from softless.tasks.task import TrainingProgress, facts
 from softless.training.model import build_for
-from softless.training.recipe import DetectionSpec, DinoSpec, Recipe, SegmentationSpec
 from tests.training.conftest import tiny_recipe, write_npz
 
 
@@ -77,7 +81,7 @@ def test_the_learner_of_a_classifier_is_its_loss(tmp_path: Path):
 
 
 def test_how_far_a_run_is():
-    assert Place(updates=5, total=20, epoch=1, epochs=4, step=0).share == 0.25
+    assert TrainingProgress(updates=5, total=20, epoch=1, epochs=4, step=0).share == 0.25
 
 
 def test_scores_in_a_line_name_only_what_was_measured():

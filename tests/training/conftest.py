@@ -4,14 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softless.training.recipe import (
-    AugmentSpec,
-    DataSpec,
-    ModelSpec,
-    OptimSpec,
-    Recipe,
-    ScheduleSpec,
-)
+from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
 from tests.training.zygote import Zygote
 
 COUNTS = {"train": 48, "val": 18, "test": 15}

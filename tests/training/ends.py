@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from softless.training.store import Checkpoints
+from softless.experiment.checkpoints import Checkpoints
 
 UNTIMED = ("seconds", "images_per_second")
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from softless.errors import SoftlessError
-from softless.tasks import Classification
+from softless.tasks.classification.task import Classification
 from softless.training import fit
 
 

@@ -12,7 +12,7 @@ import torch
 
 from softless.errors import UsageError
 from softless.recipes import get_recipe
-from softless.tasks import open_task
+from softless.tasks.table import open_task
 from softless.training import OptimSpec, Recipe, ScheduleSpec, fit
 from softless.training.gradients import backward
 from softless.training.model import build_for

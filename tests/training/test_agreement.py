@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from softless.evaluation import load_run
 from softless.recipes import get_recipe
+from softless.tasks.loaded import load_run
 from softless.training import Recipe, fit
 from softless.training.world import World
 from tests.processes import each_rank

@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from softless.training import Recipe, fit
-from softless.training.candidates import (
+from softless.experiment.candidates import (
     best_of,
     better,
     candidates,
@@ -17,6 +16,7 @@ from softless.training.candidates import (
     measured,
     still_rising,
 )
+from softless.training import Recipe, fit
 from softless.training.optim import averaged
 
 

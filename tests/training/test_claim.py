@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from softless.errors import Interrupted, UsageError
-from softless.training import claim as module
-from softless.training.claim import Claim, alive, holder
+from softless.experiment import claim as module
+from softless.experiment.claim import Claim, alive, holder
 from tests.training.zygote import Zygote
 
 
@@ -42,7 +42,7 @@ def test_a_dead_one_is_taken_over_from_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     code = (
-        "import sys; from pathlib import Path; from softless.training.claim import Claim; "
+        "import sys; from pathlib import Path; from softless.experiment.claim import Claim; "
         "Claim.take(Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

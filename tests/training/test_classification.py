@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from softless.errors import UsageError
-from softless.tasks import Classification
+from softless.tasks.classification.task import Classification
 from softless.training import AugmentSpec, Recipe
 
 COUNTS = (30, 10, 20)

@@ -16,12 +16,13 @@ import softless.training.keep
 from softless.benching.finished import finished
 from softless.cli.main import main
 from softless.errors import CheckpointError
-from softless.evaluation import load_run
+from softless.experiment.checkpoints import Checkpoints
+from softless.experiment.folder import RunFolder
 from softless.models.records import SEAL
-from softless.report import read_run, write
+from softless.report import read_run
+from softless.tasks.loaded import load_run
+from softless.tasks.page import write
 from softless.training import Recipe, fit, scalars
-from softless.training.run_folder import RunFolder
-from softless.training.store import Checkpoints
 
 SCORES = {1: 0.25, 2: 0.75, 3: 0.5}  # the second epoch is the best
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from softless.errors import DivergedError
-from softless.tasks import Classification
+from softless.experiment.checkpoints import Checkpoints
+from softless.tasks.classification.task import Classification
 from softless.training import Recipe, fit
-from softless.training.store import Checkpoints
 from tests.training.ends import end_of
 
 
@@ -188,7 +188,7 @@ def test_a_left_out_step_stays_left_out_after_a_resume(tiny: Recipe, tmp_path: P
     expected = end_of(tmp_path / "run")
     broken(set())
     store = Checkpoints(tmp_path / "run/checkpoints")
-    for place in store.places():
+    for place in store.positions():
         if place > (6, 1):
             for path in store._files(place):
                 path.unlink()

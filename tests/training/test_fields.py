@@ -20,10 +20,19 @@ from softless.benching.settings import (
     takes_text,
 )
 from softless.errors import UsageError
+from softless.experiment.fields import (
+    FieldRow,
+    FieldSetting,
+    described,
+    fits,
+    nearest_field,
+    typed,
+    walk,
+)
+from softless.experiment.folder import as_json
+from softless.experiment.groups import TableSpec
+from softless.experiment.recipe import Recipe, recipe_from
 from softless.recipes import RECIPES, get_recipe
-from softless.training.fields import Row, Setting, described, fits, nearest_field, typed, walk
-from softless.training.recipe import Recipe, TableSpec, recipe_from
-from softless.training.run_folder import as_json
 
 EVERY = [pytest.param(row, id=row.name) for row in walk(Recipe)]
 # recipes that have these groups
@@ -56,7 +65,7 @@ def test_every_field_says_what_it_is_and_every_number_has_a_range():
                 continue
             if about is None or not about.says or (numbers(hints[entry.name]) and not about.within):
                 bare.append(f"{kind.__name__}.{entry.name}")
-    assert not bare, "described with softless.training.fields.setting, numbers with their range"
+    assert not bare, "described with softless.experiment.fields.setting, numbers with their range"
 
 
 def group(hint: Any) -> Any:
@@ -74,14 +83,14 @@ def test_recipes_lie_in_the_ranges(name: str):
 
 
 @pytest.mark.parametrize("row", EVERY)
-def test_defaults_lie_in_their_range(row: Row):
-    assert typed(row.value, row.hint, row.name, row.about) == row.value
+def test_defaults_lie_in_their_range(row: FieldRow):
+    assert typed(row.value, row.hint, row.name, row.setting) == row.value
 
 
 @pytest.mark.parametrize(
-    "row", [one for one in EVERY if typing.cast("Row", one.values[0]).about.within]
+    "row", [one for one in EVERY if typing.cast("FieldRow", one.values[0]).setting.within]
 )
-def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: Row):
+def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: FieldRow):
     recipe, tried = holder(row.name), 0
     for value in outside(row):
         text = str(value)
@@ -106,7 +115,7 @@ def put(recipe: Recipe, name: str, value: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("row", EVERY)
-def test_another_type_and_a_misspelt_name_are_refused_in_one_sentence(row: Row):
+def test_another_type_and_a_misspelt_name_are_refused_in_one_sentence(row: FieldRow):
     recipe = holder(row.name)
     for wrong in FOREIGN:
         if not fits(wrong, row.hint):
@@ -212,7 +221,7 @@ def test_what_is_stored_comes_back():
 
 
 def test_order_matters_where_numbers_rise():
-    about = Setting("two", rising=True)
+    about = FieldSetting("two", rising=True)
     assert about.holds((1, 1))
     assert not about.holds((2, 1))
     assert described(tuple[int, ...]) == "several of: a whole number"

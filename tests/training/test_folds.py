@@ -16,7 +16,7 @@ import softless
 from softless.cli.main import main
 from softless.errors import Interrupted, ResumeMismatch, UsageError
 from softless.training import folds as module
-from softless.training.folds import Estimate
+from softless.training.folds import FoldEstimate
 from tests.data.making import class_folders, noise, split_folders, table
 
 SMALL = {
@@ -90,10 +90,10 @@ def test_means_and_intervals(trained):
 
 
 def test_an_interval_of_known_numbers():
-    found = Estimate.of([0.8, 0.9, 1.0], share=True)
+    found = FoldEstimate.of([0.8, 0.9, 1.0], share=True)
     assert (found.mean, found.deviation) == pytest.approx((0.9, 0.1))
     assert (found.low, found.high) == pytest.approx((0.9 - 4.302653 * 0.1 / 3**0.5, 1.0), abs=1e-6)
-    assert Estimate.of([0.8, 0.9, 1.0], share=False).high == pytest.approx(
+    assert FoldEstimate.of([0.8, 0.9, 1.0], share=False).high == pytest.approx(
         0.9 + 4.302653 * 0.1 / 3**0.5, abs=1e-6
     )
 
@@ -213,7 +213,7 @@ def test_folds_of_class_folders(tmp_path, monkeypatch):
     data = class_folders(tmp_path / "data", {"cat": 6, "dog": 6})
     found = train(tmp_path / "run", recipe="folder", data=data, folds=3)
     assert seen == [0, 1, 2]
-    assert found.estimates["top1"] == Estimate(0.5, 0.0, 0.5, 0.5)
+    assert found.estimates["top1"] == FoldEstimate(0.5, 0.0, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(

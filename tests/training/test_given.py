@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import softless
 from softless.data import Pipeline, TransformedSamples
-from softless.data.given import DatasetSamples, Reading, data_given, given_parts, parts_of
+from softless.data.given import DatasetSamples, ItemReading, data_given, given_parts, parts_of
 from softless.data.pictures import tensor_of
 from softless.errors import DataError, UsageError
-from softless.evaluation import load_run
 from softless.models.given import model_given
 from softless.report.groups import grouped
 from softless.report.runs import read_run
+from softless.tasks.loaded import load_run
 from softless.training.epoch_state import EpochState
 from tests.training.test_loop import lines, same, state, untimed
 
@@ -221,9 +221,9 @@ def test_changes_that_come_half_of_the_time_are_seen_and_stay(caplog: pytest.Log
             data_given(parts_of((Shades(48), Flipped(18)))),
             pytest.raises(DataError, match="of the val dataset changes"),
         ):
-            given_parts(Reading(1))
+            given_parts(ItemReading(1))
     with data_given(parts_of((Flipped(48), Shades(18)))):
-        samples = given_parts(Reading(1))[0]["train"]
+        samples = given_parts(ItemReading(1))[0]["train"]
     seen = TransformedSamples(samples, Pipeline([np.array, tensor_of], [], fixed=True))
     epochs = []
     for epoch in range(8):
@@ -235,7 +235,7 @@ def test_changes_that_come_half_of_the_time_are_seen_and_stay(caplog: pytest.Log
         data_given(parts_of((Flipped(48, own=True), Shades(18)))),
         caplog.at_level(logging.WARNING),
     ):
-        drawn = given_parts(Reading(1))[0]["train"]
+        drawn = given_parts(ItemReading(1))[0]["train"]
     assert isinstance(drawn, DatasetSamples)
     assert drawn.digest == ""
     assert "the train dataset draws from a generator of its own" in caplog.text

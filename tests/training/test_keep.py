@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from softless.tasks import Classification, Detection
-from softless.training.keep import _others
+from softless.tasks.classification.task import Classification
+from softless.tasks.detection.task import Detection
+from softless.training.keep import _usable_measures
 
 
 @pytest.mark.parametrize(
@@ -33,4 +34,4 @@ from softless.training.keep import _others
 )
 def test_advice_names_measures_that_the_task_has(task: type, metric: str, found: dict, said: str):
     run = SimpleNamespace(task=task, recipe=SimpleNamespace(metric=metric))
-    assert _others(run, found) == said  # type: ignore[arg-type]
+    assert _usable_measures(run, found) == said  # type: ignore[arg-type]

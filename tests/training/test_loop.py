@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 import softless.training.keep
 from softless.data import open_splits
 from softless.errors import DivergedError, UsageError
-from softless.evaluation import load_run, wilson
-from softless.tasks import Classification
+from softless.evaluation import wilson
+from softless.experiment.checkpoints import Checkpoints
+from softless.experiment.folder import CHECKPOINTS, FILES, MODEL, REPORT
+from softless.tasks.classification.task import Classification
+from softless.tasks.loaded import load_run
 from softless.training import Recipe, fit
-from softless.training.run_folder import CHECKPOINTS, FILES, MODEL, REPORT
-from softless.training.store import Checkpoints
 
 UNTIMED = ("seconds", "images_per_second")
 

@@ -13,11 +13,12 @@ import timm
 import torch
 
 from softless.errors import UsageError
+from softless.experiment.groups import DataSpec, ScheduleSpec
+from softless.experiment.recipe import Recipe
 from softless.models.arguments import arguments, takes
 from softless.recipes import get_recipe
 from softless.training import fit
 from softless.training.model import build_model
-from softless.training.recipe import DataSpec, Recipe, ScheduleSpec
 from tests.training.conftest import write_npz
 
 

@@ -15,8 +15,8 @@ import torch
 
 import softless
 from softless.cli.main import main
-from softless.evaluation import load_run
 from softless.recipes import get_recipe
+from softless.tasks.loaded import load_run
 from softless.training import Recipe, fit, opening
 from tests.conftest import ROOT
 from tests.training.test_loop import same, state, untimed

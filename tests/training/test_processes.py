@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from softless.training.claim import Claim, alive, holder
-from softless.training.processes import running, started
+from softless.experiment.claim import Claim, alive, holder
+from softless.experiment.processes import running, started
 
 
 class Kernel:

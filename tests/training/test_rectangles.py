@@ -13,9 +13,9 @@ from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
 from softless.data import build_transforms, eval_transform
 from softless.errors import UsageError
-from softless.evaluation import load_run
 from softless.recipes import get_recipe
-from softless.report import write
+from softless.tasks.loaded import load_run
+from softless.tasks.page import write
 from softless.training import Recipe, fit
 from tests.training.conftest import tiny_recipe, write_npz
 

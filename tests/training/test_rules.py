@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from softless.errors import UsageError
+from softless.experiment.recipe import Recipe
 from softless.recipes import RECIPES, get_recipe
-from softless.tasks import open_task
+from softless.tasks.table import open_task
 from softless.training import fit
-from softless.training.recipe import Recipe
 
 
 def with_(name: str, **fields: Any) -> Recipe:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import softless.training.run_folder as module
+import softless.experiment.folder as module
 from softless.errors import (
     CheckpointError,
     DataError,
@@ -23,13 +23,14 @@ from softless.errors import (
     StorageError,
     UsageError,
 )
-from softless.evaluation import load_run
+from softless.experiment import checkpoints as store
+from softless.experiment.checkpoints import Checkpoints
+from softless.experiment.claim import Claim
+from softless.experiment.folder import RunFolder, as_json, differences
+from softless.experiment.groups import DataSpec
 from softless.models.durable import write_whole
-from softless.training import Recipe, fit, loop, setup, store
-from softless.training.claim import Claim
-from softless.training.recipe import DataSpec
-from softless.training.run_folder import RunFolder, as_json, differences
-from softless.training.store import Checkpoints
+from softless.tasks.loaded import load_run
+from softless.training import Recipe, fit, loop, setup
 from softless.words import few
 from tests.data.making import class_folders, noise
 
@@ -187,22 +188,22 @@ def test_a_run_moves_damaged_checkpoints_aside_and_goes_on(
         in caplog.text
     )
     found = Checkpoints(tmp_path / "run/checkpoints")
-    assert len(found.places()) == 1
+    assert len(found.positions()) == 1
     assert found.newest() is not None
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Let something happen while the next command opens its data."""
-    inner = setup._made
+    inner = setup._assembled
 
     def slow(*args):
         made = inner(*args)
         with monkeypatch.context() as patch:
-            patch.setattr(setup, "_made", inner)
+            patch.setattr(setup, "_assembled", inner)
             act()
         return made
 
-    monkeypatch.setattr(setup, "_made", slow)
+    monkeypatch.setattr(setup, "_assembled", slow)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from softless.experiment.checkpoints import Checkpoints
 from softless.training import Recipe
-from softless.training.store import Checkpoints
 from tests.training.ends import end_of
 from tests.training.test_survival import finish, killed_three_times, long_recipe, with_workers
 from tests.training.zygote import ROOT, Zygote

@@ -14,8 +14,8 @@ import torch
 
 from softless.cli.main import main
 from softless.errors import CheckpointError, DivergedError, ResumeMismatch, SoftlessError
+from softless.experiment.checkpoints import Checkpoints
 from softless.training import Recipe, fit, loop
-from softless.training.store import Checkpoints
 from tests.edits import edit
 from tests.training.conftest import tiny_recipe, write_npz
 
@@ -54,7 +54,7 @@ def with_state(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     store = Checkpoints(run / "checkpoints")
     state = store.newest()
     assert state is not None
-    place = store.places()[0]
+    place = store.positions()[0]
     change(state)
     store.save(state, place, {})
 

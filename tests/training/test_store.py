@@ -23,10 +23,10 @@ import torch
 from safetensors import SafetensorError
 
 from softless.errors import CheckpointError, DataError, StorageError
+from softless.experiment import checkpoints as module
+from softless.experiment.checkpoints import Checkpoints
 from softless.models.durable import Digest, digest_of, write_digested, write_tensors, write_whole
 from softless.models.records import sealed
-from softless.training import store as module
-from softless.training.store import Checkpoints
 from tests.training.zygote import ROOT, Zygote
 
 
@@ -54,7 +54,7 @@ def newest_step(store: Checkpoints) -> int:
 
 
 def test_the_last_two_are_kept_with_their_manifests(store: Checkpoints):
-    assert store.places() == [(3, 0), (2, 0)]
+    assert store.positions() == [(3, 0), (2, 0)]
     assert newest_step(store) == 3
     told = json.loads((store.folder / "step-000000003-epoch-0000.json").read_text())
     assert (told["step"], told["versions"]) == (3, {"softless": "0"})
@@ -203,7 +203,7 @@ def test_unfinished_ones_do_not_push_good_ones_out(tmp_path: Path):
         (store.folder / f"step-{step:09d}-epoch-0000.json").unlink()
     assert newest_step(store) == 1
     save(store, 5)
-    assert store.places() == [(5, 0), (1, 0)], (
+    assert store.positions() == [(5, 0), (1, 0)], (
         "older than the newest, unfinished ones go; the good one stays"
     )
 
@@ -238,7 +238,7 @@ def test_damaged_ones_never_push_a_good_one_out(
     for step in (2, 3, 4):
         save(again, step)
         assert newest_step(Checkpoints(store.folder)) == step
-        assert len(again.places()) == min(keep, step)
+        assert len(again.positions()) == min(keep, step)
 
 
 def test_pruning_alone_keeps_what_is_known_to_be_good(store: Checkpoints):
@@ -256,7 +256,7 @@ def test_pruning_alone_keeps_what_is_known_to_be_good(store: Checkpoints):
     )
     save(other := Checkpoints(store.folder, 2), 1)
     save(other, 2)
-    assert other.places() == [(2, 0), (1, 0)]
+    assert other.positions() == [(2, 0), (1, 0)]
 
 
 def test_after_the_advice_of_the_error_the_run_goes_on(store: Checkpoints, tmp_path: Path):
@@ -273,7 +273,7 @@ def test_after_the_advice_of_the_error_the_run_goes_on(store: Checkpoints, tmp_p
     assert newest_step(again) == 2
     again.set_aside()
     save(again, 3)
-    assert [newest_step(again), *again.places()] == [3, (3, 0), (2, 0)]
+    assert [newest_step(again), *again.positions()] == [3, (3, 0), (2, 0)]
 
 
 @pytest.mark.bar(
@@ -290,7 +290,7 @@ def test_a_state_that_was_never_finished_is_none(tmp_path: Path, caplog: pytest.
     )
     store.set_aside()
     save(store, 2)
-    assert store.places() == [(2, 0)]
+    assert store.positions() == [(2, 0)]
 
 
 def test_writing_the_same_place_again_counts_when_it_is_done(store: Checkpoints):
@@ -338,7 +338,7 @@ def raise_first(hashing: Any, error: OSError) -> None:
 LIMITED = """
 import resource, sys, torch
 from pathlib import Path
-from softless.training.store import Checkpoints
+from softless.experiment.checkpoints import Checkpoints
 store = Checkpoints(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 store.save({"weights": torch.zeros(1_000_000)}, (9, 0), {})

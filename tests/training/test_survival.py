@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from softless.experiment.checkpoints import Checkpoints
 from softless.training import Recipe
-from softless.training.store import Checkpoints
 from tests.training.ends import end_of
 from tests.training.zygote import Zygote
 
@@ -89,7 +89,7 @@ def killed_three_times(
 
 
 def progress(folder: Path) -> tuple[int, int]:
-    return max(Checkpoints(folder / "run/checkpoints").places(), default=(-1, -1))
+    return max(Checkpoints(folder / "run/checkpoints").positions(), default=(-1, -1))
 
 
 @pytest.mark.bar("A3", "SIGKILL three times at random in a run, 0 and 2 workers: the same last bit")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from softless.errors import UsageError
+from softless.experiment.groups import ModelSpec
 from softless.training import Recipe, fit
-from softless.training.recipe import ModelSpec
 from softless.training.world import choose_device, join
 from tests.processes import run_ranks
 

@@ -164,8 +164,8 @@ def crash(folder: Path, point: int) -> int:
     """
     import torch
 
+    from softless.experiment.checkpoints import Checkpoints
     from softless.models import durable
-    from softless.training.store import Checkpoints
 
     store = Checkpoints(folder / "checkpoints", keep=1)
     for step in (1, 2):
@@ -198,7 +198,7 @@ def save_forever(folder: Path, megabytes: int) -> int:
     """Save one state after another, and note each one that is acknowledged."""
     import torch
 
-    from softless.training.store import Checkpoints
+    from softless.experiment.checkpoints import Checkpoints
 
     store = Checkpoints(folder / "checkpoints")
     store.sweep()
@@ -220,7 +220,7 @@ def race(folder: Path, rounds: int) -> int:
     import time
 
     from softless.errors import UsageError
-    from softless.training.claim import Claim, holder
+    from softless.experiment.claim import Claim, holder
 
     wrong = 0
     dead = json.dumps({

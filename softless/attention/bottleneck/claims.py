@@ -71,28 +71,42 @@ def flops(d: Dims, *, normalised: bool) -> int:
 
     With parity P^T A^-1 comes first, and the published inverse has its twenty steps.
     """
-    few, ratio = bottleneck(d), d.options["ratio"]
+    bottlenecks, ratio = bottleneck(d), d.options["ratio"]
     sampling = (
-        few * ratio * ratio * d.D * d.D if d.options["sampling"] == "conv" else d.N * few * d.D
+        bottlenecks * ratio * ratio * d.D * d.D
+        if d.options["sampling"] == "conv"
+        else d.N * bottlenecks * d.D
     )
     if d.options["parity"]:
-        published = inverses.PUBLISHED_PRODUCTS[normalised] * few**3
+        published = inverses.PUBLISHED_PRODUCTS[normalised] * bottlenecks**3
         return (
             2
             * d.B
             * d.H
-            * (sampling + few * few * d.D + published + d.N * few * (d.D + few + 2 * d.E))
+            * (
+                sampling
+                + bottlenecks * bottlenecks * d.D
+                + published
+                + d.N * bottlenecks * (d.D + bottlenecks + 2 * d.E)
+            )
         )
-    steps = inverses.most_steps(few, d.options["ridge"]) + inverses.FURTHER
+    steps = inverses.most_steps(bottlenecks, d.options["ridge"]) + inverses.FURTHER
     newton = 0 if d.options["inverse"] == "cholesky" else 2 * steps + 1
-    island_products = few * few * d.D + newton * few**3 + few * few * d.E
-    return 2 * d.B * d.H * (sampling + island_products + d.N * few * (d.D + 2 * d.E))
+    island_products = (
+        bottlenecks * bottlenecks * d.D + newton * bottlenecks**3 + bottlenecks * bottlenecks * d.E
+    )
+    return 2 * d.B * d.H * (sampling + island_products + d.N * bottlenecks * (d.D + 2 * d.E))
 
 
 def exps(d: Dims) -> int:
     """Both kernels, and the GELU of the convolution's output."""
-    few = bottleneck(d)
-    return d.B * d.H * few * (d.N + few + (d.D if d.options["sampling"] == "conv" else 0))
+    bottlenecks = bottleneck(d)
+    return (
+        d.B
+        * d.H
+        * bottlenecks
+        * (d.N + bottlenecks + (d.D if d.options["sampling"] == "conv" else 0))
+    )
 
 
 def _kaiming(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

@@ -27,9 +27,11 @@ def own_kernel(a: Tensor) -> Tensor:
     return (-0.5 * apart.clamp_min(0)).masked_fill(same, 0).exp()
 
 
-def middle_of(few: Tensor, there: Tensor) -> Tensor:
+def middle_of(bottleneck: Tensor, present: Tensor) -> Tensor:
     """(B,H,1,D) mean of the bottleneck tokens that are there; without gradient, since a common
     shift changes no distance.
     """
-    number = there.sum(-2, keepdim=True).clamp_min(1)
-    return (few.detach().masked_fill(~there, 0).sum(-2, keepdim=True) / number).to(few.dtype)
+    number = present.sum(-2, keepdim=True).clamp_min(1)
+    return (bottleneck.detach().masked_fill(~present, 0).sum(-2, keepdim=True) / number).to(
+        bottleneck.dtype
+    )

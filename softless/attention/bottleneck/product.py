@@ -23,28 +23,32 @@ from softless.attention.norms import keep, product
 from softless.attention.record import Grid
 
 
-def island(few: Tensor, there: Tensor, *, ridge: float, inverse: str, normalised: bool) -> Tensor:
+def island(
+    bottleneck: Tensor, present: Tensor, *, ridge: float, inverse: str, normalised: bool
+) -> Tensor:
     """S (A + ridge I)^-1 S: (B,H,R,R); a bottleneck token that is not there stands alone."""
-    both = there & there.mT
-    one = torch.eye(few.shape[-2], dtype=few.dtype, device=few.device)
-    a = torch.where(both, own_kernel(few - middle_of(few, there)), one)
-    found = inverses.inverse(a, ridge, inverse)
-    return symmetric(found, a.masked_fill(~both, 0)) if normalised else found
+    present_pairs = present & present.mT
+    identity = torch.eye(bottleneck.shape[-2], dtype=bottleneck.dtype, device=bottleneck.device)
+    a = torch.where(
+        present_pairs, own_kernel(bottleneck - middle_of(bottleneck, present)), identity
+    )
+    inverted = inverses.inverse(a, ridge, inverse)
+    return symmetric(inverted, a.masked_fill(~present_pairs, 0)) if normalised else inverted
 
 
 def symmetric(inverse: Tensor, a: Tensor) -> Tensor:
-    """diag(A 1)^(-1/2) A^-1 diag(A 1)^(-1/2)."""
+    """diag(A 1)^(-1/2) A^-1 diag(A 1)^(-1/2), of A^-1 and A (B,H,R,R)."""
     root = a.sum(-1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny).rsqrt()
     return root * inverse * root.mT
 
 
-def published_island(few: Tensor, there: Tensor, *, normalised: bool) -> Tensor:
-    """The published iteration in the dtype at hand."""
-    both = there & there.mT
+def published_island(bottleneck: Tensor, present: Tensor, *, normalised: bool) -> Tensor:
+    """The published iteration in the dtype at hand: (B,H,R,D), (B or 1, 1, R, 1) -> (B,H,R,R)."""
+    present_pairs = present & present.mT
     a = torch.where(
-        both,
-        own_kernel(few - middle_of(few, there)),
-        torch.eye(few.shape[-2], dtype=few.dtype, device=few.device),
+        present_pairs,
+        own_kernel(bottleneck - middle_of(bottleneck, present)),
+        torch.eye(bottleneck.shape[-2], dtype=bottleneck.dtype, device=bottleneck.device),
     )
     return symmetric(inverses.published_norm(a), a) if normalised else inverses.published(a)
 
@@ -65,17 +69,22 @@ def attention(
     normalised: bool,
 ) -> Tensor:
     """The formula at the top, over a whole sequence; the R x R island in float64 where the device
-    has it.
+    has it. Shapes: q (B,H,N,D) and v (B,H,N,E) -> (B,H,N,E).
     """
     x = scaled(q, mask)
-    few, there = sample(x, mask, grid, learned, sampling, ratio)
-    middle = middle_of(few, there)
-    weights = keep(kernel(x, few, middle).masked_fill(~there.mT, 0), mask)  # P^T (B,H,N,R)
+    bottleneck, present = sample(x, mask, grid, learned, sampling, ratio)
+    middle = middle_of(bottleneck, present)
+    weights = keep(kernel(x, bottleneck, middle).masked_fill(~present.mT, 0), mask)  # P^T (B,H,N,R)
     rows = weights
     if query_mask is not None and query_mask is not mask:
-        rows = kernel(scaled(q, query_mask), few, middle).masked_fill(~there.mT, 0)
-    seen = product(weights, keep(v, mask))
+        rows = kernel(scaled(q, query_mask), bottleneck, middle).masked_fill(~present.mT, 0)
+    context = product(weights, keep(v, mask))
     if parity:  # P^T A^-1 first, as in the code: N R R multiply-adds more
-        return keep((rows @ published_island(few, there, normalised=normalised)) @ seen, query_mask)
-    wide = island(precise(few), there, ridge=ridge, inverse=inverse, normalised=normalised)
-    return keep(rows @ (wide @ precise(seen)).to(v.dtype), query_mask)
+        return keep(
+            (rows @ published_island(bottleneck, present, normalised=normalised)) @ context,
+            query_mask,
+        )
+    inverted = island(
+        precise(bottleneck), present, ridge=ridge, inverse=inverse, normalised=normalised
+    )
+    return keep(rows @ (inverted @ precise(context)).to(v.dtype), query_mask)

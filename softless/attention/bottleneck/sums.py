@@ -27,7 +27,9 @@ def sum_parts(
     ratio: int,
     **__: Any,
 ) -> Summary:
-    """First sweep: what the tokens add to the bottleneck tokens, and how many do."""
+    """First sweep: what the tokens add to the bottleneck tokens, and how many do. "few" is
+    (B,H,R,D), "number" (B or 1, 1, R, 1).
+    """
     x = scaled(tokens.q, tokens.mask)
     parts = membership(x, tokens.mask, tokens.keys, grid, sampling, ratio)
     total = (
@@ -41,24 +43,28 @@ def sum_parts(
 def place_bottleneck(
     summary: Summary, *, learned: dict[str, Tensor], sampling: str, **_: Any
 ) -> Summary:
-    """The bottleneck tokens."""
+    """The bottleneck tokens "few" (B,H,R,D), and how many tokens each is made of."""
     number = summary["number"]
-    few = (
+    bottleneck = (
         activated(summary["few"], learned)
         if sampling == "conv"
         else summary["few"] / number.clamp_min(1)
     )
-    return {"few": few, "number": number}
+    return {"few": bottleneck, "number": number}
 
 
 def look(tokens: Tokens, placed: Summary, **_: Any) -> Summary:
     """Second sweep: P v; kernels are at most 1, so plain sums do.
 
     The bottleneck tokens travel with it.
+
+    "seen" is (B,H,R,E).
     """
-    there = placed["number"] > 0
+    present = placed["number"] > 0
     x = scaled(tokens.q, tokens.mask)
-    weights = kernel(x, placed["few"], middle_of(placed["few"], there)).masked_fill(~there.mT, 0)
+    weights = kernel(x, placed["few"], middle_of(placed["few"], present)).masked_fill(
+        ~present.mT, 0
+    )
     return placed | {"seen": product(keep(weights, tokens.mask), keep(tokens.v, tokens.mask))}
 
 
@@ -69,20 +75,20 @@ def merge_looks(a: Summary, b: Summary) -> Summary:
 
 def finish(summary: Summary, *, inverse: str, ridge: float, normalised: bool, **_: Any) -> Summary:
     """The bottleneck tokens and what each is worth (B,H,R,E)."""
-    there = summary["number"] > 0
-    wide = island(
-        precise(summary["few"]), there, ridge=ridge, inverse=inverse, normalised=normalised
+    present = summary["number"] > 0
+    inverted = island(
+        precise(summary["few"]), present, ridge=ridge, inverse=inverse, normalised=normalised
     )
-    worth = (wide @ precise(summary["seen"])).to(summary["seen"].dtype)
-    return {"few": summary["few"], "there": there, "worth": worth}
+    worth = (inverted @ precise(summary["seen"])).to(summary["seen"].dtype)
+    return {"few": summary["few"], "there": present, "worth": worth}
 
 
 def read(tokens: Tokens, reader: Summary, **_: Any) -> Tensor:
-    """The output of these queries."""
-    few, there = reader["few"], reader["there"]
-    weights = kernel(scaled(tokens.q, tokens.query_mask), few, middle_of(few, there)).masked_fill(
-        ~there.mT, 0
-    )
+    """The output of these queries, (B,H,n,E)."""
+    bottleneck, present = reader["few"], reader["there"]
+    weights = kernel(
+        scaled(tokens.q, tokens.query_mask), bottleneck, middle_of(bottleneck, present)
+    ).masked_fill(~present.mT, 0)
     return keep(weights @ reader["worth"], tokens.query_mask)
 
 

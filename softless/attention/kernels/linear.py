@@ -81,7 +81,7 @@ def _gain(
 def sums(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over tokens of |q|, |k| (l2: squares) and k^T v, float32."""
+    """Sums over tokens of |q|, |k| (l2: squares), (B,H,D) each, and k^T v (B,H,D,E), in float32."""
     q, k, v = map(native.dense, (q, k, v))
     B, H, _, D = q.shape
     q_size, k_size, context = room(B, H, D, v.shape[3], norm, q.device)
@@ -151,7 +151,7 @@ def attend_backward(
     token_scale: float | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
+    """Gradients of q (B,H,N,D), k (B,H,M,D) and v (B,H,M,E), in their dtypes."""
     q, k, v, grad = map(native.dense, (q, k, v, grad))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     gain = _gain(q.shape[0], q.shape[2], query_mask, token_scale)
@@ -232,13 +232,13 @@ def attend_packed_backward(
     token_scale: float | None,
     eps: float,
 ) -> Tensor:
-    """The gradient of the buffer, written in place of three."""
+    """The gradient of the buffer (B, N, 3 H D), written in place of three."""
     qkv, grad = native.dense(qkv), native.dense(grad)
     B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // (3 * heads)
-    made = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    slopes = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     (q, k, v), (dq, dk, dv), (do,) = (
         parts(qkv, heads, 3),
-        parts(made, heads, 3),
+        parts(slopes, heads, 3),
         parts(grad, heads, 1),
     )
     native.run(
@@ -262,7 +262,7 @@ def attend_packed_backward(
         grad_k=dk,
         grad_v=dv,
     )
-    return made
+    return slopes
 
 
 for function in (sums, attend, attend_backward, attend_packed, attend_packed_backward):
@@ -331,10 +331,10 @@ def formula(
     from softless.attention.linear import eager  # which holds the kernels in this file
 
     name: Any = next(name for name, number in NORMS.items() if number == norm)
-    wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in qkv)
+    widened = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in qkv)
     scale = "tokens" if token_scale == BY_COUNT else token_scale
     o = eager(
-        *wide,
+        *widened,
         norm=name,
         mask=masks[0],
         query_mask=masks[1],
@@ -357,15 +357,15 @@ def packed_formula(
 
 
 def slopes_by(
-    value: Callable[..., Tensor], given: tuple[Tensor | None, ...], grad: Tensor
+    value: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], grad: Tensor
 ) -> list[Tensor | None]:
     """Gradients of a value by torch alone, themselves differentiable: what a backward pass with
-    create_graph=True asks for.
+    create_graph=True asks for. One for each input, of its shape; None where it asks for none.
     """
     with torch.enable_grad():
-        asked = [x for x in given if x is not None and x.requires_grad]
-        found = iter(torch.autograd.grad(value(*given), asked, grad, create_graph=True))
-    return [next(found) if x is not None and x.requires_grad else None for x in given]
+        differentiable = [x for x in inputs if x is not None and x.requires_grad]
+        slopes = iter(torch.autograd.grad(value(*inputs), differentiable, grad, create_graph=True))
+    return [next(slopes) if x is not None and x.requires_grad else None for x in inputs]
 
 
 def by_torch() -> bool:
@@ -378,10 +378,10 @@ def by_torch() -> bool:
 def _slope(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if by_torch():
         q, k, v, *masks = ctx.saved_tensors[:5]
-        found = slopes_by(
+        by_formula = slopes_by(
             lambda *qkv: formula(qkv, (masks[0], masks[1]), *ctx.settings), (q, k, v), grad
         )
-        return (*found, *5 * (None,))
+        return (*by_formula, *5 * (None,))
     slopes = torch.ops.softless.attend_backward(grad, *ctx.saved_tensors, *ctx.settings)
     return (*slopes, None, None, None, None, None)
 
@@ -394,14 +394,14 @@ def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _slope_packed(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    qkv, mask, *found = ctx.saved_tensors
+    qkv, mask, *sums = ctx.saved_tensors
     if by_torch():
         return (
             *slopes_by(lambda x: packed_formula(x, ctx.heads, mask, *ctx.settings), (qkv,), grad),
             *5 * (None,),
         )
     slope = torch.ops.softless.attend_packed_backward(
-        grad, qkv, ctx.heads, mask, *found, *ctx.settings
+        grad, qkv, ctx.heads, mask, *sums, *ctx.settings
     )
     return slope, None, None, None, None, None
 
@@ -455,14 +455,14 @@ def _backward_flops(_: Any, q: Any, k: Any, v: Any, *__: Any, **___: Any) -> int
 
 @register_flop_formula(torch.ops.softless.attend_packed)
 def _packed_flops(qkv: Any, heads: int, *_: Any, **__: Any) -> int:
-    one = _split(qkv, heads)
-    return _products(one, one, one, 1, 1)
+    side = _split(qkv, heads)
+    return _products(side, side, side, 1, 1)
 
 
 @register_flop_formula(torch.ops.softless.attend_packed_backward)
 def _packed_backward_flops(_: Any, qkv: Any, heads: int, *__: Any, **___: Any) -> int:
-    one = _split(qkv, heads)
-    return _products(one, one, one, 2, 2)
+    side = _split(qkv, heads)
+    return _products(side, side, side, 2, 2)
 
 
 # The backend

@@ -32,9 +32,9 @@ def _room(q: Tensor, v: Tensor) -> Tensor:
 def moments(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
 ) -> Tensor:
-    """What `split` takes apart."""
+    """What `split` takes apart: (B, H (4 D + 2 E + D E)), float64."""
     q, k, v = map(native.dense, (q, k, v))
-    found = _room(q, v)
+    sums = _room(q, v)
     native.run(
         "moments",
         native.sizes(q, k, v),
@@ -44,15 +44,15 @@ def moments(
         v=native.at(v),
         mask=mask,
         query_mask=query_mask,
-        moments=found,
+        moments=sums,
     )
-    return found
+    return sums
 
 
 def centred(
     q: Tensor, v: Tensor, middle: Tensor, matrix: Tensor, offset: Tensor, query_mask: Tensor | None
 ) -> Tensor:
-    """(q - middle) matrix + offset, laid out by tokens."""
+    """(q - middle) matrix + offset, (B,H,N,E), laid out by tokens."""
     q, o = native.dense(q), native.by_tokens(q, v)
     middle, matrix, offset = (
         middle.double().contiguous(),
@@ -110,13 +110,13 @@ def summed(
     """
     B, H, _, D = q.shape
     E = v.shape[3]
-    found = torch.ops.softless.moments(q, k, v, mask, query_mask)
+    sums = torch.ops.softless.moments(q, k, v, mask, query_mask)
     widths = {
         f"{side}_{name}": width
         for side, width in (("q", D), ("k", D), ("v", E))
         for name in ("mean", "squares")
     }
-    *parts, products = found.split([H * width for width in widths.values()] + [H * D * E], dim=1)
+    *parts, products = sums.split([H * width for width in widths.values()] + [H * D * E], dim=1)
     summary = {name: part.view(B, H, 1, -1) for name, part in zip(widths, parts, strict=True)}
     return summary | {"products": products.view(B, H, D, E)}
 
@@ -129,5 +129,5 @@ def read(
     """
     B, H, _, D = q.shape
     E = v.shape[3]
-    given = middle.expand(B, H, 1, D), matrix.expand(B, H, D, E), offset.expand(B, H, 1, E)
-    return torch.ops.softless.centred(q, v, *given, query_mask)
+    terms = middle.expand(B, H, 1, D), matrix.expand(B, H, D, E), offset.expand(B, H, 1, E)
+    return torch.ops.softless.centred(q, v, *terms, query_mask)

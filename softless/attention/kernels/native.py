@@ -40,14 +40,14 @@ CALL = struct.Struct("@6q3iP" + 4 * "P3q" + "6P2f" + 4 * "P3q" + "3P")
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or why there is none."""
     package = importlib.import_module(__package__)
-    found = [path for folder in package.__path__ if (path := Path(folder) / NAME).is_file()]
-    if not found:
+    candidates = [path for folder in package.__path__ if (path := Path(folder) / NAME).is_file()]
+    if not candidates:
         return None, (
             "this installation has no native library: it is built for Linux on x86-64 where a C++ "
             "compiler is there; install again with one"
         )
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(candidates[0]))
     except OSError as error:
         return None, f"the native library does not load: {error}"
     for name in ("sums", "attend", "backward", "spread", "moments", "centred"):
@@ -83,10 +83,10 @@ def using(path: str) -> Iterator[None]:
     Raises:
         UsageError: this processor has no such way.
     """
-    known = sorted({name for paths in PATHS.values() for name in paths})
-    if path not in known:
+    names = sorted({name for paths in PATHS.values() for name in paths})
+    if path not in names:
         raise UsageError(
-            f"no native path named {path!r} on this processor. It has: {', '.join(known) or 'none'}"
+            f"no native path named {path!r} on this processor. It has: {', '.join(names) or 'none'}"
         )
     before, _thread.path = getattr(_thread, "path", ""), path
     try:
@@ -195,12 +195,12 @@ def _address(x: Tensor | None) -> int:
 
 
 def dense(x: Tensor) -> Tensor:
-    """x with contiguous channels."""
+    """x (B,H,n,D) with contiguous channels."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int, int]:
-    """B, H, N, M, D, E."""
+    """B, H, N, M, D, E of q (B,H,N,D), k (B,H,M,D) and v (B,H,M,E)."""
     B, H, N, D = q.shape
     return B, H, N, k.shape[2], D, v.shape[3]
 
@@ -229,7 +229,7 @@ def without() -> Iterator[None]:
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> list[str]:
-    """Why the native kernels cannot run a call."""
+    """Why the native kernels cannot run a call. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E)."""
     reasons = []
     if not torch.compiler.is_compiling() and set_aside():
         return ["a cost is counted, which is that of plain torch on every machine"]

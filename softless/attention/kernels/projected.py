@@ -84,10 +84,10 @@ def self_attention(
         context=sums[2],
     )
     matrix = sums[2] * _factor(*sums[:2], N, norm, token_scale, eps)
-    whole = absorbed(matrix, proj).to(x.dtype)
+    merged = absorbed(matrix, proj).to(x.dtype)
     y = torch.empty(B, N, len(proj), dtype=x.dtype, device=x.device)
     for image in range(B):
-        torch.mm(qkv[image, :, :width], whole[image], out=y[image])
+        torch.mm(qkv[image, :, :width], merged[image], out=y[image])
     return (y if proj_bias is None else y.add_(proj_bias)), qkv, *sums
 
 
@@ -107,7 +107,8 @@ def self_attention_backward(
     for_weights: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, of the weight and the bias that made q, k and v, and of those of the output
-    projection; empty where not asked for.
+    projection; empty where not asked for. Here x is (B, N, dim), grad (B, N, dim_out), qkv (B, N, 3
+    H D), context (B,H,D,D).
     """
     B, H, D, _ = context.shape
     N, width, dtype = x.shape[1], H * D, x.dtype
@@ -120,27 +121,27 @@ def self_attention_backward(
 
     factor = _factor(q_size, k_size, N, norm, token_scale, eps)
     matrix = context * factor
-    whole = absorbed(matrix, proj)
-    slope_of_whole = torch.zeros_like(whole)
+    merged = absorbed(matrix, proj)
+    slope_of_merged = torch.zeros_like(merged)
     for image, at in stretches:
-        slope_of_whole[image] += qkv[image, at, :width].T @ grad[image, at]
-    slope_of_heads = slope_of_whole.unflatten(1, (H, D))
+        slope_of_merged[image] += qkv[image, at, :width].T @ grad[image, at]
+    slope_of_heads = slope_of_merged.unflatten(1, (H, D))
     slope_of_matrix = slope_of_heads @ proj.float().unflatten(1, (H, D)).permute(1, 0, 2)
     along = (slope_of_matrix * matrix).sum(-1)
     q_slope, q_still = _slope_of_size(along, q_size, norm, eps)
     k_slope, k_still = _slope_of_size(along, k_size, norm, eps)
     slope_of_context = slope_of_matrix * factor
 
-    back = whole.masked_fill(q_still.flatten(1)[..., None], 0).mT.to(dtype).contiguous()
+    back = merged.masked_fill(q_still.flatten(1)[..., None], 0).mT.to(dtype).contiguous()
     q_slope = q_slope.flatten(1).to(dtype)
     dx = torch.empty_like(x) if for_x else x.new_empty(0)
     dweight, dbias, dproj_bias = (
         torch.zeros(shape, device=x.device) for shape in (weight.shape, len(weight), len(proj))
     )
-    made = torch.empty(stretch, 3 * width, dtype=dtype, device=x.device)
+    buffer = torch.empty(stretch, 3 * width, dtype=dtype, device=x.device)
     for image, at in stretches:
         tokens = qkv[image, at]
-        n, slopes = len(tokens), made[: len(tokens)]
+        n, slopes = len(tokens), buffer[: len(tokens)]
         torch.mm(grad[image, at], back[image], out=slopes[:, :width])
         if norm:
             slopes[:, :width].addcmul_(
@@ -281,13 +282,13 @@ def _slope(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     if by_torch():
         value = partial(_formula, heads=ctx.heads, settings=ctx.settings)
         return (*slopes_by(value, (x, weight, bias, proj, proj_bias), grad), *4 * (None,))
-    found = torch.ops.softless.self_attention_backward(
+    slopes = torch.ops.softless.self_attention_backward(
         grad, x, weight, proj, *sums, *ctx.settings, for_x, any(for_weights)
     )
     return (
         *(
-            slope if asked else None
-            for slope, asked in zip(found, ctx.needs_input_grad, strict=False)
+            slope if needed else None
+            for slope, needed in zip(slopes, ctx.needs_input_grad, strict=False)
         ),
         None,
         None,
@@ -336,10 +337,10 @@ def _backward_flops(
     B, N, dim = x
     width, D = weight[0] // 3, context[2]
     for_x, for_weights = rest[-2:]
-    whole = 2 * B * width * D * proj[0]
+    merging = 2 * B * width * D * proj[0]
     return (
         2 * B * N * (2 * width * proj[0] + 2 * width * D + (for_x + for_weights) * dim * weight[0])
-        + (2 + for_weights) * whole
+        + (2 + for_weights) * merging
     )
 
 

@@ -32,8 +32,8 @@ def tables(tokens: Tokens) -> tuple[Tensor, Tensor]:
     (queries, among_queries), (keys, among_keys) = query_ranks(tokens), key_ranks(tokens)
     longest = torch.maximum(among_queries, among_keys).clamp_min(1)
     angles = ((ranks + 1).to(tokens.q.dtype) * (math.pi / 2) / longest for ranks in (queries, keys))
-    made = [torch.stack(cosine.waves(angle), dim=-1) for angle in angles]
-    return made[0], made[1]
+    waves = [torch.stack(cosine.waves(angle), dim=-1) for angle in angles]
+    return waves[0], waves[1]
 
 
 def reference(
@@ -46,7 +46,9 @@ def reference(
     reweight: bool = True,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The formula in its linear form, with both features side by side."""
+    """The formula in its linear form, with both features side by side. Shapes: q (B,H,N,D), k
+    (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     of_q, of_k = tables(Tokens(q, k, v, mask, query_mask)) if reweight else (None, None)
     f_q, f_k = cosine.features(q, of_q, query_mask), cosine.features(k, of_k, mask)
     weights = (f_q * f_k.sum(-2, keepdim=True)).sum(-1, keepdim=True).clamp_min(eps)
@@ -61,7 +63,7 @@ def summarise(tokens: Tokens, _: None, *, reweight: bool, **__: Any) -> Summary:
 
 
 def read(tokens: Tokens, summary: Summary, *, reweight: bool, eps: float, **_: Any) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     return cosine.read(
         tokens.q, summary, tables(tokens)[0] if reweight else None, tokens.query_mask, eps
     )

@@ -35,14 +35,16 @@ from softless.attention.record import (
     Identity,
     Operator,
 )
-from softless.attention.streaming import Place, Streaming, Summary, Tokens
+from softless.attention.streaming import ChunkPosition, Streaming, Summary, Tokens
 
 
-def tables(x: Tensor, place: Place | None, grid: Grid, parity: bool) -> tuple[Tensor, Tensor]:
+def tables(
+    x: Tensor, position: ChunkPosition | None, grid: Grid, parity: bool
+) -> tuple[Tensor, Tensor]:
     """The tables of tokens as queries and as keys, (1, n, 4), or (1, n, 6) where there are prefix
     tokens.
     """
-    line, column, on_grid = cells(indices(x.shape[-2], place, x.device), grid)
+    line, column, on_grid = cells(indices(x.shape[-2], position, x.device), grid)
     down, across = (1.0, 1.0) if parity else (math.pi / 2 / grid[1], math.pi / 2 / grid[2])
     rows, columns = cosine.waves(line.to(x.dtype) * down), cosine.waves(column.to(x.dtype) * across)
     four = torch.stack([a * b for a in rows for b in columns], dim=-1)
@@ -67,7 +69,7 @@ def reference(
     parity: bool = False,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The formula in its linear form."""
+    """The formula in its linear form: q (B,H,N,D), k (B,H,N,D), v (B,H,N,E) -> (B,H,N,E)."""
     of_q, of_k = tables(q, None, grid, parity)
     f_q, f_k = cosine.features(q, of_q, query_mask), cosine.features(k, of_k, mask)
     weights = (f_q * f_k.sum(-2, keepdim=True)).sum(-1, keepdim=True).clamp_min(eps)
@@ -84,7 +86,7 @@ def summarise(tokens: Tokens, _: None, *, grid: Grid, parity: bool, **__: Any) -
 def read(
     tokens: Tokens, summary: Summary, *, grid: Grid, parity: bool, eps: float, **_: Any
 ) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     table = tables(tokens.q, tokens.queries, grid, parity)[0]
     return cosine.read(tokens.q, summary, table, tokens.query_mask, eps)
 
@@ -100,7 +102,9 @@ def eager(
     parity: bool,
     eps: float,
 ) -> Tensor:
-    """The streaming form over all tokens at once, with one table for queries and keys."""
+    """The streaming form over all tokens at once, with one table for queries and keys. Shapes: q
+    (B,H,N,D), k (B,H,N,D), v (B,H,N,E) -> (B,H,N,E).
+    """
     of_q, of_k = tables(q, None, grid, parity)
     return cosine.read(q, cosine.summarise(k, v, of_k, mask), of_q, query_mask, eps)
 

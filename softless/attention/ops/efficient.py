@@ -24,7 +24,7 @@ from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_o
 def reference(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None
 ) -> Tensor:
-    """The formula as printed."""
+    """The formula as printed: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     context = exponents.softmax_over_tokens(keep(k, mask), mask).mT @ keep(v, mask)
     return keep(keep(q, query_mask).softmax(-1) @ context, query_mask)
 
@@ -40,7 +40,7 @@ def finish(summary: Summary, **_: Any) -> Tensor:
 
 
 def read(tokens: Tokens, context: Tensor, **_: Any) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E); context is (B,H,D,E)."""
     return keep(keep(tokens.q, tokens.query_mask).softmax(-1) @ context, tokens.query_mask)
 
 

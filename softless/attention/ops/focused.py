@@ -51,7 +51,9 @@ def reference(
     across_heads: bool = True,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The formula as the code has it since its repair: means in place of sums."""
+    """The formula as the code has it since its repair: means in place of sums. Shapes: q (B,H,N,D),
+    k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     f_q, f_k = (
         focus(x, learned["scale"], some, power, across_heads)
         for x, some in ((q, query_mask), (k, mask))
@@ -69,7 +71,7 @@ def summarise(
     across_heads: bool,
     **__: Any,
 ) -> Summary:
-    """Both sums over the keys of a chunk, and how many count."""
+    """Both sums over the keys of a chunk, (B,H,D,E) and (B,H,1,D), and how many count."""
     f = focus(tokens.k, learned["scale"], tokens.mask, power, across_heads)
     ones = (
         torch.ones_like(f[..., :1])
@@ -92,7 +94,7 @@ def read(
     across_heads: bool,
     eps: float,
 ) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     f = focus(tokens.q, learned["scale"], tokens.query_mask, power, across_heads)
     count = sums["count"].clamp_min(1).to(f.dtype)
     weights = averages.along(f, sums["total"] / count) + eps

@@ -23,7 +23,9 @@ from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_o
 def reference(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None
 ) -> Tensor:
-    """The formula as printed, with the scale and the mean of the code."""
+    """The formula as printed, with the scale and the mean of the code. Shapes: q (B,H,N,D), k
+    (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     s, q = q.shape[-1] ** -0.5, keep(q, query_mask)
     key, value, context = averages.plain(keep(k, mask), v, mask)
     return keep(s * (q @ context) + (1 - s * averages.along(q, key)) * value, query_mask)
@@ -43,7 +45,7 @@ def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
 
 
 def read(tokens: Tokens, of: averages.Averages, **_: Any) -> Tensor:
-    """mean v + s q K of these queries."""
+    """mean v + s q K of these queries, (B,H,n,E)."""
     q = keep(tokens.q, tokens.query_mask)
     o = of.value.to(q.dtype) + q.shape[-1] ** -0.5 * (q @ of.covariance.to(q.dtype))
     return keep(o, tokens.query_mask)

@@ -55,7 +55,7 @@ def reference(
     ratio: int = 2,  # noqa: ARG001
     shared: bool = False,
 ) -> Tensor:  # the tensors and the module have them
-    """The formula as printed."""
+    """The formula as printed: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     if reduction == "grid":
         return attention(q, k, v, mask, query_mask)
     key_rows, value_rows = rows(Tokens(q, k, v, mask, query_mask), learned, shared)
@@ -75,7 +75,7 @@ def rows(tokens: Tokens, learned: dict[str, Tensor], shared: bool) -> tuple[Tens
 def summarise(
     tokens: Tokens, _: None, *, learned: dict[str, Tensor], shared: bool, **__: Any
 ) -> Summary:
-    """E^T k and F^T v over some tokens."""
+    """E^T k (B,H,R,D) and F^T v (B,H,R,E) over some tokens."""
     of_k, of_v = rows(tokens, learned, shared)
     return {
         "k": product(of_k, keep(tokens.k, tokens.mask)),
@@ -88,9 +88,9 @@ def finish(summary: Summary, **_: Any) -> Summary:
     return summary
 
 
-def read(tokens: Tokens, few: Summary, **_: Any) -> Tensor:
-    """The output of these queries."""
-    return attention(tokens.q, few["k"], few["v"], None, tokens.query_mask)
+def read(tokens: Tokens, summary: Summary, **_: Any) -> Tensor:
+    """The output of these queries, (B,H,n,E)."""
+    return attention(tokens.q, summary["k"], summary["v"], None, tokens.query_mask)
 
 
 STREAMING = Streaming(
@@ -108,7 +108,9 @@ STREAMING = Streaming(
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, *, reduction: str, **extras: Any) -> Tensor:
-    """The streaming form over all tokens at once, or attention over the reduced ones."""
+    """The streaming form over all tokens at once, or attention over the reduced ones. Shapes: q
+    (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     if reduction == "grid":
         return attention(q, k, v, extras["mask"], extras["query_mask"])
     return at_once(STREAMING)(q, k, v, reduction=reduction, **extras)
@@ -126,7 +128,7 @@ def flops(d: Dims) -> int:
 
 
 def limits(d: Dims, *, learned: dict[str, Tensor], **_: Any) -> str | None:
-    """A sequence longer than the projections have rows."""
+    """A sequence longer than the projections have rows. "key_projection" is (tokens, R)."""
     if "key_projection" not in learned or learned["key_projection"].shape[0] >= d.M:
         return None
     return (

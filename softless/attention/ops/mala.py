@@ -57,7 +57,7 @@ def reference(
     grid: Grid | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The formula as the code has it."""
+    """The formula as the code has it: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     s = q.shape[-1] ** -0.5
     f_q, f_k = (
         keep(F.elu(x) + 1 if feature == "elu" else x.relu(), some)
@@ -74,8 +74,8 @@ def reference(
 def features(x: Tensor, mask: Tensor | None, feature: str) -> Tensor:
     """phi of tokens x (B,H,N,D); elu + 1 as exp(x) below zero, where it would cancel."""
     x = keep(x, mask)
-    made = x.relu() if feature == "relu" else torch.where(x > 0, x + 1, x.clamp_max(0).exp())
-    return keep(made, mask)
+    phi = x.relu() if feature == "relu" else torch.where(x > 0, x + 1, x.clamp_max(0).exp())
+    return keep(phi, mask)
 
 
 def class_row(q: Tensor, k: Tensor, *, eps: float, feature: str = "elu") -> Tensor:
@@ -106,8 +106,8 @@ def summarise(
     if not rotate:
         return averages.summarise(f, tokens.v, tokens.mask)
     assert grid is not None
-    found = averages.summarise(rotary.at(f, grid, tokens.keys), tokens.v, tokens.mask)
-    return found | {"total": f.sum(-2, keepdim=True)}
+    summary = averages.summarise(rotary.at(f, grid, tokens.keys), tokens.v, tokens.mask)
+    return summary | {"total": f.sum(-2, keepdim=True)}
 
 
 def merge(a: Summary, b: Summary) -> Summary:
@@ -115,10 +115,10 @@ def merge(a: Summary, b: Summary) -> Summary:
     return averages.merge(a, b) | {name: a[name] + b[name] for name in a if name == "total"}
 
 
-def without(whole: Summary, part: Summary) -> Summary:
+def without(total: Summary, part: Summary) -> Summary:
     """The keys of a whole that are not in a part of it."""
-    return averages.without(whole, part) | {
-        name: whole[name] - part[name] for name in whole if name == "total"
+    return averages.without(total, part) | {
+        name: total[name] - part[name] for name in total if name == "total"
     }
 
 
@@ -133,7 +133,7 @@ def finish(summary: Summary, **_: Any) -> Reader:
 def read(
     tokens: Tokens, of: Reader, *, feature: str, rotate: bool, eps: float, grid: Grid | None = None
 ) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     q = features(tokens.q, tokens.query_mask, feature)
     s = q.shape[-1] ** -0.5
     z = s * averages.along(q, of.plain)

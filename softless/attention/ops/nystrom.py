@@ -38,7 +38,7 @@ from softless.attention.record import (
     Operator,
 )
 from softless.attention.recording import recording
-from softless.attention.streaming import Place, Streaming, Summary, Sweep, Tokens, at_once
+from softless.attention.streaming import ChunkPosition, Streaming, Summary, Sweep, Tokens, at_once
 
 
 def segments(ranks: Tensor, counted: Tensor, landmarks: int) -> Tensor:
@@ -57,19 +57,21 @@ def membership(x: Tensor, side: Tensor, mask: Tensor | None, number: int) -> Ten
     """(B or 1, 1, n, R) 1 where a token belongs to a landmark; the landmark of each token is
     `side`, out of range for none.
     """
-    one = side[..., None] == torch.arange(number, device=x.device)
+    member = side[..., None] == torch.arange(number, device=x.device)
     if mask is not None:
-        one = one & mask[..., None]
-    return one[:, None].to(x.dtype)
+        member = member & mask[..., None]
+    return member[:, None].to(x.dtype)
 
 
-def _in_windows(place: Place | None, length: int, x: Tensor, grid: Grid, ratio: int) -> Tensor:
-    window, _, inside = windows(indices(length, place, x.device), grid, ratio)
+def _in_windows(
+    position: ChunkPosition | None, length: int, x: Tensor, grid: Grid, ratio: int
+) -> Tensor:
+    window, _, inside = windows(indices(length, position, x.device), grid, ratio)
     return torch.where(inside, window, -1)[None]
 
 
 def members(tokens: Tokens, grid: Grid | None, options: Options) -> tuple[Tensor, Tensor]:
-    """Membership of the queries and of the keys of a chunk."""
+    """Membership of the queries (B or 1, 1, n, R) and of the keys (B or 1, 1, m, R) of a chunk."""
     number = landmarks(grid, options)
     if options["pooling"] == "grid" and grid is not None:
         of_q = _in_windows(tokens.queries, tokens.q.shape[-2], tokens.q, grid, options["ratio"])
@@ -114,24 +116,26 @@ def pseudo_inverse(a: Tensor, steps: int, parity: bool) -> Tensor:
         # over batch and heads: one image's start depends on its mates
         rows, columns = rows.amax(), columns.amax()
     z = a.mT / (rows * columns).clamp_min(torch.finfo(a.dtype).tiny)
-    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(steps):
         f = a @ z
-        z = 0.25 * z @ (13 * one - f @ (15 * one - f @ (7 * one - f)))
+        z = 0.25 * z @ (13 * identity - f @ (15 * identity - f @ (7 * identity - f)))
     return z
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
 ) -> Tensor:
-    """Softmax attention over the keys at hand."""
+    """Softmax attention over the keys at hand. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) ->
+    (B,H,N,E).
+    """
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     return keep(exponents.softmax_over_keys(q @ k.mT * q.shape[-1] ** -0.5, mask) @ v, query_mask)
 
 
 def no_more_than_landmarks(k: Tensor, grid: Grid | None, options: Options) -> bool:
     """Whether every key is a landmark by itself, by the shapes at hand; an exported graph does not
-    ask.
+    ask. Here k is (B,H,M,D).
     """
     if recording() or options["pooling"] == "grid":
         return False
@@ -152,7 +156,7 @@ def reference(
     iterations: int = 6,
     parity: bool = False,
 ) -> Tensor:
-    """The formula as printed."""
+    """The formula as printed: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     options = {"landmarks": landmarks, "pooling": pooling, "ratio": ratio}
     if no_more_than_landmarks(k, grid, options):
         return attention(q, k, v, mask, query_mask)
@@ -243,7 +247,7 @@ def finish(summary: Summary, *, iterations: int, pooling: str, **_: Any) -> Summ
 
 
 def read(tokens: Tokens, reader: Summary, **_: Any) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     q = keep(tokens.q, tokens.query_mask)
     return keep(
         _to_landmarks(q, reader["few_k"], reader["has_k"]) @ reader["worth"], tokens.query_mask
@@ -276,7 +280,7 @@ def eager(
     **extras: Any,
 ) -> Tensor:
     """The streaming form over all tokens at once; softmax attention where every token is a
-    landmark.
+    landmark. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
     """
     if parity:
         return reference(q, k, v, mask=mask, query_mask=query_mask, parity=True, **extras)

@@ -46,13 +46,15 @@ def reference(
     features: int | None = None,  # noqa: ARG001
     redraw_every: int = 1000,  # noqa: ARG001
 ) -> Tensor:  # the random features have them
-    """The ratio of the docstring; with parity the published form, stabilisers and all."""
+    """The ratio of the docstring; with parity the published form, stabilisers and all. Shapes: q
+    (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     if parity:
         return _published(q, k, v, learned["directions"], mask, query_mask)
-    whole = Tokens(q, k, v, mask, query_mask)
+    tokens = Tokens(q, k, v, mask, query_mask)
     return read(
-        whole,
-        finish(summarise(whole, None, learned=learned, kind=kind), kind=kind),
+        tokens,
+        finish(summarise(tokens, None, learned=learned, kind=kind), kind=kind),
         learned=learned,
         kind=kind,
     )
@@ -72,7 +74,7 @@ def summarise(
     tokens: Tokens, _: None, *, learned: dict[str, Tensor], kind: str, **__: Any
 ) -> Summary:
     """For each feature: sum over keys of phi and of phi v, with its largest exponent for the
-    exponential features.
+    exponential features. The sums are (B,H,R,1) and (B,H,R,E).
     """
     k = keep(tokens.k, tokens.mask)
     scores = project(k, learned["directions"])
@@ -106,15 +108,15 @@ def read(
     kind: str,
     **_: Any,
 ) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     totals, averages = reader
     scores = project(keep(tokens.q, tokens.query_mask), learned["directions"])
     if kind == "softmax":
         weights = (scores + totals).softmax(-1)
     else:
         weights = (scores.relu() + RELU_FLOOR) * totals
-        whole = weights.sum(-1, keepdim=True)
-        weights = weights / whole.masked_fill(whole == 0, 1)  # 0 only where no key counts
+        row_sums = weights.sum(-1, keepdim=True)
+        weights = weights / row_sums.masked_fill(row_sums == 0, 1)  # 0 only where no key counts
     return keep(weights @ averages, tokens.query_mask)
 
 
@@ -183,7 +185,9 @@ STREAMING = Streaming(
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, *, parity: bool, **extras: Any) -> Tensor:
-    """The streaming form over all tokens at once, or the published form."""
+    """The streaming form over all tokens at once, or the published form. Shapes: q (B,H,N,D), k
+    (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     return (
         reference(q, k, v, parity=True, **extras)
         if parity

@@ -33,7 +33,9 @@ def reference(
     query_mask: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The formula as printed, its floor by a maximum."""
+    """The formula as printed, its floor by a maximum. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E)
+    -> (B,H,N,E).
+    """
     f_q, f_k = keep(q, query_mask).relu(), keep(k, mask).relu()
     weights = (f_q * f_k.sum(-2, keepdim=True)).sum(-1, keepdim=True).clamp_min(eps)
     return f_q @ (f_k.mT @ keep(v, mask)) / weights
@@ -51,7 +53,7 @@ def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
 
 
 def read(tokens: Tokens, summary: Summary, *, eps: float) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     return cosine.read(tokens.q, summary, None, tokens.query_mask, eps)
 
 

@@ -54,7 +54,7 @@ def reference(
     query_mask: Tensor | None = None,
     eps: float = EPS,
 ) -> Tensor:
-    """The formula as printed."""
+    """The formula as printed: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     q_hat = standardise(q, learned["q_weight"], learned["q_bias"], query_mask, eps)
     k_hat = standardise(k, learned["k_weight"], learned["k_bias"], mask, eps)
     v_hat = standardise(v, learned["v_weight"], learned["v_bias"], mask, eps)
@@ -128,7 +128,7 @@ def finish(
 
 
 def read(tokens: Tokens, reader: tuple[Tensor, Tensor, Tensor], **_: Any) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     middle, matrix, offset = reader
     q = moments.centred(tokens.q, middle, tokens.query_mask)
     return keep(q @ matrix.to(q.dtype) + offset.to(q.dtype), tokens.query_mask)
@@ -154,7 +154,7 @@ def native_sweep(
     eps: float,
 ) -> Tensor:
     """The same by the native kernels: one sweep over q, k and v, the algebra of D x E numbers, one
-    sweep over q.
+    sweep over q. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
     """
     summary = native_sums(Tokens(q, k, v, mask, query_mask))
     return kernel.read(q, v, *finish(summary, learned=learned, eps=eps), query_mask)

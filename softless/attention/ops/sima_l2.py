@@ -24,7 +24,7 @@ def reference(
     order: str = "auto",
     eps: float = EPS,
 ) -> Tensor:
-    """The paper's section 4.6."""
+    """The paper's section 4.6: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     return linear.reference(
         q, k, v, norm="l2", mask=mask, query_mask=query_mask, token_scale=None, order=order, eps=eps
     )

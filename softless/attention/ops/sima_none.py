@@ -24,7 +24,7 @@ def reference(
     query_mask: Tensor | None = None,
     order: str = "auto",
 ) -> Tensor:
-    """The paper's section 4.6."""
+    """The paper's section 4.6: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     return linear.reference(
         q,
         k,

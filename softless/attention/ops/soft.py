@@ -44,7 +44,9 @@ def reference(
     ridge: float = 0.01,
     parity: bool = False,
 ) -> Tensor:  # every reference takes k
-    """The formula as printed; k is q and is not looked at."""
+    """The formula as printed; k is q and is not looked at. Shapes: q (B,H,N,D), v (B,H,N,E) ->
+    (B,H,N,E).
+    """
     return attention(
         q,
         v,

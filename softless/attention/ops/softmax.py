@@ -65,7 +65,7 @@ def reference(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The formula as printed."""
+    """The formula as printed: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     bias = _bias(q, k, mask, pairwise, causal)
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)

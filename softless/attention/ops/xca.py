@@ -41,7 +41,7 @@ def reference(
     eps: float = EPS,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The formula as printed."""
+    """The formula as printed: q (B,H,N,D), k (B,H,N,D), v (B,H,N,E) -> (B,H,N,E)."""
     q_hat, k_hat = normalise(q, "l2", query_mask, eps), normalise(k, "l2", mask, eps)
     matrix = (learned["temperature"] * (q_hat.mT @ k_hat)).softmax(-1)
     return keep(keep(v, mask) @ F.dropout(matrix, dropout).mT, query_mask)
@@ -57,14 +57,14 @@ def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
 
 
 def finish(summary: Summary, *, learned: dict[str, Tensor], eps: float, dropout: float) -> Tensor:
-    """The D x D matrix of attention between channels."""
+    """The matrix (B,H,D,D) of attention between channels."""
     q, k = divisor(summary["q"], "l2", eps).mT, divisor(summary["k"], "l2", eps)
     matrix = (learned["temperature"] * (summary["covariance"] / q / k)).softmax(-1)
     return F.dropout(matrix, dropout)
 
 
 def read(tokens: Tokens, matrix: Tensor, **_: Any) -> Tensor:
-    """The output of these tokens, from their own v."""
+    """The output of these tokens, (B,H,n,D), from their own v."""
     return keep(keep(tokens.v, tokens.mask) @ matrix.mT, tokens.query_mask)
 
 
@@ -77,9 +77,11 @@ def eager(
     query_mask: Tensor | None,
     **extras: Any,
 ) -> Tensor:
-    """The streaming form over all tokens at once."""
-    whole = Tokens(q, k, v, mask, query_mask)
-    return read(whole, finish(summarise(whole, None), **extras))
+    """The streaming form over all tokens at once. Here q, k and v are (B,H,N,D), and so is the
+    output.
+    """
+    tokens = Tokens(q, k, v, mask, query_mask)
+    return read(tokens, finish(summarise(tokens, None), **extras))
 
 
 def flops(d: Dims) -> int:

@@ -69,8 +69,8 @@ def speed(
     chosen, planned = FIGURES[figure], works or FIGURES[figure].works
     folder = Path(out or Path("runs") / "speed")
     target = record_path(f"speed_{figure}") if record else folder / f"speed_{figure}.csv"
-    place = target.parents[1] / "docs" / "figures" if record else folder
-    make_folder(place)
+    figures_folder = target.parents[1] / "docs" / "figures" if record else folder
+    make_folder(figures_folder)
     load, before = round(os.getloadavg()[0], 2), torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -78,7 +78,7 @@ def speed(
             chosen.measure(work, seconds) for work in track(planned, len(planned), "timing")
         )
         marks = chosen.crossovers(cases)
-        verdicts, chart = tuple(judge(figure, cases)), place / f"speed_{figure}.svg"
+        verdicts, chart = tuple(judge(figure, cases)), figures_folder / f"speed_{figure}.svg"
         study = Study(
             figure,
             chosen.title,

@@ -14,7 +14,7 @@ from softless.benching.speed.work import Case, Work
 
 @dataclass(frozen=True)
 class Bar:
-    """The ratio `over` / `under` must be at most, or at least, `bound` in all work that `where`
+    """The ratio `over` / `under` must be at most, or at least, `bound` in all work that `setting`
     fits; without an `under`, the MB of `over`.
     """
 
@@ -23,11 +23,11 @@ class Bar:
     under: str
     rule: Literal["<=", ">="]
     bound: float
-    where: Mapping[str, Any]
+    setting: Mapping[str, Any]
     quantity: Literal["time", "memory"] = "time"
 
     def fits(self, work: Work) -> bool:
-        return all(getattr(work, name) == value for name, value in self.where.items())
+        return all(getattr(work, name) == value for name, value in self.setting.items())
 
     def measured(self, case: Case) -> Spread | None:
         """What a case says of it; None where one of the rivals took no part."""
@@ -57,8 +57,8 @@ def _deit(
 
 
 def _optimized(pixels: int, under: str, bound: float) -> Bar:
-    where = {"host": DEIT, "dtype": "bfloat16", "pixels": pixels}
-    return Bar("optimized", "optimized", under, "<=", bound, where)
+    setting = {"host": DEIT, "dtype": "bfloat16", "pixels": pixels}
+    return Bar("optimized", "optimized", under, "<=", bound, setting)
 
 
 def _step(dtype: str, quantity: Literal["time", "memory"], bound: float) -> Bar:
@@ -156,10 +156,10 @@ class Verdict:
 
 def judge(figure: str, cases: Sequence[Case], bars: Sequence[Bar] = BARS) -> list[Verdict]:
     """Every bar of a figure on every case that it is about."""
-    found = []
+    verdicts = []
     for bar in bars:
         for case in cases:
             measured = bar.measured(case) if bar.figure == figure and bar.fits(case.work) else None
             if measured is not None:
-                found.append(Verdict(bar, case.work, measured))
-    return found
+                verdicts.append(Verdict(bar, case.work, measured))
+    return verdicts

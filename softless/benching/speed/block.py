@@ -49,6 +49,9 @@ def measure(work: Work, seconds: float) -> Case:
 def measure_compiled(work: Work, seconds: float) -> Case:
     """The published block as torch.compile makes it, beside itself and ours; a compilation takes a
     minute or two.
+
+    Raises:
+        UsageError: there is no C++ compiler.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
@@ -78,8 +81,11 @@ def timed(
     seconds: float,
     compiled: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Case:
-    """Check the modules on random tokens, then time them in turns; `compiled` are further forms of
-    "published".
+    """Check the modules on random tokens (B, N, dim), then time them in turns; each returns as
+    many. `compiled` are further forms of "published".
+
+    Raises:
+        WrongAnswer: one is not what the float64 reference says.
     """
     x = tokens(work)
     calls = {name: _call(module, x) for name, module in modules.items()}
@@ -102,7 +108,7 @@ def timed(
 
 
 def tokens(work: Work) -> Tensor:
-    """Random tokens (B,N,dim), the same for the same work."""
+    """Random tokens (B, N, dim) in the work's dtype, the same for the same work."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(work.batch, work.tokens, work.dim, generator=generator).to(work.kind)
 

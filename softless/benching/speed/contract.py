@@ -26,11 +26,11 @@ class WrongAnswer(SoftlessError):
     exit_code = 1
 
 
-def exact(op: str | None, module: Any, x: Tensor, *, whole: bool = False) -> Tensor:
-    """Float64 output of the last image of x (B,N,dim), before the bias of `proj`, by the operator's
-    reference; op None is `bare`.
+def exact(op: str | None, module: Any, x: Tensor, *, all_queries: bool = False) -> Tensor:
+    """Float64 output of the last image of x (B, N, dim), (1, N, dim), before the bias of `proj`, by
+    the operator's reference; op None is `bare`.
 
-    Of softmax the first queries alone where N is large, unless the whole is asked for.
+    Of softmax the first 64 queries alone above 1,024 tokens, (1, 64, dim), unless `all_queries`.
     """
     x = x[-1:].double()
     if op is None and not x.requires_grad:
@@ -41,40 +41,52 @@ def exact(op: str | None, module: Any, x: Tensor, *, whole: bool = False) -> Ten
         return F.linear(qkv[..., : x.shape[-1]], module.proj.weight.double())
     q, k, v = qkv.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return F.linear(
-        exact_of(op, q, k, v, module, whole=whole).transpose(1, 2).flatten(2),
+        exact_of(op, q, k, v, module, all_queries=all_queries).transpose(1, 2).flatten(2),
         module.proj.weight.double(),
     )
 
 
 def exact_of(
-    op: str, q: Tensor, k: Tensor, v: Tensor, module: Any = None, *, whole: bool = False
+    op: str, q: Tensor, k: Tensor, v: Tensor, module: Any = None, *, all_queries: bool = False
 ) -> Tensor:
     """The operator's reference on float64 q, k and v, with the module's temperature (XCA) or the
     operator's own tensors as they start.
+
+    q is (B, H, N, D), k (B, H, M, D), v (B, H, M, E); the answer is (B, H, N, E). Above 1,024
+    tokens softmax answers the first 64 queries alone, (B, H, 64, E), unless `all_queries`.
     """
     record = get(op)
-    few = q[:, :, :ROWS] if record.growth == "N^2" and q.shape[2] > WHOLE and not whole else q
+    queries = (
+        q[:, :, :ROWS] if record.growth == "N^2" and q.shape[2] > WHOLE and not all_queries else q
+    )
     extras: dict[str, Any] = {}
     if record.learned:
-        told = getattr(module, "temperature", None)
+        temperature = getattr(module, "temperature", None)
         extras["learned"] = given_or_starting(
-            record, told if told is None else {"temperature": told.to(q)}, {}, k, v
+            record,
+            temperature if temperature is None else {"temperature": temperature.to(q)},
+            {},
+            k,
+            v,
         )
-    return record.reference(few, k, v, **extras)
+    return record.reference(queries, k, v, **extras)
 
 
-def check(name: str, found: Tensor, true: Tensor, work: Work | str, dtype: torch.dtype) -> float:
-    """The relative error of the last image of a result.
+def check(name: str, computed: Tensor, true: Tensor, work: Work | str, dtype: torch.dtype) -> float:
+    """The relative error (Frobenius) of the last image of a result (B, …, N, C) beside the true one
+    (1, …, n, C), on the first n of its tokens.
 
     Raises:
         WrongAnswer: it is beyond what the dtype allows.
     """
     return bounded(
-        name, deviation(found[-1:, ..., : true.shape[-2], :], true).frobenius, work, BOUND[dtype]
+        name, deviation(computed[-1:, ..., : true.shape[-2], :], true).frobenius, work, BOUND[dtype]
     )
 
 
-def bounded(name: str, error: float, work: Work | str, bound: float, what: str = "output") -> float:
+def bounded(
+    name: str, error: float, work: Work | str, bound: float, quantity: str = "output"
+) -> float:
     """The error.
 
     Raises:
@@ -82,8 +94,8 @@ def bounded(name: str, error: float, work: Work | str, bound: float, what: str =
     """
     if not error <= bound:
         raise WrongAnswer(
-            f"the {what} of '{name}' is {error:.1e} off the float64 reference at {work} (allowed: "
-            f"{bound:.0e}): nothing is reported"
+            f"the {quantity} of '{name}' is {error:.1e} off the float64 reference at {work} "
+            f"(allowed: {bound:.0e}): nothing is reported"
         )
     return error
 
@@ -92,14 +104,17 @@ def bounded(name: str, error: float, work: Work | str, bound: float, what: str =
 def check_layers(
     name: str, layers: list[nn.Module], op: str | None, model: nn.Module, images: Tensor, work: Work
 ) -> tuple[float, str]:
-    """The largest error of some attention layers of a model on what they are given there, and the
-    first one's path.
+    """The largest error of some attention layers of a model on what images (B, 3, h, w) give them
+    there, and the first one's path.
+
+    Raises:
+        WrongAnswer: one is beyond what the dtype allows.
     """
     from softless.benching.speed.rivals import path_of
 
-    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
     hooks = [
-        layer.register_forward_hook(lambda module, given, out: seen.append((module, given[0], out)))
+        layer.register_forward_hook(lambda module, args, out: calls.append((module, args[0], out)))
         for layer in layers
     ]
     try:
@@ -108,7 +123,7 @@ def check_layers(
         for hook in hooks:
             hook.remove()
     errors = []
-    for layer, x, y in seen:
+    for layer, x, y in calls:
         module: Any = layer
         errors.append(
             check(
@@ -119,4 +134,4 @@ def check_layers(
                 work.kind,
             )
         )
-    return max(errors), path_of(seen[0][0], seen[0][1])
+    return max(errors), path_of(calls[0][0], calls[0][1])

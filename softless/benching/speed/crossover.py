@@ -22,7 +22,7 @@ class Crossover:
     unit: str
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """In words."""
         word = UNITS[self.unit]
         if not self.slower:
@@ -34,11 +34,11 @@ class Crossover:
 
     def row(self) -> dict[str, Any]:
         """For a CSV file."""
-        return {"kind": "crossover", **self.setting, "rival": self.rival, "note": self.said}
+        return {"kind": "crossover", **self.setting, "rival": self.rival, "note": self.sentence}
 
 
 def crossovers(
-    cases: Sequence[Case], ours: str, rival: str, unit: str, apart: Sequence[str]
+    cases: Sequence[Case], own: str, rival: str, unit: str, apart: Sequence[str]
 ) -> list[Crossover]:
     """One for each setting: the cases that agree in what is kept `apart` (dtype, batch, …).
 
@@ -46,10 +46,10 @@ def crossovers(
     """
     groups: dict[tuple[tuple[str, Any], ...], dict[int, float]] = {}
     for case in cases:
-        found = case.ratio(rival, ours)
-        if found is not None:
+        ratio = case.ratio(rival, own)
+        if ratio is not None:
             setting = tuple((name, getattr(case.work, name)) for name in apart)
-            groups.setdefault(setting, {})[getattr(case.work, unit)] = found.median
+            groups.setdefault(setting, {})[getattr(case.work, unit)] = ratio.median
     return [
         _one(dict(setting), rival, dict(sorted(ratios.items())), unit)
         for setting, ratios in groups.items()

@@ -78,11 +78,11 @@ class Figure:
             groups.setdefault(tuple(getattr(case.work, name) for name in self.apart), []).append(
                 case
             )
-        lines = {setting: found for setting, found in groups.items() if len(found) > 1} or groups
+        lines = {setting: group for setting, group in groups.items() if len(group) > 1} or groups
         return [
-            self._panel(setting, found, quantity, marks)
+            self._panel(setting, group, quantity, marks)
             for quantity in self.drawn
-            for setting, found in lines.items()
+            for setting, group in lines.items()
         ]
 
     def _panel(
@@ -92,26 +92,32 @@ class Figure:
         quantity: str,
         marks: Sequence[Crossover],
     ) -> Panel:
-        told = dict(zip(self.apart, setting, strict=True))
+        named_setting = dict(zip(self.apart, setting, strict=True))
         lines = []
         for name in dict.fromkeys(name for case in cases for name in case.rivals):
-            found = [
+            points = [
                 (getattr(case.work, self.axis), spread)
                 for case in cases
                 if (spread := _of(case, name, quantity)) is not None
             ]
-            if found:
+            if points:
                 lines.append(
-                    Line(name, tuple(sorted(found, key=lambda point: point[0])), LOOKS[name])
+                    Line(name, tuple(sorted(points, key=lambda point: point[0])), LOOKS[name])
                 )
-        here = [one for one in marks if one.setting == told and quantity != "memory"]
+        panel_marks = [
+            mark for mark in marks if mark.setting == named_setting and quantity != "memory"
+        ]
         return Panel(
-            title=f"{MEASURES.get(quantity, f'time, {quantity} = 1')}, {words(told)}",
+            title=f"{MEASURES.get(quantity, f'time, {quantity} = 1')}, {words(named_setting)}",
             axis={"pixels": "image size [pixels along a side]", "tokens": "tokens", "dim": "width"}[
                 self.axis
             ],
             lines=tuple(lines),
-            marks=tuple((one.at, f"← {one.rival} is faster") for one in here if one.at is not None),
+            marks=tuple(
+                (mark.at, f"← {mark.rival} is faster")
+                for mark in panel_marks
+                if mark.at is not None
+            ),
         )
 
 

@@ -39,18 +39,21 @@ def measure(work: Work, _: float = 0.0) -> Case:
         modules["softmax_matrix"] = SoftmaxMatrix(work.dim, work.heads, qkv_bias=True)
         modules["softmax_matrix"].load_state_dict(modules["softmax"].state_dict())
     errors = (
-        {name: error(name, one, x.detach(), work) for name, one in modules.items()}
+        {name: error(name, rival, x.detach(), work) for name, rival in modules.items()}
         if work.tokens <= WHOLE
         else {}
     )
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     peaks = {}
-    for name, one in modules.items():
-        call = step(one, x, weights)
+    for name, rival in modules.items():
+        call = step(rival, x, weights)
         call()  # what is made once lies there before
         peaks[name] = peak_bytes(call, x.device)
     return Case(
-        work, errors, {name: path_of(one, x.detach()) for name, one in modules.items()}, peaks=peaks
+        work,
+        errors,
+        {name: path_of(rival, x.detach()) for name, rival in modules.items()},
+        peaks=peaks,
     )
 
 
@@ -64,20 +67,25 @@ def module(op: str, work: Work, side: int) -> nn.Module:
     }.get(op, {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = Attention(work.dim, work.heads, op, qkv_bias=True, **options)
-    nn.init.zeros_(made.proj.bias)
-    made.set_grid((0, side, side))
-    return made.eval()
+        attention = Attention(work.dim, work.heads, op, qkv_bias=True, **options)
+    nn.init.zeros_(attention.proj.bias)
+    attention.set_grid((0, side, side))
+    return attention.eval()
 
 
 @torch.no_grad()
-def error(name: str, one: Any, x: Tensor, work: Work) -> float:
-    """The relative error of a module's output against the operator's reference in float64."""
-    ours = one if isinstance(one, Attention) else module("softmax", work, 1)
-    if ours is not one:
-        ours.load_state_dict(one.state_dict())
-    wide: Any = deepcopy(ours).double()
-    q, k, v, _ = wide.sides(x.double(), None, None)
-    o = attend(q, k, v, op=wide.op, backend="reference", **wide.extras(x.shape[1]))
-    true = wide.proj(o.transpose(1, 2).flatten(2))
-    return bounded(name, deviation(one(x), true).frobenius, work, BOUND[torch.float32])
+def error(name: str, rival: Any, x: Tensor, work: Work) -> float:
+    """The relative error (Frobenius) of a module's output for tokens x (B, N, dim) against the
+    operator's reference in float64.
+
+    Raises:
+        WrongAnswer: it is beyond what float32 allows.
+    """
+    own = rival if isinstance(rival, Attention) else module("softmax", work, 1)
+    if own is not rival:
+        own.load_state_dict(rival.state_dict())
+    exact_module: Any = deepcopy(own).double()
+    q, k, v, _ = exact_module.sides(x.double(), None, None)
+    o = attend(q, k, v, op=exact_module.op, backend="reference", **exact_module.extras(x.shape[1]))
+    true = exact_module.proj(o.transpose(1, 2).flatten(2))
+    return bounded(name, deviation(rival(x), true).frobenius, work, BOUND[torch.float32])

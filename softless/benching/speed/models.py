@@ -71,8 +71,10 @@ def with_published(model: Any) -> Any:
     for block in [*model.blocks, *model.cls_attn_blocks]:
         old = block.attn
         assert isinstance(old, XCA | ClassAttn)
-        made = Published if isinstance(old, XCA) else PublishedClass
-        block.attn = made(old.proj.in_features, old.num_heads, qkv_bias=old.proj.bias is not None)
+        published_class = Published if isinstance(old, XCA) else PublishedClass
+        block.attn = published_class(
+            old.proj.in_features, old.num_heads, qkv_bias=old.proj.bias is not None
+        )
         # as timm begins; beside a bias, in bfloat16 the attention of many tokens could not be
         # checked
         nn.init.zeros_(block.attn.proj.bias)
@@ -106,7 +108,9 @@ def timed(
     calls = {name: _call(model, images) for name, model in models.items()}
     apart = deviation(calls["sima"](), calls["published"]().double()).frobenius
     bounded("sima", apart, work, LOGITS[work.kind], "logits beside those of 'published'")
-    errors, paths = ({name: found[i] for name, found in checked.items()} for i in (0, 1))
+    errors, paths = (
+        {name: error_and_path[i] for name, error_and_path in checked.items()} for i in (0, 1)
+    )
     return Case(work, errors, paths, paced(calls, seconds))  # type: ignore[arg-type]
 
 

@@ -46,6 +46,7 @@ class Linear(Bare):
     """
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
+        """Tokens x (B, N, dim) to (B, N, dim)."""
         return self.proj(self.qkv(x)[..., : x.shape[-1]])
 
 
@@ -160,7 +161,9 @@ def how(model: Any, work: Work) -> str:
 
 
 def of_torch(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """A call of torch."""
+    """A call of torch for images (B, 3, h, w), in inference mode; it returns logits
+    (B, classes).
+    """
 
     def call() -> Tensor:
         with torch.inference_mode():
@@ -171,7 +174,9 @@ def of_torch(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 
 def of_openvino(model: nn.Module, images: Tensor, work: Work) -> Callable[[], Tensor]:
-    """A call of the same model as OpenVINO compiles it, in the dtype of the work."""
+    """A call of the same model as OpenVINO compiles it for images (B, 3, h, w), in the dtype of the
+    work; it returns logits (B, classes).
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's, about shapes that are fixed here
         import openvino
@@ -185,10 +190,10 @@ def of_openvino(model: nn.Module, images: Tensor, work: Work) -> Callable[[], Te
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     request = openvino.Core().compile_model(graph, "CPU", how).create_infer_request()
-    given = [images.numpy()]
+    inputs = [images.numpy()]
 
     def call() -> Tensor:
-        request.infer(given)
+        request.infer(inputs)
         return torch.from_numpy(request.get_output_tensor(0).data)
 
     return call
@@ -200,12 +205,13 @@ def enliven(model: Any, images: Tensor, blocks: Iterable[Any] | None = None) -> 
     these images its branch is 30 % of its input.
 
     As models start, SimA's branch is so small beside the residual that logits would not show an
-    attention that is switched off.
+    attention that is switched off. `images` are what the model takes: (B, 3, h, w), or tokens
+    (B, N, dim) where it is one block.
     """
 
-    def scale(module: Any, given: Any, out: Tensor) -> Tensor:
+    def scale(module: Any, args: Any, out: Tensor) -> Tensor:
         branch = out - module.proj.bias
-        factor = SHARE * given[0].square().mean().sqrt() / branch.square().mean().sqrt()
+        factor = SHARE * args[0].square().mean().sqrt() / branch.square().mean().sqrt()
         module.proj.weight.mul_(factor)
         return branch * factor + module.proj.bias
 

@@ -25,12 +25,12 @@ def paced(
         seconds: about how long all rounds take together.
         clock: seconds.
     """
-    taken = _round(calls, clock)  # pays for what happens once: packing weights, first allocations
-    if taken < seconds / MOST:
-        taken = _round(calls, clock)
-    rounds = max(LEAST, min(MOST, int(seconds / max(taken, 1e-9))))
+    elapsed = _round(calls, clock)  # pays for what happens once: packing weights, first allocations
+    if elapsed < seconds / MOST:
+        elapsed = _round(calls, clock)
+    rounds = max(LEAST, min(MOST, int(seconds / max(elapsed, 1e-9))))
     return interleaved(
-        calls, rounds=rounds - (rounds + 1) % 2, warmup=1 if taken < seconds else 0, clock=clock
+        calls, rounds=rounds - (rounds + 1) % 2, warmup=1 if elapsed < seconds else 0, clock=clock
     )
 
 

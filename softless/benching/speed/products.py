@@ -1,6 +1,6 @@
 """The attention alone, without its projections: the two halves of the papers' Figure 1.
 
-There SimA was made to take the rival's order of products, so that only the softmax differs:
+There SimA was made to take the rival's order of products, so that only the softmax differs.
 `published_tokens` is (q^ k^T) v as softmax attention has it, `published_channels` is q^ (k^T v) as
 XCA has it. `published` and `sima` choose for themselves.
 """
@@ -50,12 +50,14 @@ WIDTH_WORKS = tuple(
 
 
 def softmax_matrix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The N x N matrix, its softmax, its product with v."""
+    """The N x N matrix, its softmax, its product with v: all of (B, H, N, D)."""
     return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
 
 
 def xca(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """XCA as timm has it at its starting temperature: channels first, tokens last."""
+    """XCA as timm has it at its starting temperature (arXiv:2106.09681): channels first, tokens
+    last; q, k, v and the answer are (B, H, N, D).
+    """
     q, k, v = (x.mT for x in (q, k, v))
     temperature = torch.ones(q.shape[1], 1, 1, dtype=q.dtype)
     weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * temperature).softmax(-1)
@@ -63,7 +65,7 @@ def xca(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def in_order(q: Tensor, k: Tensor, v: Tensor, *, tokens: bool) -> Tensor:
-    """The published form with the order of its products given."""
+    """The published form on (B, H, N, D): (q^ k^T) v with `tokens`, q^ (k^T v) without."""
     q, k = F.normalize(q, p=1.0, dim=-2), F.normalize(k, p=1.0, dim=-2)
     return (q @ k.mT) @ v if tokens else q @ (k.mT @ v)
 
@@ -129,7 +131,7 @@ seqnorm = partial(measure, rivals=SEQNORM)
 
 
 def way(op: str, q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The backend that `attend` takes, and which kernel of it."""
+    """The backend that `attend` takes for q (B, H, N, D), k and v, and which kernel of it."""
     name = backend_of(q, k, v, op).name
     return (
         f"attend, {name} "

@@ -32,6 +32,7 @@ class Bare(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
+        """Tokens x (B, N, dim) to (B, N, dim)."""
         qkv = self.qkv(x)
         return self.proj(qkv[..., : x.shape[-1]] if self.training else x)
 
@@ -42,6 +43,7 @@ class Published(Bare):
     """
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
+        """Tokens x (B, N, dim) to (B, N, dim)."""
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         )
@@ -54,6 +56,7 @@ class PublishedClass(Bare):
     EPS = 1e-6
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
+        """Tokens x (B, N, dim), the class token first, to its row (B, 1, dim)."""
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         )
@@ -119,7 +122,7 @@ PATHS: Mapping[type[nn.Module], str] = {
 
 
 def path_of(module: nn.Module, x: Tensor) -> str:
-    """Which way a module computes its attention of x now, with or without gradients."""
+    """Which way a module computes its attention of x (B, N, dim) now, with or without gradients."""
     if isinstance(module, Attention):
         return module.path(x)
     return PATHS[type(module)]
@@ -134,12 +137,12 @@ def attention_modules(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = {name: MODULES[name](dim, num_heads=heads, qkv_bias=True) for name in names}
-    first: Any = made[names[0]]
+        modules = {name: MODULES[name](dim, num_heads=heads, qkv_bias=True) for name in names}
+    first: Any = modules[names[0]]
     nn.init.zeros_(first.proj.bias)
-    for module in list(made.values())[1:]:
+    for module in list(modules.values())[1:]:
         share_weights(first, module)
-    return {name: module.to(dtype).eval() for name, module in made.items()}
+    return {name: module.to(dtype).eval() for name, module in modules.items()}
 
 
 def share_weights(source: nn.Module, target: nn.Module) -> list[str]:

@@ -1,9 +1,9 @@
 """Streaming: one layer over a quarter of a million tokens, and a whole model over the image's side,
 in time and in memory.
 
-The layer's rivals take turns in this process. A whole model runs in a process of its own, whose
+The layer's rivals take turns in this process. A whole model runs in a process of its own. Its
 peak of memory is the system's own count, pixels and decoding included, beyond what lay there
-before: the bytes of the image, the weights, and what a small image left behind.
+before. That is the bytes of the image, the weights, and what a small image left behind.
 """
 
 # N tokens, D width
@@ -77,10 +77,10 @@ def measure_layer(work: Work, seconds: float) -> Case:
     packed = {
         name: optimize(nn.Sequential(blocks[name]), work.kind)[0] for name in ("streamed", "linear")
     }
-    whole = blocks["published"].to(work.kind)
+    published_block = blocks["published"].to(work.kind)
     calls: dict[str, Callable[[Tensor], Tensor]] = {
         "streamed": lambda y: layer_in_chunks(packed["streamed"], y, CHUNK),
-        "published": lambda y: whole(y[None])[0],
+        "published": lambda y: published_block(y[None])[0],
         "linear": lambda y: _chunk_by_chunk(packed["linear"], y),
     }
     with torch.inference_mode():
@@ -109,11 +109,11 @@ def measure_layer(work: Work, seconds: float) -> Case:
 @torch.inference_mode()
 def _exact_layers(blocks: Mapping[str, nn.Module], x: Tensor) -> dict[str, Tensor]:
     """What float64 gives of the weights and tokens as they are rounded to their dtype."""
-    found = {}
+    outputs = {}
     for name, block in blocks.items():
         exact = copy.deepcopy(block).to(x.dtype).double()
-        found[name] = exact(x[None].double())[0]
-    return found
+        outputs[name] = exact(x[None].double())[0]
+    return outputs
 
 
 def _chunk_by_chunk(block: nn.Module, x: Tensor) -> Tensor:
@@ -129,8 +129,11 @@ def measure_model(work: Work, seconds: float) -> Case:
     assert work.pixels is not None
     names = ["streamed", *(["optimized", "published"] if work.pixels <= WHOLE else [])]
     rounds = ROUNDS if seconds and work.pixels <= FEW else 1
-    found = {name: in_a_process(name, work, rounds) for name in names}
-    logits = {name: torch.tensor(one["logits"], dtype=torch.float64) for name, one in found.items()}
+    outcomes = {name: in_a_process(name, work, rounds) for name in names}
+    logits = {
+        name: torch.tensor(outcome["logits"], dtype=torch.float64)
+        for name, outcome in outcomes.items()
+    }
     errors = {}
     if work.pixels <= 512:
         true = torch.tensor(
@@ -158,14 +161,18 @@ def measure_model(work: Work, seconds: float) -> Case:
         work,
         errors,
         {name: paths[name] for name in names},
-        Timings({name: one["seconds"] for name, one in found.items()}),
-        {name: one["peak"] for name, one in found.items()},
+        Timings({name: outcome["seconds"] for name, outcome in outcomes.items()}),
+        {name: outcome["peak"] for name, outcome in outcomes.items()},
     )
 
 
 def in_a_process(name: str, work: Work, rounds: int) -> dict[str, Any]:
-    """What a process of its own found: seconds of each round, peak bytes, logits."""
-    asked = {
+    """What a process of its own found: seconds of each round, peak bytes, logits.
+
+    Raises:
+        SoftlessError: the process ended with an error.
+    """
+    request = {
         "rival": name,
         "dtype": work.dtype,
         "pixels": work.pixels,
@@ -174,7 +181,7 @@ def in_a_process(name: str, work: Work, rounds: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(  # noqa: S603  # this very module
-        [sys.executable, "-m", __name__, json.dumps(asked)],
+        [sys.executable, "-m", __name__, json.dumps(request)],
         capture_output=True,
         text=True,
         check=False,
@@ -184,8 +191,8 @@ def in_a_process(name: str, work: Work, rounds: int) -> dict[str, Any]:
             f"the process of '{name}' at {work} ended with {done.returncode}: "
             f"{done.stderr.strip()[-300:]}"
         )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def alone(
@@ -200,26 +207,26 @@ def alone(
     image = np.random.default_rng(3).integers(0, 256, (pixels, pixels, 3), dtype=np.uint8)
 
     @torch.inference_mode()
-    def whole(values: np.ndarray) -> Tensor:
+    def at_once(values: np.ndarray) -> Tensor:
         scaled = torch.from_numpy(values).permute(2, 0, 1)[None].to(kind).div_(127.5).sub_(1)
-        found: Tensor = model(scaled)
-        return found
+        output: Tensor = model(scaled)
+        return output
 
     def streamed(values: np.ndarray) -> Tensor:
         return stream(
             model, values, mean=(0.5,) * 3, std=(0.5,) * 3, saliency=False, quiet=True
         ).logits
 
-    call = streamed if rival == "streamed" else whole
+    call = streamed if rival == "streamed" else at_once
     call(image[:224, :224].copy())
     before = _forget()
     seconds = []
     for number in range(rounds + (rounds > 1)):
         start = time.perf_counter()
         logits = call(image)
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         if number or rounds == 1:
-            seconds.append(taken)
+            seconds.append(elapsed)
     # less than a MiB is not told from what the allocator kept of the small image
     return {
         "seconds": seconds,
@@ -230,11 +237,11 @@ def alone(
 
 def _model(rival: str, host: str) -> nn.Module:
     torch.manual_seed(0)
-    ours = create_model(host, op="sima")
+    own = create_model(host, op="sima")
     if rival != "published":
-        return ours
+        return own
     published = timm.create_model(host, attn_layer=Published, dynamic_img_size=True)
-    share_weights(ours, published)
+    share_weights(own, published)
     return published
 
 

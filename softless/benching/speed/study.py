@@ -31,11 +31,11 @@ class Study:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per rival and case, then the bars, then the crossovers."""
-        found = [row for case in self.cases for row in _rows(case, self.bases)]
-        found += [verdict.row() for verdict in self.verdicts] + [
-            one.row() for one in self.crossovers
+        rows = [row for case in self.cases for row in _rows(case, self.bases)]
+        rows += [verdict.row() for verdict in self.verdicts] + [
+            crossover.row() for crossover in self.crossovers
         ]
-        return [{**row, "load": self.load} for row in found]
+        return [{**row, "load": self.load} for row in rows]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -52,7 +52,12 @@ class Study:
         if self.verdicts:
             parts.append(self._bars())
         if self.crossovers:
-            parts.append("\n".join(f"{words(one.setting)}: {one.said}" for one in self.crossovers))
+            parts.append(
+                "\n".join(
+                    f"{words(crossover.setting)}: {crossover.sentence}"
+                    for crossover in self.crossovers
+                )
+            )
         if self.note:
             parts.append(self.note)
         if self.load > BUSY:
@@ -65,45 +70,46 @@ class Study:
 
     def _times(self) -> str:
         rows = [row for case in self.cases for row in _rows(case, self.bases)]
-        wide = [name for name in SETTING if len({row.get(name) for row in rows}) > 1]
-        told = [f"{kind}{base}" for kind in ("to_", "memory_to_") for base in self.bases]
-        names = [*wide, "ms", "peak_mib", *told, "error", "path"]
+        varying = [name for name in SETTING if len({row.get(name) for row in rows}) > 1]
+        ratio_columns = [f"{kind}{base}" for kind in ("to_", "memory_to_") for base in self.bases]
+        names = [*varying, "ms", "peak_mib", *ratio_columns, "error", "path"]
         names = [name for name in names if any(name in row for row in rows)]
         cells = [[row["rival"], *(str(row.get(name, "")) for name in names)] for row in rows]
         return table(["", *(name.replace("_", " ") for name in names)], cells)
 
     def _bars(self) -> str:
         rows = [verdict.row() for verdict in self.verdicts]
-        shown = [
+        verdict_cells = [
             [row[name] for name in ("ratio", "of", "bar", "measured", "quarters", "verdict")]
             for row in rows
         ]
         works = [str(verdict.work) for verdict in self.verdicts]
-        cells = [[work, *cell] for work, cell in zip(works, shown, strict=True)]
+        cells = [[work, *cell] for work, cell in zip(works, verdict_cells, strict=True)]
         return table(["bars", "ratio", "of", "", "measured", "quarters", ""], cells)
 
 
 def _rows(case: Case, bases: Sequence[str]) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for name in case.rivals:
-        others = [base for base in bases if base != name and base in case.rivals]
+        compared_bases = [base for base in bases if base != name and base in case.rivals]
         row: dict[str, Any] = {"kind": "rival", "rival": name, **case.work.columns()}
         if case.timings is not None:
             spread = Spread.of([1e3 * seconds for seconds in case.timings.seconds[name]])
             rounds = len(case.timings.seconds[name])
             row |= {"ms": _round(spread.median), "ms_quarters": _quarters(spread), "rounds": rounds}
-            for base in others:
+            for base in compared_bases:
                 ratio = case.timings.ratio(name, base)
                 row |= {f"to_{base}": _round(ratio.median), f"to_{base}_quarters": _quarters(ratio)}
         if case.peaks:
             row["peak_mib"] = _round(case.peaks[name] / 2**20)
             row |= {
-                f"memory_to_{base}": _round(case.peaks[name] / case.peaks[base]) for base in others
+                f"memory_to_{base}": _round(case.peaks[name] / case.peaks[base])
+                for base in compared_bases
             }
         if name in case.errors:
             row["error"] = float(f"{case.errors[name]:.1e}")
-        found.append(row | {"path": case.paths[name]})
-    return found
+        rows.append(row | {"path": case.paths[name]})
+    return rows
 
 
 def _round(value: float) -> float:

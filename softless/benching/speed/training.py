@@ -30,9 +30,9 @@ BOUND = {torch.float32: 3e-4, torch.bfloat16: 3e-2}
 PROJECTED = tuple(
     Work(dtype, batch, tokens)
     for dtype in DTYPES
-    for batch, most in ((1, 9216), (8, 2304))
+    for batch, limit in ((1, 9216), (8, 2304))
     for tokens in (1152, 2304, 4608, 6144, 9216)
-    if tokens <= most
+    if tokens <= limit
 )
 
 
@@ -78,7 +78,9 @@ def measured(work: Work, seconds: float, names: list[str]) -> Case:
 
 
 def step(module: nn.Module, x: Tensor, weights: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """A call that returns the gradients: of x, then of the parameters in the module's order."""
+    """A call that returns the gradients: of x (B, N, dim), then of the parameters in the module's
+    order. `weights` is the gradient that arrives, of the output's shape.
+    """
     leaves = [x, *module.parameters()]
     return lambda: torch.autograd.grad(module(x), leaves, weights)
 
@@ -94,18 +96,23 @@ def _error(
     """The largest relative error of the gradients of x and of the projections' weights, of one
     image.
     """
-    wide = deepcopy(module).double()
-    few = x[-1:].detach().requires_grad_()
-    double = few.detach().double().requires_grad_()
-    leaves = [double, wide.qkv.weight, wide.proj.weight]
+    exact_module = deepcopy(module).double()
+    image = x[-1:].detach().requires_grad_()
+    double = image.detach().double().requires_grad_()
+    leaves = [double, exact_module.qkv.weight, exact_module.proj.weight]
     true = torch.autograd.grad(
-        exact(OPERATOR.get(name), wide, double, whole=True), leaves, weights[-1:].double()
+        exact(OPERATOR.get(name), exact_module, double, all_queries=True),
+        leaves,
+        weights[-1:].double(),
     )
-    found = torch.autograd.grad(
-        module(few), [few, module.qkv.weight, module.proj.weight], weights[-1:]
+    gradients = torch.autograd.grad(
+        module(image), [image, module.qkv.weight, module.proj.weight], weights[-1:]
     )
-    error = max(deviation(ours, theirs).frobenius for ours, theirs in zip(found, true, strict=True))
+    error = max(
+        deviation(computed, expected).frobenius
+        for computed, expected in zip(gradients, true, strict=True)
+    )
     # images know nothing of each other: the whole batch gives this image the same gradient
-    whole = call()[0][-1:]
-    error = max(error, deviation(whole, true[0]).frobenius)
+    batch_gradient = call()[0][-1:]
+    error = max(error, deviation(batch_gradient, true[0]).frobenius)
     return bounded(name, error, work, BOUND[work.kind], "gradient")

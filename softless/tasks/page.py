@@ -1,0 +1,203 @@
+"""One page for one run or several side by side: readable, printable, and with nothing to load."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import softless
+from softless.data.given import name_of
+from softless.errors import UsageError, unknown
+from softless.models.durable import make_folder, write_text
+from softless.report.composition import draw_composition
+from softless.report.curves import draw_curves
+from softless.report.groups import FEW, Group, grouped
+from softless.report.html import Html, section, tag
+from softless.report.provenance import draw_provenance
+from softless.report.recipes import draw_recipes
+from softless.report.runs import read_run
+from softless.tasks.cost import Speed, draw_cost
+from softless.tasks.table import TABLE
+from softless.words import counted
+
+# The browser is told to fetch nothing, so that a page cannot call home even if a name in it tried
+# to.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write(
+    run_dirs: Sequence[Path],
+    out: Path,
+    *,
+    title: str | None = None,
+    speeds: Mapping[Path, Speed] | None = None,
+) -> Path:
+    """Write the page of these runs to `out`, whole or not at all, and return its path.
+
+    Runs that differ in their seed alone are shown as one model. With several models the last one,
+    softmax where there is one, is what the others are compared with.
+
+    Args:
+        run_dirs: folders of finished runs.
+        out: the HTML file.
+        title: heading of the page; None says the models, their data and the run.
+        speeds: measured images per second in evaluation, by the folder of each model's first run
+            (softless.benching).
+
+    Raises:
+        UsageError: no run, a folder without a finished run, or a place that cannot be written
+            (StorageError).
+    """
+    if not run_dirs:
+        raise UsageError("a report needs at least one run folder")
+    groups = grouped([read_run(Path(folder)) for folder in run_dirs])
+    text = render(groups, title or _title(groups), speeds)
+    out = Path(out)
+    make_folder(out.parent)
+    write_text(out, text)
+    return out
+
+
+def render(groups: Sequence[Group], title: str, speeds: Mapping[Path, Speed] | None = None) -> str:
+    """The page as text."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Html(_style())),
+    )
+    main = tag("main", _sections(groups, speeds))
+    body = tag("body", _top(groups, title, main), main, _foot())
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> list[Html]:
+    view = _view(groups)
+    return [
+        section("result", "Result", view.headline(groups)),
+        *(
+            part
+            for part in (
+                draw_composition(groups),
+                view.numbers(groups) if hasattr(view, "numbers") else None,
+            )
+            if part
+        ),
+        section("curves", "Learning", draw_curves(groups), lead=_curves_lead(groups)),
+        section(
+            "cost",
+            "Cost",
+            draw_cost(groups, speeds),
+            lead="Counted on one image; speeds are measured.",
+        ),
+        section("samples", "Test images", view.samples(groups), lead=view.SAMPLES),
+        *(view.further(groups) if hasattr(view, "further") else []),
+        section("recipe", "Recipes" if len(groups) > 1 else "Recipe", draw_recipes(groups)),
+        section("method", "Method", draw_provenance(groups, view.method(groups))),
+    ]
+
+
+def _view(groups: Sequence[Group]) -> Any:
+    """The page module of the runs' task (`table.Row`).
+
+    Raises:
+        UsageError: runs of several tasks.
+    """
+    tasks = sorted({run.task for group in groups for run in group.runs})
+    if len(tasks) > 1:
+        raise UsageError(
+            f"a page shows runs of one task, and these are for {' and '.join(tasks)}: give each "
+            "its own"
+        )
+    if tasks[0] not in TABLE:
+        raise unknown("task", tasks[0], TABLE)
+    return TABLE[tasks[0]].page
+
+
+def _curves_lead(groups: Sequence[Group]) -> str | None:
+    if not any(len(group.runs) > 1 for group in groups):
+        return None
+    return (
+        "Means over seeds."
+        if len(groups) > FEW
+        else "Thick lines are means over seeds, thin lines the seeds."
+    )
+
+
+LINKS = {
+    "result": "Result",
+    "data": "Data",
+    "numbers": "Numbers",
+    "curves": "Learning",
+    "cost": "Cost",
+    "samples": "Test images",
+    "confusion": "Confusion",
+    "classes": "Classes",
+    "recipe": "Recipe",
+    "method": "Method",
+}
+
+
+def _top(groups: Sequence[Group], title: str, main: Html) -> Html:
+    links = [(to, name) for to, name in LINKS.items() if f'id="{to}"' in main]
+    return tag(
+        "header",
+        tag("p", "Softless report", class_="eyebrow"),
+        tag("h1", title),
+        tag("p", _subtitle(groups), class_="subtitle"),
+        tag(
+            "nav",
+            [tag("a", name, href=f"#{to}") for to, name in links],
+            aria_label="parts of this page",
+        ),
+        class_="top",
+    )
+
+
+def _title(groups: Sequence[Group]) -> str:
+    first = groups[0].first
+    name = name_of(first.recipe.data.path, first.recipe.data.source)
+    if len(groups) > FEW:
+        return f"{len(groups)} models on {name}"
+    *before, last = (group.label for group in groups)
+    run = (
+        f", run {first.folder.resolve().name}"
+        if len(groups) == 1 and len(groups[0].runs) == 1
+        else ""
+    )
+    return f"{', '.join(before)}{' and ' if before else ''}{last} on {name}{run}"
+
+
+def _subtitle(groups: Sequence[Group]) -> str:
+    first = groups[0].first
+    runs = sum(len(group.runs) for group in groups)
+    test = (first.result.get("test") or {}).get("seen")
+    classes = len(first.classes)
+    parts = [
+        f"recipe {first.recipe.name}",
+        counted(classes, "class", "classes") if classes else "",
+    ]
+    parts += [counted(test, "test image")] if test else []
+    parts += [
+        counted(runs, "run"),
+        counted(int(first.result["epochs"]), "epoch"),
+        str(first.provenance.get("date", ""))[:10],
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _foot() -> Html:
+    return tag(
+        "footer",
+        tag(
+            "p",
+            f"Written by softless {getattr(softless, '__version__', '')}. One file, no requests, "
+            "no scripts.",
+        ),
+    )
+
+
+def _style() -> str:
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
