@@ -29,8 +29,8 @@ quick: $(STAMP)          ## the tests that take less than ten seconds each
 
 soak: $(STAMP)           ## hours: kills, several ranks, every compiler and sanitizer, and the counts behind docs/reliability.md
 	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py tests/evaluation/test_run_files.py tests/cli/test_disks.py --count benchmarks/reliability.csv
-	$(BIN)/python -m pytest -m soak tests/attention tests/benching tests/cli tests/convert tests/layers tests/measure tests/models tests/native tests/ops tests/ranks tests/slides
-	$(BIN)/softless bench survival --record
+	$(BIN)/python -m pytest -m soak tests/attention tests/compare tests/lab tests/cli tests/convert tests/layers tests/measure tests/models tests/native tests/ops tests/ranks tests/slides
+	$(BIN)/python -m lab survival --record
 
 threads: $(STAMP)        ## eight threads of every host and operator, against one; a quarter of an hour
 	$(BIN)/python -m pytest -m "soak or not soak" tests/models/test_threads.py
@@ -52,7 +52,7 @@ ranks: $(STAMP)          ## every verb x a signal to one of two ranks, and ranks
 	$(BIN)/python -m tests.ranks.record benchmarks/ranks.csv
 
 counts: $(STAMP)         ## every model and operator counted on two devices at two sizes; half an hour
-	$(BIN)/softless bench counts --record
+	$(BIN)/python -m lab counts --record
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -70,8 +70,8 @@ prose: $(STAMP)          ## counts long lines, long sentences and vague names, a
 	$(BIN)/python tools/prose.py --list
 
 bench: $(STAMP)          ## the measured tables of the documents, written to benchmarks/
-	$(BIN)/softless bench operators --record
-	$(BIN)/softless bench operators --ops sima --long --record
+	$(BIN)/python -m lab operators --record
+	$(BIN)/python -m lab operators --ops sima --long --record
 	$(BIN)/softless bench twins --recipe digits --seeds 3 --resume --record
 
 tables: $(STAMP)         ## rewrite the generated blocks of README and docs, and the table of the command's help

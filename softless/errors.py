@@ -16,19 +16,39 @@ from softless.words import clipped
 
 
 class SoftlessError(Exception):
-    """Base of the errors that a caller can mend."""
+    """Base of the errors that a caller can mend.
+
+    Examples:
+        >>> try:
+        ...     softless.create_model("sima_diet_tiny_patch16_224")
+        ... except softless.SoftlessError as error:
+        ...     print(type(error).__name__, error.exit_code)
+        UsageError 2
+    """
 
     exit_code = 2
     shared = False  # whether all ranks raise it, so that one of them says it
 
 
 class UsageError(SoftlessError, ValueError):
-    """A value that cannot be used: unknown name, wrong size, missing file, conflicting options."""
+    """A value that cannot be used: unknown name, wrong size, missing file, conflicting options.
+
+    Examples:
+        >>> softless.Attention(64, num_heads=5)
+        Traceback (most recent call last):
+        softless.errors.UsageError: dim=64 does not divide into num_heads=5: choose ...
+    """
 
 
 class DataError(UsageError):
     """Data that cannot be read or does not fit: missing folder, unreadable image, class without
     images.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=1)
+        >>> softless.load_weights(model, "nothing.pth")
+        Traceback (most recent call last):
+        softless.errors.DataError: ...nothing.pth...
     """
 
 
@@ -91,23 +111,48 @@ class RankGone(SoftlessError):
 
 
 class PrecisionError(UsageError):
-    """The output dtype cannot hold the answer at this number of tokens (design §2)."""
+    """The output dtype cannot hold the answer at this number of tokens (design §2).
+
+    Examples:
+        >>> q = torch.ones(1, 1, 4096, 8, dtype=torch.float16)
+        >>> softless.attend(q, q, q, op="sima")
+        Traceback (most recent call last):
+        softless.errors.PrecisionError: ...
+        >>> softless.attend(q, q, q, op="sima", out_dtype=torch.float32).dtype
+        torch.float32
+    """
 
 
 class BackendRefused(UsageError):
     """A backend asked for by name cannot run this call; the message lists each backend's
     reasons.
+
+    Examples:
+        >>> q = torch.ones(1, 1, 5, 8, dtype=torch.float64)
+        >>> softless.attend(q, q, q, op="sima", backend="native")
+        Traceback (most recent call last):
+        softless.errors.BackendRefused: ...float64...
     """
 
 
 class DivergedError(SoftlessError):
-    """The loss or a gradient is not finite; nothing of that step was kept."""
+    """The loss or a gradient is not finite; nothing of that step was kept.
+
+    Examples:
+        >>> softless.DivergedError("the loss is nan at step 3").exit_code
+        3
+    """
 
     exit_code = 3
 
 
 class MissingExtra(SoftlessError, ImportError):
-    """An optional package is needed and absent; `extra` may be several with commas between."""
+    """An optional package is needed and absent; `extra` may be several with commas between.
+
+    Examples:
+        >>> print(softless.MissingExtra("pydicom", "dicom"))
+        this needs pydicom, which is not installed: pip install ...
+    """
 
     def __init__(self, package: str, extra: str) -> None:
         are = "are" if " and " in package else "is"
@@ -208,5 +253,7 @@ def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.5) -> str:
 def unknown(kind: str, word: str, names: Iterable[str], *, show: int = 30) -> UsageError:
     """An error for a name that is not in a list, with the nearest one and the list itself."""
     names = sorted(names)
+    if not names:
+        return UsageError(f"no {kind} named '{clipped(word)}': there are none")
     listed = ", ".join(names[:show]) + (f", … ({len(names)} in all)" if len(names) > show else "")
     return UsageError(f"no {kind} named '{clipped(word)}'. {nearest(word, names)}Known: {listed}")

@@ -31,8 +31,12 @@ def command() -> str:
     """What was typed, as a shell takes it, without the folders before the program's name; of
     another program that it was Python.
     """
-    name = Path(sys.argv[0]).name if sys.argv else ""
-    return shlex.join([name, *sys.argv[1:]]) if name == PROGRAM else "called in Python"
+    path = Path(sys.argv[0]) if sys.argv else Path()
+    if path.name == PROGRAM:
+        return shlex.join([PROGRAM, *sys.argv[1:]])
+    if path.parts[-2:] == ("lab", "__main__.py"):
+        return shlex.join(["python", "-m", "lab", *sys.argv[1:]])
+    return "called in Python"
 
 
 def _git(root: Path, *words: str) -> str:

@@ -2,7 +2,8 @@
 nothing that steers a terminal.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 from unicodedata import category, normalize
 
 POINTER = b"version https://git-lfs"  # begins a file that stands for another
@@ -121,3 +122,20 @@ def twins_of(names: Iterable[str]) -> dict[str, str]:
     first_by_form: dict[str, str] = {}
     first = {name: first_by_form.setdefault(composed(name).casefold(), name) for name in names}
     return {name: twin for name, twin in first.items() if twin != name}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns for a terminal: the first flush left, the others flush right.
+
+    A row is one line, whatever its names hold.
+    """
+    cells = [list(map(visible, row)) for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

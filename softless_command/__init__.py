@@ -42,8 +42,10 @@ def answer(words: Sequence[str]) -> str | None:
         return f"{table['overview']}\n"
     if name == "--version":
         return f"softless {table['version']}\n"
-    if name in table["verbs"] and any(word in HELP for word in words[1:]):
-        return parser(table["verbs"][name]).format_help()
+    kind = " ".join(words[:2])  # of a verb that has kinds, as `bench twins`
+    known = kind if kind in table["verbs"] else name
+    if known in table["verbs"] and any(word in HELP for word in words[1:]):
+        return parser(table["verbs"][known]).format_help()
     return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from softless.benching.record import provenance
+from softless.compare.record import provenance
 
 COUNTS = pytest.StashKey[dict[tuple[str, str], list[int]]]()
 

@@ -212,7 +212,7 @@ ASKED = "softless/layers/plain.py"  # the one rule: weights_of, give
 MAY_READ = {  # by the beginning of the path
     "softless/evaluation/linear.py": "the start of a layer of its own",
     "softless/models/pyramid.py": "the start of a model that is being built",
-    "softless/benching/": "models that the benchmark has just built",
+    "softless/compare/resolution.py": "models that the comparison has just trained",
 }
 
 

@@ -1,5 +1,5 @@
 """The figures of the documents: each has its title, its words and its dark colours
-(`softless.benching.readable`).
+(`softless.compare.readable`).
 
 python tools/figures.py            # mend docs/figures/*.svg that an older softless drew
 python tools/figures.py --check    # name those that are not so; exit code 1
@@ -8,9 +8,9 @@ python tools/figures.py --check    # name those that are not so; exit code 1
 import sys
 from pathlib import Path
 
-from softless.benching.readable import readable
-from softless.benching.resolution import FIGURE
-from softless.benching.speed.figures import FIGURES
+from lab.speed.figures import FIGURES
+from softless.compare.readable import readable
+from softless.compare.resolution import FIGURE
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "figures"
 

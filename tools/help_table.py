@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import softless
+from softless.cli.bench import KINDS
 from softless.cli.main import VERBS, overview, parser_for
 
 TABLE = Path(__file__).resolve().parents[1] / "softless_command" / "help.json"
@@ -22,7 +23,10 @@ def table() -> dict[str, Any]:
     return {
         "version": softless.__version__,
         "overview": overview(),
-        "verbs": {name: stored(parser_for(name)) for name in VERBS},
+        "verbs": {
+            name: stored(parser_for(name))
+            for name in (*VERBS, *(f"bench {kind}" for kind in KINDS))
+        },
     }
 
 

@@ -80,7 +80,7 @@ def operators() -> str:
 
 RESOLUTION = {
     "any": "any number of tokens, in one exported graph too",
-    "grid": "any grid, told at each call; an exported graph holds one",
+    "grid": "any grid, passed at each call; an exported graph holds one",
     "fixed": "at most the number of tokens it was built for",
 }
 
@@ -109,7 +109,7 @@ def claims() -> str:
         "cost in tokens",
         "multiply-adds [M]",
         "transcendentals",
-        "sweeps",
+        "passes",
         "normalises",
         "equivariant",
         "N ≠ M",
@@ -123,7 +123,7 @@ def streams(op: Any) -> str:
     """How an operator is a sum over tokens, or why not."""
     if not op.streaming:
         return f"None: {op.no_stream}."
-    number = f"{op.sweeps} sweep{'s' * (op.sweeps > 1)}"
+    number = f"{op.sweeps} pass{'es' * (op.sweeps > 1)}"
     return f"{number}. Summary: {op.streaming.holds}. Merging: {op.streaming.merges}."
 
 
@@ -314,6 +314,15 @@ def rounded(cell: str) -> str:
         return cell
 
 
+# columns whose name in CSV files is not the field's word (docs/glossary.md)
+HEADS = {
+    "rival": "competitor",
+    "bar": "target",
+    "to_bare": "to_baseline",
+    "bare_error": "uncalibrated_error",
+}
+
+
 def csv_table(path: Path, words: Sequence[str]) -> str:
     """The columns asked for (or all but the provenance, which follows as one line), of the rows
     that every COLUMN=VALUE fits.
@@ -331,7 +340,7 @@ def csv_table(path: Path, words: Sequence[str]) -> str:
             f"{path.name} has no row with {' and '.join(word for word in words if '=' in word)}"
         )
     return table(
-        [name.replace("_", " ") for name in columns],
+        [HEADS.get(name, name).replace("_", " ") for name in columns],
         [[rounded(row[name]) for name in columns] for row in rows],
     ) + origin(rows)
 

@@ -33,37 +33,46 @@ def attend(
     backend: str = "auto",
     **options: Any,
 ) -> Tensor:
-    """Attention of q over k and v by a named operator: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) ->
-    (B,H,N,E).
+    """Attention of q over k and v by a named operator: q (B, H, N, D), k (B, H, M, D) and
+    v (B, H, M, E) give (B, H, N, E).
 
     Sums over tokens are float32 (float64 for float64 input) whatever the input dtype and whatever
     autocast says.
 
     Args:
-        q: Queries.
-        k: Keys; None for an operator with tied q and k.
-        v: Values.
+        q: Queries (B, H, N, D).
+        k: Keys (B, H, M, D); None for an operator with tied q and k.
+        v: Values (B, H, M, E).
         op: Name in `softless.OPERATORS`, or a record.
         mask: (B, M) boolean, True where a key counts. Masking is removal: a masked token leaves
             norms, sums and the outputs of others as if it were not there.
         query_mask: (B, N) boolean, True where a query counts; the other rows return 0. In
             self-attention pass the same mask twice.
-        grid: (prefix tokens, height, width) for operators that need it; others take no notice.
+        grid: (prefix tokens, height, width), in tokens, for operators that need it; others ignore
+            it.
         learned: The operator's own tensors (xca: "temperature"). None takes those of a new module,
             random ones drawn from seed 0.
         out_dtype: dtype of the result; the input's by default.
         backend: "auto" takes what `use_backend` said in this thread, or the first that refuses
             nothing; a name runs that one or raises.
-        **options: The operator's options (see `softless list operators`).
+        **options: The operator's options, as `softless list operators` prints them.
 
     Returns:
-        (B,H,N,E) in out_dtype.
+        (B, H, N, E) in out_dtype.
 
     Raises:
         UsageError: shapes, masks, dtypes or options that do not fit; unknown operator.
         PrecisionError: float16 cannot hold the output at this number of tokens (a rule on shapes),
             or of these values (where they are looked at).
         BackendRefused: the backend asked for cannot run this call.
+
+    Source:
+        The paper of each operator: `softless.OPERATORS[op].paper`; "sima" is arXiv:2206.08898.
+
+    Examples:
+        >>> q, k, v = torch.ones(1, 2, 5, 8), torch.ones(1, 2, 7, 8), torch.ones(1, 2, 7, 4)
+        >>> softless.attend(q, k, v, op="sima", token_scale="tokens").shape
+        torch.Size([1, 2, 5, 4])
     """
     record = get(op)
     checked = check_options(record, options)

@@ -21,10 +21,6 @@ def use_backend(name: str) -> "Until":
     """Every attention of this thread takes this backend from now on, or until the end of a `with`
     block.
 
-        with softless.use_backend("eager"):
-            hessian = torch.func.hessian(loss)(x)
-        softless.use_backend("auto")                # back to the fastest that can run
-
     Other threads are not concerned. A call that names its backend keeps it. With gradient
     checkpointing the backward pass computes blocks again: it belongs inside the same block.
 
@@ -38,6 +34,12 @@ def use_backend(name: str) -> "Until":
     Raises:
         UsageError: no operator has a backend of that name. An operator that lacks it, or whose
             backend cannot run a call, raises `BackendRefused` at the call.
+
+    Examples:
+        >>> q = torch.ones(1, 2, 5, 8)
+        >>> with softless.use_backend("eager"):
+        ...     o = softless.attend(q, q, q)
+        >>> until = softless.use_backend("auto")  # back to the fastest that can run
     """
     names = dict.fromkeys([
         AUTO,

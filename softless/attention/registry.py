@@ -1,5 +1,11 @@
 """The list of operators: every record that `softless.attention.ops` holds, and those that
 `softless.register` adds.
+
+Examples:
+    >>> "sima" in softless.OPERATORS, softless.OPERATORS["sima"].paper
+    (True, 'arXiv:2206.08898')
+    >>> softless.OPERATORS["sima"].options["token_scale"].values
+    "None, 'tokens' or a positive number of tokens"
 """
 
 import copyreg

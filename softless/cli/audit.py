@@ -4,8 +4,11 @@ left.
 
 from pathlib import Path
 
+from softless.cli.cost import size_of
+from softless.errors import UsageError
 from softless.measure import Audit
 from softless.measure import audit as watch
+from softless.tasks.opened import model_and_size
 
 
 def audit(
@@ -36,12 +39,9 @@ def audit(
         UsageError: unknown model, operator or activation, a size the model refuses, options that a
             file has no use for.
     """
-    from softless.cli.cost import counted_of, size_of
-    from softless.errors import UsageError
-
     size = size_of(input_size, height, width)
     if not model.endswith(".pt2"):
-        return watch(*counted_of(model, op, act, size))
+        return watch(*model_and_size(model, op, act, size))
     if op or act:
         raise UsageError(
             f"'{model}' is an exported program: its operator and activation are its own; leave "

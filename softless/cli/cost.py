@@ -1,11 +1,10 @@
 """`softless cost`: what one forward pass of a model costs, counted."""
 
-from torch import nn
-
-from softless.benching.papers import PaperTable, paper_table
-from softless.errors import UsageError, located
+from softless.compare.papers import PaperTable, paper_table
+from softless.errors import UsageError
 from softless.measure import Cost
 from softless.measure import cost as count
+from softless.tasks.opened import model_and_size
 
 
 def cost(
@@ -50,7 +49,7 @@ def cost(
             "name a model, the folder of a run, or a table with --paper, for example --paper "
             "sima-table1"
         )
-    return count(*counted_of(model, op, act, size_of(input_size, height, width)))
+    return count(*model_and_size(model, op, act, size_of(input_size, height, width)))
 
 
 def size_of(
@@ -60,28 +59,3 @@ def size_of(
     if (height is None) != (width is None) or (height is not None and input_size is not None):
         raise UsageError("give --input-size for a square image, or --height and --width together")
     return (height, width) if height is not None and width is not None else input_size
-
-
-Size = int | tuple[int, ...] | None
-
-
-def counted_of(model: str, op: str | None, act: str | None, size: Size) -> tuple[nn.Module, Size]:
-    """The model of a name or of a run's folder, and the size at which it is looked at: a run's own
-    where none is given.
-    """
-    from softless.models import create_model
-    from softless.tasks.loaded import load_run
-
-    if located(model).is_dir():
-        if op or act:
-            raise UsageError(
-                f"'{model}' is a run: its operator and activation are its own; --op and --act go "
-                "with the name of a model"
-            )
-        run = load_run(model)
-        return run.model, size or (run.in_chans, *run.pixels)
-    network = create_model(model, op=op, act=act)
-    # timm's own ViT, built for one size
-    if size is not None and getattr(network, "dynamic_img_size", None) is False:
-        network = create_model(model, op=op, act=act, dynamic_img_size=True)
-    return network, size

@@ -55,8 +55,8 @@ def data(
         DataError: nothing at `path` that can be checked.
         UsageError: an unknown `what`, or options that do not fit.
     """
-    from softless.cli.options import assignments
     from softless.errors import UsageError, located, unknown
+    from softless.experiment.assignments import assignments
     from softless.tasks.check import check
 
     if what != "check":

@@ -9,8 +9,8 @@ from softless.data.given import GIVEN, data_given, is_dataset, parts_of
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, located, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
-from softless.evaluation.run import DENSE, MOST_AT_ONCE
-from softless.experiment.groups import DataSpec, TableSpec
+from softless.evaluation.run import MOST_AT_ONCE
+from softless.experiment.groups import DENSE, DataSpec, TableSpec
 from softless.experiment.measures import MEASURES, beside
 from softless.models.given import model_given
 from softless.tasks.multilabel.settings import MultilabelSpec
@@ -170,9 +170,17 @@ def eval(
             trained and tested, so that result.json, `eval` and `predict` agree; features are always
             read in float32.
 
+    Returns:
+        The measures of the task, with intervals; as text, and `to_dict()` for machines.
+
     Raises:
         DataError: the run or the data cannot be read, or its classes are not the run's.
         UsageError: no such split, device or field, or features of a detector or segmenter.
+
+    Examples:
+        >>> scores = softless.eval("runs/digits").to_dict()
+        >>> 0 <= scores["top1"] <= 1
+        True
     """
     built = is_dataset(data)
     own = HELD if built else cast("str | Path | None", data)
@@ -514,8 +522,8 @@ def _bank(
 
 def _linear(pairs: Sequence[str]) -> "LinearSettings":
     """The papers' settings with these fields changed."""
-    from softless.cli.options import assignments
     from softless.evaluation.linear import LinearSettings
+    from softless.experiment.assignments import assignments
 
     kinds = {
         field.name: type(getattr(LinearSettings(), field.name)) for field in fields(LinearSettings)

@@ -58,19 +58,28 @@ def list(
     *,
     backends: bool = False,
 ) -> dict[str, str] | dict[str, dict[str, str]] | RecipeFields:
-    """List models, operators, recipes and backends; `softless list recipes NAME` tells every field
+    """List models, operators, recipes and backends; `softless list recipes NAME` shows every field
     of a recipe.
 
     Args:
-        what: one of the four kinds; all of them without it.
+        what: one of the four kinds; all of them without it. Operators come with their options.
         pattern: only names that hold this text, or that it fits (`sima_*_224`). A recipe's whole
             name: all its fields, with default, range, unit and one line. An operator's: its
-            formula, paper and options.
+            formula, paper, claims and options.
         backends: the backends of each operator, with what they have on this machine or why they
             cannot run here.
 
+    Returns:
+        Name -> one line; for operators name -> their lines; for one recipe its fields.
+
     Raises:
         UsageError: another kind, two kinds at once, or no such name.
+
+    Examples:
+        >>> softless.list("models", "sima_deit_tiny")
+        {'sima_deit_tiny_patch16_224': ''}
+        >>> softless.list("operators", "relu_*")["relu_linear"]["option eps"]
+        'smallest sum of weights that is divided by; a positive number; 1e-06 by default'
     """
     from softless.errors import UsageError, unknown
 
@@ -83,11 +92,15 @@ def list(
         return {kind: names[kind]() for kind in KINDS}
     if what not in names:
         raise unknown("kind of names", what, KINDS)
+    if what == "operators" and (pattern is None or pattern not in names[what]()):
+        return _options_of(
+            names[what]() if pattern is None else _fitting(what, names[what](), pattern)
+        )
     if pattern is None:
         return names[what]()
     if what == "recipes" and (pattern.endswith(".py") or _recipe_name(pattern) in names[what]()):
         return _fields(_recipe_name(pattern))
-    if what == "operators" and pattern in names[what]():
+    if what == "operators":
         return _operator(pattern)
     return _fitting(what, names[what](), pattern)
 
@@ -123,10 +136,6 @@ def _operator(name: str) -> dict[str, str]:
     beside = {
         f"companion {key}": f"{summary}; off by default" for key, summary in COMPANIONS.items()
     }
-    options = {
-        f"option {key}": f"{option.says}; {option.values}; {option.default!r} by default"
-        for key, option in op.options.items()
-    }
     entries = {
         "what": op.summary,
         "formula": op.formula,
@@ -134,7 +143,25 @@ def _operator(name: str) -> dict[str, str]:
         "module": f"softless.{op.title}",
         "grows with": op.growth,
     }
-    return {**entries, **_cost(op), **_claims(op), **options, **beside}
+    return {**entries, **_cost(op), **_claims(op), **_options(op), **beside}
+
+
+def _options(op: "Operator") -> dict[str, str]:
+    """Each option of an operator: what it does, what it takes, its default."""
+    return {
+        f"option {key}": f"{option.says}; {option.values}; {option.default!r} by default"
+        for key, option in op.options.items()
+    }
+
+
+def _options_of(summaries: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The summary of each operator and its options."""
+    from softless import OPERATORS
+
+    return {
+        name: {"what": summary, **(_options(OPERATORS[name]) or {"options": "none"})}
+        for name, summary in summaries.items()
+    }
 
 
 def _cost(op: "Operator") -> dict[str, str]:

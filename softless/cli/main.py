@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import softless_command
+from softless.cli.bench import KINDS, function_of
 from softless.cli.options import Parser, fill, parser_of
 from softless.cli.output import as_json, as_text
-from softless.errors import Faults, Interrupted, SoftlessError, of_the_system, unknown
+from softless.errors import Faults, Interrupted, SoftlessError, UsageError, of_the_system, unknown
 from softless.words import visible
 
 # verbs whose work ranks can share
@@ -42,11 +43,13 @@ VERBS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code (0 done, 2 usage, 3 diverged, 4 partial result, 130
+def main(
+    arguments: Sequence[str] | None = None, run: "Callable[[Sequence[str]], int] | None" = None
+) -> int:
+    """Run a verb, or what else `run` makes of the words; returns the exit code (0 done, 2 usage, 3 diverged, 4 partial result, 130
     interrupted).
     """
-    code = _main(arguments)
+    code = _main(arguments, run or run_verb)
     # it may be killed while it leaves
     if (noted := os.environ.get(ENDED)) and os.environ.get("RANK") == "0":
         from softless.models.durable import write_text
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _main(arguments: Sequence[str] | None, run: Callable[[Sequence[str]], int]) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -95,18 +98,35 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 2
 
 
-def run(words: Sequence[str]) -> int:
+def run_verb(words: Sequence[str]) -> int:
     """Parse `VERB OPTIONS`, call the verb, print what it returns."""
     if (answer := softless_command.answer(words)) is not None:
         sys.stdout.write(answer)
         return 0
+    name, rest = _named(words)
+    verb, parser = load(name), parser_for(name)
+    if shares(name) and any(word.partition("=")[0] == RANKS for word in rest):
+        return _on_ranks(name, parser, verb, rest)
+    return call(verb, parser, rest)
+
+
+def _named(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The verb, with its kind where it has kinds, and the words behind it."""
     name, *rest = words
     if name not in VERBS:
         raise unknown("verb", name, VERBS)
-    verb, parser = load(name), parser_for(name)
-    several = name in SHARING and any(word.partition("=")[0] == RANKS for word in rest)
-    if several:
-        return _on_ranks(name, parser, verb, rest)
+    if name != "bench":
+        return name, rest
+    if not rest or rest[0].startswith("-"):
+        raise UsageError(
+            f"softless bench needs its kind first: {', '.join(KINDS)}; softless bench --help tells "
+            "what each measures"
+        )
+    return f"bench {rest[0]}", rest[1:]
+
+
+def call(verb: Callable[..., Any], parser: Parser, rest: Sequence[str]) -> int:
+    """Call a function with the words behind its name, print what it returns; the exit code."""
     json = "--json" in rest
     result = fill(parser, verb, [word for word in rest if word != "--json"])()
     if _is_first_rank() and result is not None:
@@ -123,13 +143,14 @@ def _on_ranks(name: str, parser: Parser, verb: Callable[..., Any], words: Sequen
 
     count, rest = ranks.asked(words, parser.prog)
     fill(parser, verb, [word for word in rest if word != "--json"])
-    return ranks.launch([name, *rest], count) if count > 1 else run([name, *rest])
+    words = [*name.split(), *rest]
+    return ranks.launch(words, count) if count > 1 else run_verb(words)
 
 
 def parser_for(name: str) -> Parser:
-    """The parser of a verb with what every verb of its kind takes."""
+    """The parser of a verb, or of a kind of one (`bench twins`), with what all such take."""
     parser = parser_of(name, load(name))
-    if name in SHARING:
+    if shares(name):
         parser.add_argument(
             RANKS,
             metavar="N",
@@ -140,10 +161,19 @@ def parser_for(name: str) -> Parser:
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function of a verb."""
-    module, _, function = VERBS[name].partition(":")
-    verb: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return verb
+    """The function of a verb, or of a kind of one."""
+    verb, _, kind = name.partition(" ")
+    if kind:
+        return function_of(kind)
+    module, _, function = VERBS[verb].partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def shares(name: str) -> bool:
+    """Whether ranks can share its work."""
+    verb, _, kind = name.partition(" ")
+    return verb in SHARING and (not kind or (kind in KINDS and KINDS[kind].trains))
 
 
 def overview() -> str:

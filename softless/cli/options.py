@@ -13,7 +13,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,12 +32,12 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}")
 
 
-def parser_of(name: str, verb: Callable[..., Any]) -> Parser:
+def parser_of(name: str, verb: Callable[..., Any], program: str = "softless") -> Parser:
     """The parser of a verb, its help taken from the docstring."""
     text, helps = read_docstring(inspect.getdoc(verb) or "")
     parser = Parser(
-        prog=f"softless {name}",
-        usage=_usage(name, verb),
+        prog=f"{program} {name}",
+        usage=_usage(f"{program} {name}", verb),
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -161,7 +161,7 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 def _usage(name: str, verb: Callable[..., Any]) -> str:
     """The first line of the help: what must be given as it is, what may be given in brackets."""
-    words = [f"softless {name}"]
+    words = [name]
     for parameter in parameters(verb):
         metavar = parameter.name.upper()
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -277,26 +277,3 @@ def _field_meant(option: str) -> str:
 
 def _dashed(name: str) -> str:
     return name.rstrip("_").replace("_", "-")
-
-
-def assignments(pairs: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:
-    """`field=value` words as a mapping: several, or one; a mapping is one already.
-
-    Raises:
-        UsageError: a word without `=`, or a field that is set twice to different values.
-    """
-    if isinstance(pairs, Mapping):
-        return pairs
-    pairs = [pairs] if isinstance(pairs, str) else pairs
-    wrong = [assignment for assignment in pairs if "=" not in assignment]
-    if wrong:
-        raise UsageError(
-            f"--set takes field=value, for example --set optim.lr=3e-4; got '{wrong[0]}'"
-        )
-    fields: dict[str, str] = {}
-    for field, _, value in (assignment.partition("=") for assignment in pairs):
-        if fields.setdefault(field, value) != value:
-            raise UsageError(
-                f"{field} is set twice, to '{fields[field]}' and to '{value}': leave one out"
-            )
-    return fields

@@ -53,14 +53,21 @@ def predict(
         annotations: COCO's json file of the images, whose ids a detector's answers keep, so that
             they can be scored against it.
 
+    Returns:
+        What was answered: the files written, counts, and images that could not be read.
+
     Raises:
         DataError: no images, or none that can be read.
         UsageError: `out` cannot be a folder or is that of the images, an npz file stands beside
             others, the run cannot be loaded, or its task gives no answers to images.
+
+    Examples:
+        >>> softless.predict("runs/digits", "photos", "answers").csv.name
+        'predictions.csv'
     """
     from softless.data.samples import FileSamples
     from softless.data.sources import images_for_all
-    from softless.evaluation.run import DENSE
+    from softless.experiment.groups import DENSE
     from softless.prediction.answers import readable
     from softless.prediction.results import Results
     from softless.tasks.table import TABLE

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softless.benching.record import table
 from softless.errors import DataError, located
 from softless.experiment.candidates import KEYS, Candidate, best_of, better
 from softless.experiment.checkpoints import Checkpoints
@@ -17,7 +16,7 @@ from softless.experiment.folder import CHECKPOINTS, FOLDERS, LOG, RECIPE, RESULT
 from softless.experiment.measures import MEASURES, against
 from softless.experiment.stored import read_stored
 from softless.models.records import read_json
-from softless.words import visible
+from softless.words import table, visible
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,16 @@ def runs(folder: str | Path = "runs") -> Runs:
     Args:
         folder: a run's folder, or one that holds some at any depth.
 
+    Returns:
+        A line for each run.
+
     Raises:
         DataError: there is no such folder.
+
+    Examples:
+        >>> print(softless.runs("runs"))
+        run ...
+        runs/digits  finished ...
     """
     root = located(folder)
     if not root.is_dir():

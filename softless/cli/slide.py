@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 from softless import ranks
-from softless.benching.record import table
 from softless.cli.output import plain
 from softless.cli.sizes import as_channels, as_mpp, as_size, as_token_scale
 from softless.errors import DataError, SoftlessError, UsageError, located
@@ -25,7 +24,7 @@ from softless.slides.lattice import Origin
 from softless.slides.masks import OUTLINES, PICTURES
 from softless.slides.stream import CHUNK, StreamResult, Tissue, stream
 from softless.slides.thumbnails import LARGE
-from softless.words import aligned, visible
+from softless.words import aligned, table, visible
 
 TOP = 5  # classes that are told of one image
 RESULT, SHEET, SUMMARY = "result.json", "saliency.png", "summary.json"
@@ -213,11 +212,19 @@ def slide(
         device: auto, cpu, cuda, mps.
         quiet: no progress line.
 
+    Returns:
+        The answer for each image.
+
     Raises:
         UsageError: no such model, one that cannot be streamed, or options that do not fit; the
             error of the only image, or of all.
         DataError: the only image, or every one, cannot be read; exit code 1 where a slide opens and
             none of its tiles can be read.
+
+    Examples:
+        >>> slides = softless.slide("runs/digits", "photos/0.png", out="slides", quiet=True)
+        >>> sorted(path.name for path in Path("slides/0.png").glob("*.json"))
+        ['result.json']
     """
     from softless.saliency.viewer import declared
     from softless.slides.thumbnails import thumbnail

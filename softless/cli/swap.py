@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from softless.cli.options import assignments
 from softless.convert import Swapped
 from softless.convert import swap as exchange
 from softless.errors import SoftlessError, UsageError, located
+from softless.experiment.assignments import assignments
 from softless.experiment.fields import literal
 from softless.measure import Audit
 from softless.measure import audit as watch

@@ -44,7 +44,7 @@ def train(
     given again to continue the run.
 
     Args:
-        recipe: a name that `softless list recipes` tells, or a file my_recipe.py that holds
+        recipe: a name that `softless list recipes` shows, or a file my_recipe.py that holds
             `recipe()` as those do (in Python also a Recipe); a run that is
             continued knows its own.
         data: folder of class folders, or .npz file, for recipes that take one; of a run that is
@@ -62,7 +62,7 @@ def train(
             write folds.json with means and intervals.
         out: the run folder; runs/RECIPE by default.
         set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30;
-            `softless list recipes NAME` tells them all. In Python also one text, or a mapping.
+            `softless list recipes NAME` shows them all. In Python also one text, or a mapping.
         resume: continue the run in the folder from its newest good checkpoint.
         overwrite: delete the run in the folder first.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -71,14 +71,22 @@ def train(
         on_epoch: a function in Python that is called after each epoch with its `EpochState`;
             state.stop() ends the run.
 
+    Returns:
+        The scores of the best epoch and where the run lies; of several folds, those of each.
+
     Raises:
         UsageError: recipe, field, folder or data cannot be used.
         ResumeMismatch: the run to continue has another recipe, or other fields than are given.
         DivergedError: the loss is not finite (exit code 3).
+
+    Examples:
+        >>> result = softless.train("digits", set="schedule.epochs=1", out="runs/one_epoch")
+        >>> 0 < result.val["top1"] < 1
+        True
     """
-    from softless.cli.options import assignments
     from softless.data.given import data_given, is_dataset, parts_of
     from softless.errors import UsageError, located
+    from softless.experiment.assignments import assignments
     from softless.models.given import model_given
     from softless.training import fit
     from softless.training.folds import FOLDS, fit_folds
@@ -162,7 +170,7 @@ def _check_callable(on_epoch: Any) -> None:
 
 def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:
     """The page of one run, with its speed here."""
-    from softless.benching import throughput
+    from softless.compare import throughput
     from softless.tasks import page
     from softless.training.world import choose_device
 

@@ -119,6 +119,14 @@ def swap(
         UsageError: unknown operator or option, patterns that fit nothing, images that the model
             does not take, a model in which nothing can be swapped, or one that does not run
             afterwards.
+
+    Examples:
+        >>> import timm
+        >>> model = timm.create_model("deit_tiny_patch16_224", depth=2)
+        >>> print(softless.swap(model, op="sima", token_scale="tokens"))
+        2 attention modules now compute 'sima', 0 are kept
+          swapped  blocks.0.attn (Attention)
+          swapped  blocks.1.attn (Attention)
     """
     need_module(model, "swap")
     record, options = _operator(op, options)

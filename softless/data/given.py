@@ -109,8 +109,8 @@ def parts_of(data: Any) -> dict[str, Any]:
     datasets = {part: dataset for part, dataset in datasets.items() if dataset is not None}
     if "train" not in datasets or not set(datasets) <= set(PARTS):
         raise UsageError(
-            f"data has the parts {', '.join(map(str, datasets)) or 'none'}: they are train, val and "
-            "test, and train is needed"
+            f"data has the parts {', '.join(map(str, datasets)) or 'none'}: they are train, val "
+            "and test, and train is needed"
         )
     return {part: checked(dataset, part) for part, dataset in datasets.items()}
 

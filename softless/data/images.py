@@ -452,8 +452,8 @@ def refuse_small(path: Path, size: tuple[int, int], min_side: int) -> None:
         raise bad_image(
             path,
             "too small",
-            f"it is {width} x {height} pixels, and both sides must have at least {min_side}; remove "
-            "it, or set "
+            f"it is {width} x {height} pixels, and both sides must have at least {min_side}; "
+            "remove it, or set "
             f"SOFTLESS_MIN_SIDE={min(width, height)} to have it enlarged",
         )
 

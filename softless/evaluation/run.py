@@ -17,7 +17,6 @@ from softless.models.features import without_cut_parts
 from softless.models.files import read_safetensors
 from softless.models.sizes import sides
 
-DENSE = frozenset({"detection", "segmentation"})  # tasks whose models take whole images of any size
 MOST_AT_ONCE = 256  # images, where nobody says
 BEST, WEIGHTS, CLASSES, RECIPE = "best.json", "best.safetensors", "classes.json", "recipe.json"
 

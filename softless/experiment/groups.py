@@ -360,11 +360,15 @@ class RunFields:
 
 
 @lru_cache
-def task_groups() -> tuple[str, ...]:
-    """The groups that make a run one of their task, as `detection`."""
+def task_groups() -> dict[str, type[TaskSettings]]:
+    """The groups that make a run one of their task, as `detection`, by name."""
     hints = typing.get_type_hints(RunFields)
     groups = {name: group_of(hint) for name, hint in hints.items()}
-    return tuple(n for n, group in groups.items() if group and issubclass(group, TaskSettings))
+    return {
+        name: group for name, group in groups.items() if group and issubclass(group, TaskSettings)
+    }
 
 
 TASKS = (CLASSIFICATION, *task_groups())
+# tasks whose models take whole images of any size
+DENSE = frozenset(name for name, group in task_groups().items() if group.sized)

@@ -105,8 +105,8 @@ def _refuse_image_size(recipe: Recipe, user_fields: Mapping[str, Any]) -> None:
     sized = recipe.settings.sized if recipe.settings is not None else ""
     if "data.image_size" in user_fields and sized:
         raise UsageError(
-            f"data.image_size={clipped(user_fields['data.image_size'])} has no effect in {recipe.task}, "
-            f"where images keep their shape: set {sized}"
+            f"data.image_size={clipped(user_fields['data.image_size'])} has no effect in "
+            f"{recipe.task}, where images keep their shape: set {sized}"
         )
 
 
@@ -221,7 +221,8 @@ def _replace(spec: Any, path: list[str], value: Any, full_name: str) -> Any:
     if dataclasses.is_dataclass(inner := getattr(spec, head)):
         first = dataclasses.fields(inner)[0].name
         raise UsageError(
-            f"'{full_name}' is a group of fields: set one of them, for example {full_name}.{first}=…"
+            f"'{full_name}' is a group of fields: set one of them, for example "
+            f"{full_name}.{first}=…"
         )
     field_setting = next(
         entry.metadata.get(KEY, FieldSetting(""))

@@ -118,6 +118,14 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
 
     Raises:
         UsageError: another dtype, or a model that is optimized already.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2).eval()
+        >>> fast = softless.optimize(model, dtype=torch.float32)
+        >>> image = torch.zeros(1, 3, 224, 224)
+        >>> with torch.inference_mode():
+        ...     torch.allclose(fast(image), model(image), atol=1e-4)
+        True
     """
     need_module(model, "optimize")
     if dtype not in DTYPES:

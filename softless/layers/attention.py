@@ -21,6 +21,7 @@ from softless.attention.record import Grid
 from softless.attention.registry import registered
 from softless.attention.streaming import ChunkPosition
 from softless.errors import UsageError
+from softless.layers.class_docs import docstring
 from softless.layers.companions import Filters, Gate, HeadConv, Reduction, kind_of_gate
 from softless.layers.grid import SharedGrid
 from softless.layers.leaf import leaf
@@ -67,6 +68,14 @@ class Attention(Routes):
     Raises:
         UsageError: unknown operator or option, sizes that do not divide, dropout an operator cannot
             honour.
+
+    Examples:
+        >>> attention = softless.Attention(64, num_heads=4, op="sima", token_scale="tokens")
+        >>> x = torch.ones(2, 5, 64)
+        >>> attention(x).shape
+        torch.Size([2, 5, 64])
+        >>> attention(x, mask=torch.tensor([[1, 1, 1, 1, 0]] * 2, dtype=torch.bool)).shape
+        torch.Size([2, 5, 64])
     """
 
     fixed_op: ClassVar[str | None] = None
@@ -350,10 +359,10 @@ class Attention(Routes):
         grid: Grid | None = None,
         **passed: Any,
     ) -> Tensor:
-        """Attention over the tokens x (B,N,dim).
+        """Attention over the tokens: (B, N, dim) -> (B, N, dim_out).
 
         Args:
-            x: Tokens.
+            x: Tokens (B, N, dim).
             attn_mask: timm's mask, boolean or additive; it must be constant over queries unless the
                 operator takes pairwise masks.
             is_causal: Only for operators that take causal masks.
@@ -474,25 +483,8 @@ def operator_class(op: str | Operator) -> type[Attention]:
 
 
 def _class(record: Operator) -> type[Attention]:
-    source = f" ({record.paper})" if record.paper else ""
-    lines = [
-        f"`softless.Attention` with op='{record.name}': {record.summary}{source}.",
-        "",
-        f"    {record.formula}",
-        "",
-        "Options:",
-    ]
-    lines += [
-        f"    {name} = {option.default!r}: {option.says}; {option.values}."
-        for name, option in record.options.items()
-    ]
-    lines += [] if record.options else ["    none of the operator's own."]
-    doc = "\n".join([*lines, "", "The other arguments are those of `softless.Attention`."])
-    return type(
-        record.title,
-        (Attention,),
-        {"fixed_op": record.name, "__doc__": doc, "__module__": __name__},
-    )
+    members = {"fixed_op": record.name, "__doc__": docstring(record), "__module__": __name__}
+    return type(record.title, (Attention,), members)
 
 
 CLASSES: dict[str, type[Attention]] = {}

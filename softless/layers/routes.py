@@ -33,7 +33,7 @@ class Routes(nn.Module):
     # tokens, in widths of the tokens, from which the output projection is merged: softless bench
     # speed --figure merging
     merged_from: ClassVar[float] = 12
-    # tokens from which both projections are taken into one node in training: softless bench speed
+    # tokens from which both projections are taken into one node in training: python -m lab speed
     # --figure projected
     projected_from: ClassVar[float] = 6144
     op: Operator

@@ -162,9 +162,20 @@ def audit(
         input_size: side in pixels, (height, width) or (channels, height, width); a module's own
             size by default. An exported graph has its own.
 
+    Returns:
+        What was met by kind, number and layer; `exp_free` is True where nothing was.
+
     Raises:
         UsageError: a size that the model refuses, or one for an exported graph.
         DataError: no file, or not an exported program.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2, act="relu")
+        >>> softless.audit(model).exp_free
+        True
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
+        >>> softless.audit(model, input_size=64).kinds
+        {'gelu': 26112}
     """
     if isinstance(model, nn.Module):
         return _watched(model, input_size_of(model, input_size))

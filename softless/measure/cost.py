@@ -102,7 +102,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
 
     Args:
         model: The model, in any mode and dtype; it is left as it was.
-        input_size: Side in pixels, (height, width) or (channels, height, width); the model's own
+        input_size: Side, (height, width) or (channels, height, width), in pixels; the model's own
             size by default.
 
     Returns:
@@ -111,6 +111,13 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
 
     Raises:
         UsageError: a size that the model refuses.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
+        >>> softless.cost(model, input_size=(320, 256)).exps
+        0
+        >>> softless.cost(model).parameters
+        1268776
     """
     need_module(model, "cost")
     model = unwrapped(model)

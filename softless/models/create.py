@@ -56,13 +56,25 @@ def create_model(
             checkpoint_path is read by `load_weights`.
 
     Returns:
-        A timm model: forward (B, C, H, W) -> (B, num_classes).
+        A timm model: forward (B, C, H, W) -> (B, num_classes), images in pixels.
 
     Raises:
         DataError: a folder whose files are damaged, or whose config.json says more than a model;
             weights that cannot be downloaded.
         UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a
             host whose attention has no place for another.
+
+    Source:
+        SimA arXiv:2206.08898; the hosts DeiT arXiv:2012.12877, XCiT arXiv:2106.09681, CvT
+        arXiv:2103.15808 and SOFT arXiv:2110.11945.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2, num_classes=10)
+        >>> model(torch.zeros(1, 3, 64, 96)).shape
+        torch.Size([1, 10])
+        >>> softless.create_model("sima_diet_tiny_patch16_224")
+        Traceback (most recent call last):
+        softless.errors.UsageError: no model named 'sima_diet_tiny_patch16_224'. Did you mean ...
     """
     if (path := kwargs.pop("checkpoint_path", None)) is not None and path != "":
         return _from_checkpoint(name, op, path, pretrained, kwargs)

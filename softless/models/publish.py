@@ -47,6 +47,11 @@ def save_weights(
         UsageError: the name of a file, a folder that holds files, a model that a config.json cannot
             describe or that was changed since it was made, or a disk that cannot be written.
         DataError: weights with NaN or infinity.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
+        >>> folder = softless.save_weights(model, "weights")
+        >>> same = softless.create_model("local-dir:weights", pretrained=True)
     """
     need_module(model, "save_weights")
     folder = located(folder)

@@ -40,6 +40,16 @@ def register(record: Operator) -> type[Attention]:
     Raises:
         UsageError: a field is missing or wrong, a name is taken, an option shadows an argument of a
             host. The field is named.
+
+    Examples:
+        >>> from softless.attention import Claims, Identity, Operator, keep
+        >>> def reference(q, k, v, *, mask=None, query_mask=None):
+        ...     return keep(q, query_mask) @ (keep(k, mask).mT @ keep(v, mask))
+        >>> flops = lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M)
+        >>> record = Operator(Identity("plain", "no norm at all"), reference, Claims(flops))
+        >>> cls = softless.register(record)
+        >>> softless.Attention(64, 4, op="plain")(torch.ones(2, 5, 64)).shape
+        torch.Size([2, 5, 64])
     """
     if isinstance(record, Operator) and OPERATORS.get(record.name) is record:
         return CLASSES[record.title]

@@ -155,11 +155,20 @@ def load_weights(
             positions were made for.
         allow_nonfinite: load NaN and infinity too.
 
+    Returns:
+        What was taken: tensors, layout, and what was assumed of them.
+
     Raises:
         DataError: no file, one that is not a checkpoint or not as it was saved, or tensors with NaN
             or infinity.
         UsageError: tensors that do not fit, lack, or have no place; the message names the first
             few.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
+        >>> folder = softless.save_weights(model, "trained")
+        >>> print(softless.load_weights(model, folder))
+        32 tensors loaded from our layout or timm's; 0 of the file's have another name here
     """
     need_module(model, "load_weights")
     pixels = None if image_size is None else checked_size(image_size)

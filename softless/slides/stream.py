@@ -196,6 +196,15 @@ def stream(
         MissingExtra: a slide without what reads it.
         StorageError: the disk of the store is full; what is finished is kept.
         CheckpointError: the store holds another run, or is damaged.
+
+    Examples:
+        >>> model = softless.create_model(
+        ...     "sima_deit_tiny_patch16_224", depth=2, num_classes=3
+        ... ).eval()
+        >>> image = torch.zeros(3, 512, 768)
+        >>> result = softless.stream(model, image, chunk=256, quiet=True)
+        >>> torch.allclose(result.logits, model(image[None]), atol=1e-5)
+        True
     """
     if chunk < 1:
         raise UsageError(f"chunk={chunk}: at least one token at once")

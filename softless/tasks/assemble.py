@@ -2,15 +2,20 @@
 `assemble`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from softless.errors import unknown
+from softless.experiment.groups import TASKS
+from softless.models.create import create_model
 from softless.models.given import GIVEN, given_model
+from softless.tasks.detection.model import detector
+from softless.tasks.segmentation.model import segmenter
 
-TASKS = ("classification", "multilabel", "detection", "segmentation", "dino")
+# task -> what builds a head around a host; the others train a model as `create_model` makes it
+HEADS: Mapping[str, Callable[..., nn.Module]] = {"detection": detector, "segmentation": segmenter}
 
 
 def assemble(
@@ -35,16 +40,8 @@ def assemble(
     """
     if architecture == GIVEN:
         return given_model(model_args)
-    if task in {"classification", "multilabel", "dino"}:
-        from softless.models.create import create_model
-
-        return create_model(architecture, **model_args)
-    if task == "detection":
-        from softless.tasks.detection.model import detector
-
-        return detector(architecture, model_args, **(head or {}))
-    if task == "segmentation":
-        from softless.tasks.segmentation.model import segmenter
-
-        return segmenter(architecture, model_args, **(head or {}))
-    raise unknown("task", task, TASKS)
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    if task in HEADS:
+        return HEADS[task](architecture, model_args, **(head or {}))
+    return create_model(architecture, **model_args)

@@ -9,9 +9,10 @@ import torch
 
 from softless.data.transforms import eval_transform, plain_transform
 from softless.errors import DataError, located
-from softless.evaluation.run import DENSE, LoadedRun, fill, read_weights
+from softless.evaluation.run import LoadedRun, fill, read_weights
 from softless.experiment.files import read_best, read_classes
 from softless.experiment.folder import BEST, CLASSES, RECIPE, WEIGHTS
+from softless.experiment.groups import DENSE
 from softless.experiment.recipe import Recipe
 from softless.experiment.stored import read_stored
 from softless.models import digests

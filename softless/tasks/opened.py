@@ -16,6 +16,8 @@ from softless.saliency.maps import Saliency
 from softless.saliency.viewer import Picture, Size
 from softless.tasks.loaded import load_run
 
+InputSize = int | tuple[int, ...] | None  # side of a square, (height, width) or (C, H, W)
+
 
 def opened(
     model: nn.Module | LoadedRun | str | Path, device: str | torch.device = "cpu"
@@ -32,6 +34,27 @@ def opened(
     if located(model).is_dir():
         return load_run(model, device)
     return _untrained(str(model)).to(device)
+
+
+def model_and_size(
+    model: str, op: str | None, act: str | None, size: InputSize
+) -> tuple[nn.Module, InputSize]:
+    """The model of a name or of a run's folder, and the size at which it is looked at: a run's own
+    where none is given.
+    """
+    if located(model).is_dir():
+        if op or act:
+            raise UsageError(
+                f"'{model}' is a run: its operator and activation are its own; --op and --act go "
+                "with the name of a model"
+            )
+        run = load_run(model)
+        return run.model, size or (run.in_chans, *run.pixels)
+    network = create_model(model, op=op, act=act)
+    # timm's own ViT, built for one size
+    if size is not None and getattr(network, "dynamic_img_size", None) is False:
+        network = create_model(model, op=op, act=act, dynamic_img_size=True)
+    return network, size
 
 
 def _untrained(name: str) -> nn.Module:
@@ -77,10 +100,20 @@ def explain(
         transform: image -> (C, H, W), for what is no tensor; None is the run's own, or timm's
             evaluation transform of the model.
 
+    Returns:
+        Maps of queries and keys (B, h, w) over the grid of the layer, in [0, 1], and the class
+        token's row where the operator has one (arXiv:2206.08898, §4.7).
+
     Raises:
         UsageError: no attention layer of ours in the model, no layer of that number, one whose
-            tokens stand nobody knows where, or images that are none.
+            grid is unknown, or images that are none.
         DataError: the path is no readable image, or no run.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
+        >>> maps = softless.explain(model, torch.zeros(1, 3, 224, 224))
+        >>> maps.query.shape, maps.key.shape
+        (torch.Size([1, 14, 14]), torch.Size([1, 14, 14]))
     """
     return maps.explain(
         opened(model), images, layer=layer, resize=resize, device=device, transform=transform

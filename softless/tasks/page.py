@@ -41,7 +41,7 @@ def write(
         out: the HTML file.
         title: heading of the page; None says the models, their data and the run.
         speeds: measured images per second in evaluation, by the folder of each model's first run
-            (softless.benching).
+            (softless.compare).
 
     Raises:
         UsageError: no run, a folder without a finished run, or a place that cannot be written

@@ -18,7 +18,7 @@ DOORS = re.findall(
 )
 START = """
 import copy, pickle, sys, timm, torch, softless
-from softless.benching.models import with_operator
+from softless.compare.models import with_operator
 from softless.recipes import get_recipe
 from pathlib import Path
 torch.set_num_threads(1)

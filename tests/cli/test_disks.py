@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors import torch as tensors
 
 import softless
-from softless.benching.charts import Drawing
-from softless.benching.record import write_csv
 from softless.cli.main import main
+from softless.compare.charts import Drawing
+from softless.compare.record import write_csv
 from softless.errors import StorageError, UsageError
 from softless.experiment.folder import RunFolder
 from softless.models.publish import save_weights

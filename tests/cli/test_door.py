@@ -10,17 +10,19 @@ import pytest
 
 import softless
 import softless_command
-from softless.cli.main import VERBS, overview, parser_for, run
+from softless.cli.bench import KINDS
+from softless.cli.main import VERBS, overview, parser_for, run_verb
 from tools import help_table
 
 QUESTIONS = [[], ["--help"], ["-h"], ["help"], ["--version"], ["--version", "--debug"]]
 
 
 @pytest.mark.parametrize("width", ["40", "80", "200"])
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", [*VERBS, *(f"bench {kind}" for kind in KINDS)])
 def test_help_is_the_verb_s(name: str, width: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", width)
-    for words in ([name, "--help"], [name, "--out", "x", "-h"], ["--debug", name, "--help"]):
+    verb = name.split()
+    for words in ([*verb, "--help"], [*verb, "--out", "x", "-h"], ["--debug", *verb, "--help"]):
         assert softless_command.answer(words) == parser_for(name).format_help()
 
 
@@ -29,7 +31,7 @@ def test_it_says_what_there_is(words: list[str], capsys: pytest.CaptureFixture[s
     version = f"softless {softless.__version__}\n"
     expected = version if "--version" in words else f"{overview()}\n"
     assert softless_command.answer(words) == expected
-    assert run(words) == 0, "python -m softless asks the same table"
+    assert run_verb(words) == 0, "python -m softless asks the same table"
     assert capsys.readouterr().out == expected
 
 

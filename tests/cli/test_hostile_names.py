@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from softless.benching.record import table
 from softless.cli.eval import eval as eval_run
 from softless.cli.main import main, say
 from softless.data import open_splits
@@ -25,7 +24,7 @@ from softless.models.files import read_tensors
 from softless.prediction.results import Results, picture_names, writable
 from softless.report.html import tag
 from softless.tasks.check import check
-from softless.words import as_cell, is_text, visible
+from softless.words import as_cell, is_text, table, visible
 from tests.data.making import class_folders, noise, split_folders
 from tests.evaluation.runs import run_folder
 

@@ -282,6 +282,6 @@ def test_a_rank_of_another_verb_that_is_ended(number: signal.Signals, tmp_path: 
 def test_what_measures_one_process_takes_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
-        UsageError, match="bench speed measures one process: start it without --ranks or torchrun"
+        UsageError, match="bench runs measures one process: start it without --ranks or torchrun"
     ):
-        bench("speed", figure="block")
+        bench("runs", runs=["a"])

@@ -8,8 +8,8 @@ import pytest
 
 import softless
 from softless.cli.main import main
-from softless.cli.options import assignments
 from softless.errors import UsageError
+from softless.experiment.assignments import assignments
 from softless.experiment.fields import walk
 from softless.models import ENTRIES
 from softless.recipes import RECIPES, get_recipe
@@ -42,6 +42,28 @@ def test_patterns_filter_names():
     assert "token_scale" in str(softless.list("operators", "sima"))
     with pytest.raises(UsageError, match=r"no recipe named 'digts'. Did you mean 'digits'"):
         softless.list("recipes", "digts")
+
+
+def test_operators_come_with_their_options(capsys: pytest.CaptureFixture[str]):
+    assert main(["list", "operators"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["list", "operators", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert list(listed) == list(softless.OPERATORS)
+    for name, record in softless.OPERATORS.items():
+        for key, option in record.options.items():
+            assert listed[name][f"option {key}"].endswith(f"; {option.default!r} by default")
+            assert listed[name][f"option {key}"] in printed
+    assert set(softless.list("operators", "sima_*")) == {"sima_l2", "sima_none"}
+
+
+def test_an_operator_without_options_says_so():
+    assert softless.list("operators", "effic")["efficient"] == {
+        "what": softless.OPERATORS["efficient"].summary,
+        "options": "none",
+    }
+    with pytest.raises(UsageError, match="no option of operator 'efficient' named 'eps': there ar"):
+        softless.Efficient(64, 4, eps=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ import softless
 import softless.cli
 from softless.cli import main as module
 from softless.cli.main import VERBS, main
-from softless.cli.options import assignments, fill, parser_of, read_docstring
+from softless.cli.options import fill, parser_of, read_docstring
 from softless.cli.output import as_json, as_text
 from softless.errors import DivergedError, Interrupted, UsageError
+from softless.experiment.assignments import assignments
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from softless.attention import OPERATORS, get
-from softless.benching.record import provenance
+from softless.compare.record import provenance
 from softless.data.progress import track
 from tests.crossed.adapters import ADAPTERS, absent
 from tests.crossed.table import cell

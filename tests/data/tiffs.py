@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softless.benching.record import write_csv
+from softless.compare.record import write_csv
 from softless.data.images import decode
 from softless.errors import DataError
 from softless.slides.files import Choice, slide_of

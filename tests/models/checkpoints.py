@@ -29,7 +29,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import softless
-from softless.benching.record import write_csv
+from softless.compare.record import write_csv
 from softless.errors import SoftlessError
 from softless.models import load_weights
 from tests.models import hostile

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import softless
+from lab.__main__ import run
+from lab.autograd import BAR, TRANSFORMS, Problem, autograd, judged, measured
+from lab.inputs import Call
 from softless import BackendRefused, UsageError
 from softless.attention import OPERATORS, attend_packed, attend_projected
 from softless.attention.choice import asked_for
 from softless.attention.kernels import native
-from softless.benching.autograd import BAR, TRANSFORMS, Problem, autograd, judged, measured
-from softless.benching.inputs import Call
 from tests.models.lively import lively
 from tests.ops.draw import assert_near, attend, draw, every
 
@@ -387,7 +388,7 @@ def test_the_table_counts_and_is_a_command(capsys: Any) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert main(["bench", "autograd", "--ops", "xca"]) == 0
+        assert main(["autograd", "--ops", "xca"], run=run) == 0
         found = autograd(["jvp", "vmap"], ops=["sima"])
     assert "functional_call" in capsys.readouterr().out
     assert {name: sum(row.values()) for name, row in found.counts.items()} == {"jvp": 4, "vmap": 4}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lab.kernels import KERNELS, matrices
 from softless.attention import inverse as inverses
 from softless.attention.bottleneck.kernels import kernel, own_kernel
-from softless.benching.kernels import KERNELS, matrices
 from tests.ops.draw import error
 
 RIDGE = 0.01

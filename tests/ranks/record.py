@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from softless.benching.record import provenance
+from softless.compare.record import provenance
 from softless.models.durable import write_text
 from tests.ranks.cases import (
     DIFFERENCES,

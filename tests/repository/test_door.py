@@ -54,8 +54,6 @@ OWN = {  # file -> calls it makes itself, with the reason beside it
     # rows written in place, under errors of their own
     "slides/store.py": {"open", "ftruncate", "truncate", "replace"},
     "tasks/detection/measure.py": {"open"},  # os.devnull, for what pycocotools prints
-    "benching/speed/stream.py": {"write_text"},  # /proc/self/clear_refs
-    "benching/survival.py": {"save"},  # plain torch.save is what is measured, in a temporary folder
 }
 
 

@@ -171,12 +171,13 @@ def test_the_sections_of_the_operators():
 
 def test_the_table_of_models():
     """Every registered name is in it, and what it says is what is counted now."""
-    from softless.benching.sizes import counted, listed
+    from lab.sizes import listed
+    from softless.compare.papers import counted
     from softless.models import ENTRIES
 
     shown = tables.models()
     unlisted = set(ENTRIES) - set(re.findall(r"`(\w+)`", shown))
-    assert not unlisted, f"run `softless bench models --record`, then `make tables`: {unlisted}"
+    assert not unlisted, f"run `python -m lab models --record`, then `make tables`: {unlisted}"
     rows = tables.read_csv(ROOT / "benchmarks" / "models.csv")
     assert [row["model"] for row in rows] == listed()
     assert "| `deit_small_patch16_224` (timm) | 22,050,664 |" in shown

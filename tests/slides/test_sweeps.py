@@ -4,8 +4,8 @@ import pytest
 import torch
 from timm.models.vision_transformer import Block
 
+from lab.speed.rivals import Published, share_weights
 from softless.attention.streaming import add
-from softless.benching.speed.rivals import Published, share_weights
 from softless.layers import operator_class
 from softless.slides.layer import TokenSequence, joined
 from softless.slides.sweeps import layer_in_chunks

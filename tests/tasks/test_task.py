@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from softless.errors import UsageError
+from softless.experiment.groups import TASKS as NAMES
 from softless.experiment.measures import MEASURES, describe
 from softless.experiment.recipe import Recipe
-from softless.tasks.assemble import TASKS as ASSEMBLED
 from softless.tasks.assemble import assemble
 from softless.tasks.detection.settings import DetectionSpec
 from softless.tasks.dino.settings import DinoSpec
@@ -32,7 +32,7 @@ def test_the_group_that_is_set_is_the_task():
 
 def test_every_task_has_a_group_a_model_and_measures():
     groups = {field.name for field in fields(Recipe)}
-    assert set(TASKS) == set(ASSEMBLED)
+    assert set(TASKS) == set(NAMES)
     for name, task in TASKS.items():
         assert name == "classification" or name in groups
         assert set(task.measures) <= set(MEASURES), name

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from softless.benching.record import provenance
+from softless.compare.record import provenance
 from softless.data.progress import track
 from softless.models.durable import write_text
 from tests.traces.table import FAMILIES, HOSTS, TRACERS, absent, cell

@@ -30,8 +30,7 @@ def main(folder: Path, *, resume: bool) -> int:
         fit(recipe, folder / "run", resume=resume, device="cpu", progress=False)
         return 0
 
-    cli.run = train  # type: ignore[assignment]
-    return cli.main(["train"])
+    return cli.main(["train"], run=train)
 
 
 if __name__ == "__main__":

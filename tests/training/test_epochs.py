@@ -13,8 +13,8 @@ import pytest
 
 import softless
 import softless.training.keep
-from softless.benching.finished import finished
 from softless.cli.main import main
+from softless.compare.finished import finished
 from softless.errors import CheckpointError
 from softless.experiment.checkpoints import Checkpoints
 from softless.experiment.folder import RunFolder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from softless.benching.settings import (
+from lab.settings import (
     FOREIGN,
     NO_NUMBER,
     faults,
@@ -229,7 +229,7 @@ def test_order_matters_where_numbers_rise():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_fault_on_every_recipe_is_refused(name: str):
-    """What `softless bench settings` counts; a field that takes anything would be counted as
+    """What `python -m lab settings` counts; a field that takes anything would be counted as
     accepted.
     """
     recipe = get_recipe(name)

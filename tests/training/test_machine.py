@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from softless.benching.comparison import as_recipe
+from softless.compare.training import as_recipe
 from softless.data import cores
 from softless.training import Recipe, fit, machine
 from tests.training.test_loop import untimed

@@ -102,7 +102,7 @@ def streaming(*, normalised: bool) -> Streaming:
         read=read,
         holds="first the sums that make the bottleneck tokens (R x D) and their numbers; then P v "
         "(R x E)",
-        merges="plain addition in both sweeps: a kernel is at most 1",
+        merges="plain addition in both passes: a kernel is at most 1",
         refuses=lambda *, parity, **_: (
             "the published inverse is kept for whole images, to compare with: leave out parity=True"
             if parity

@@ -97,8 +97,8 @@ class DetectionSpec(TaskSettings):
             min(self.canvas) < 32 or any(side % 32 for side in self.canvas)
         ):
             raise UsageError(
-                f"detection.canvas={self.canvas}: height and width are multiples of 32, or none for "
-                "DETR's sizes"
+                f"detection.canvas={self.canvas}: height and width are multiples of 32, or none "
+                "for DETR's sizes"
             )
         if not 0 < self.scale[0] <= self.scale[1]:
             raise UsageError(
@@ -106,8 +106,8 @@ class DetectionSpec(TaskSettings):
             )
         if self.quarter_turns and (self.canvas is None or self.canvas[0] != self.canvas[1]):
             raise UsageError(
-                "detection.quarter_turns turns a square canvas: set detection.canvas=(256,256) or the "
-                "like"
+                "detection.quarter_turns turns a square canvas: set detection.canvas=(256,256) or "
+                "the like"
             )
         if self.canvas is None and (not self.shortest or min(self.shortest) < 32):
             raise UsageError(

@@ -88,8 +88,8 @@ class SegmentationSpec(TaskSettings):
             checked_values(self.values)
         if self.crop is not None and min(self.crop) < 32:
             raise UsageError(
-                f"segmentation.crop={self.crop}: height and width of at least 32 pixels, or none for "
-                "whole images"
+                f"segmentation.crop={self.crop}: height and width of at least 32 pixels, or none "
+                "for whole images"
             )
         if not 0 < self.scale[0] <= self.scale[1]:
             raise UsageError(
@@ -98,6 +98,6 @@ class SegmentationSpec(TaskSettings):
             )
         if not 0 < self.crop_share <= 1:
             raise UsageError(
-                f"segmentation.crop_share={self.crop_share}: the largest share of one class in a crop "
-                "lies in (0, 1]"
+                f"segmentation.crop_share={self.crop_share}: the largest share of one class in a "
+                "crop lies in (0, 1]"
             )
