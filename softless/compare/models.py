@@ -10,7 +10,7 @@ from softless.errors import UsageError
 from softless.experiment.groups import ModelSpec
 from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
-from softless.models.variants import ENTRIES, VARIANTS
+from softless.models.variants import BUILT_HERE, ENTRIES
 from softless.recipes import get_recipe
 
 
@@ -75,7 +75,7 @@ def in_small_vit(recipe: Recipe) -> Recipe:
         UsageError: an image size that does not divide into 7 x 7 patches.
     """
     host, _ = host_and_operator(recipe.model)
-    if host not in {variant.name for variant in VARIANTS if variant.host != "vit"}:
+    if host not in BUILT_HERE:
         return recipe
     pixels = recipe.data.image_size
     if not isinstance(pixels, int) or pixels % 7:

@@ -20,8 +20,8 @@ from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, paired_boot
 from softless.experiment.groups import DataSpec
 from softless.experiment.recipe import Recipe
 from softless.layers import Attention, ClassAttention
+from softless.models.hosts import tokens_ahead
 from softless.models.sizes import sides
-from softless.models.xcit import Xcit
 from softless.tasks.loaded import load_run
 from softless.training.model import build_model
 from softless.training.world import choose_device
@@ -305,7 +305,7 @@ def _measured(
 
 def _tokens(model: Any, pixels: int) -> int:
     """How many the attention over the patches sees; XCiT's class token comes later."""
-    prefix = 0 if isinstance(model, Xcit) else model.num_prefix_tokens
+    prefix = tokens_ahead(model) or 0
     return int((pixels // _patch(model)) ** 2 + prefix)
 
 

@@ -10,7 +10,7 @@ import torch
 from timm.layers import Attention as TimmAttention
 from timm.layers import AttentionRope
 from timm.models.beit import Attention as BeitAttention
-from timm.models.cait import ClassAttn, TalkingHeadAttn
+from timm.models.cait import Cait, ClassAttn, TalkingHeadAttn
 from timm.models.eva import EvaAttention
 from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.xcit import XCA
@@ -253,6 +253,8 @@ ADAPTERS: Mapping[type, Adapter] = {
     PvtAttention: Adapter(_pvt, cannot=_needs_pairs),
 }
 
+# foreign models whose class token joins behind the layers; a host's record says it of its own
+CLASS_TOKEN_LATER = (Cait,)
 WINDOWS = "it attends within windows that its blocks cut and shift, so it never sees all tokens"
 BIASED = "a bias by relative position is added to its scores, which a sum over tokens does not have"
 FOREIGN: Mapping[str, str] = {  # classes without an adapter, by name (or module and name), and why

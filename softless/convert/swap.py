@@ -12,19 +12,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.models.cait import Cait
-from timm.models.xcit import Xcit
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from softless.attention import Operator, get
 from softless.attention.checks import check_options
-from softless.convert.adapters import ADAPTERS, looks_like_attention, no_adapter
+from softless.convert.adapters import (
+    ADAPTERS,
+    CLASS_TOKEN_LATER,
+    looks_like_attention,
+    no_adapter,
+)
 from softless.convert.calibrate import branches, fitted, multiplied
 from softless.convert.modules import ReducedAttention
 from softless.errors import UsageError, need_module
 from softless.layers import Attention, SharedGrid
 from softless.layers.plain import absent, place_of, refuse_empty, sharded, why_changed
+from softless.models.hosts import tokens_ahead
 from softless.modes import in_evaluation
 
 
@@ -477,10 +481,8 @@ def _tokens(model: nn.Module) -> int | None:
 
 
 def _prefix(model: nn.Module) -> int:
-    """Tokens ahead of the patches where the attention over them is: none in XCiT and CaiT, whose
-    class token comes later.
-    """
-    return 0 if isinstance(model, Xcit | Cait) else int(getattr(model, "num_prefix_tokens", 0))
+    """Tokens ahead of the patches where the attention over them is."""
+    return 0 if isinstance(model, CLASS_TOKEN_LATER) else tokens_ahead(model) or 0
 
 
 def _embed(model: nn.Module) -> nn.Module:

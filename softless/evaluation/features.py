@@ -13,6 +13,7 @@ from softless.data.loader import EpochLoader
 from softless.errors import DivergedError
 from softless.evaluation.evaluate import forward_all, gathered
 from softless.evaluation.intervals import wilson
+from softless.models.hosts import class_blocks
 
 Reading: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
 LAST_BLOCKS = 4  # of a ViT, as DINO takes for ViT-S
@@ -102,8 +103,8 @@ def layers(model: nn.Module, images: Tensor) -> Tensor:
     normalised by the model's last norm, as in DINO. A model with fewer layers gives those it has.
     """
     host: Any = model
-    if hasattr(host, "cls_attn_blocks"):
-        with _outputs([*host.blocks[-LAST_PAIR:], *host.cls_attn_blocks[-LAST_PAIR:]]) as captured:
+    if (behind := class_blocks(model)) is not None:
+        with _outputs([*host.blocks[-LAST_PAIR:], *behind[-LAST_PAIR:]]) as captured:
             host.forward_features(images)
         tokens = len(host.blocks[-LAST_PAIR:])
         means = [host.norm(part).mean(1) for part in captured[:tokens]]

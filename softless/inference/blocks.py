@@ -3,6 +3,7 @@
 One class per way of being called.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class PackedBlock(nn.Module):
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
+        """Tokens (B,N,dim) -> (B,N,dim); masks as timm's blocks take them."""
         x = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, onto=x)
         return self.mlp(self.norm2(x), onto=x)
 
@@ -43,6 +45,7 @@ class GridBlock(PackedBlock):
     """As the pyramids call theirs, with the grid."""
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
+        """Tokens (B,N,dim) of a grid (prefix, height, width) -> (B,N,dim)."""
         x = self.attn(self.norm1(x), grid=grid, onto=x)
         return self.mlp(self.norm2(x), onto=x)
 
@@ -66,8 +69,17 @@ class XcitBlock(PackedBlock):
         self.takes_grid = isinstance(getattr(attn, "branch", attn), Attention)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
-        where: dict[str, Any] = {"grid": (0, height, width)} if self.takes_grid else {}
-        x = self.attn(self.norm1(x), onto=x, **where)
+        """Tokens (B,N,dim) of a grid of N = height width -> (B,N,dim)."""
+        position: dict[str, Any] = {"grid": (0, height, width)} if self.takes_grid else {}
+        x = self.attn(self.norm1(x), onto=x, **position)
         if self.local_mp is not None and self.norm3 is not None:
             x = self.local_mp(self.norm3(x), height, width, onto=x)
         return self.mlp(self.norm2(x), onto=x)
+
+
+# by how a host calls its blocks (`softless.models.host.BlockKind.call`)
+BLOCKS: Mapping[str, type[PackedBlock]] = {
+    "mask": PackedBlock,
+    "grid": GridBlock,
+    "sides": XcitBlock,
+}

@@ -30,16 +30,16 @@ class PackedAttention(Attention):
     proj: PackedLinear  # type: ignore[assignment]
 
     @classmethod
-    def of(cls, theirs: Attention, dtype: torch.dtype, scale: Tensor | None) -> "PackedAttention":
-        """A module that reads the buffer of its projection, its output multiplied by scale
-        (dim).
+    def of(cls, source: Attention, dtype: torch.dtype, scale: Tensor | None) -> "PackedAttention":
+        """A module that reads the buffer of its projection; its output is multiplied by scale
+        (dim,).
         """
-        made = cls.__new__(cls)
-        made.__dict__.update(theirs.__dict__)
-        made._modules = dict(theirs._modules)
-        made.qkv = PackedLinear.of(theirs.qkv, dtype)
-        made.proj = PackedLinear.of(theirs.proj, dtype, scale)
-        return made
+        packed = cls.__new__(cls)
+        packed.__dict__.update(source.__dict__)
+        packed._modules = dict(source._modules)
+        packed.qkv = PackedLinear.of(source.qkv, dtype)
+        packed.proj = PackedLinear.of(source.proj, dtype, scale)
+        return packed
 
     def forward(
         self,
@@ -89,6 +89,7 @@ class PackedMlp(nn.Module):
         self.fc1, self.act, self.fc2 = fc1, act, fc2
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Tokens (B,N,dim), and the residual (B,N,dim) that is added, -> (B,N,dim)."""
         return self.fc2(self.act(self.fc1(x)), onto)
 
 
@@ -108,32 +109,32 @@ class PackedLPI(nn.Module):
         self.register_buffer("shift", shift)
 
     @classmethod
-    def of(cls, theirs: Any, activation: Activation, scale: Tensor | None) -> "PackedLPI":
-        """Ours or timm's, its output multiplied by scale (dim)."""
-        norm, second, held = theirs.bn, theirs.conv2, weights_of(theirs.conv2, kinds=CONV)
-        assert held is not None, "who packs a layer has asked whether it may be read"
+    def of(cls, source: Any, activation: Activation, scale: Tensor | None) -> "PackedLPI":
+        """Ours or timm's, its output multiplied by scale (dim,)."""
+        norm, second, second_weights = source.bn, source.conv2, weights_of(source.conv2, kinds=CONV)
+        assert second_weights is not None, "who packs a layer has asked whether it may be read"
         factor, shift = factors(norm)
         after = torch.ones_like(factor) if scale is None else scale.detach().double()
-        made = nn.Conv2d(
+        first = nn.Conv2d(
             second.in_channels,
             second.out_channels,
             second.kernel_size,
             second.stride,
             second.padding,
             groups=second.groups,
-            device=held.W.device,
-            dtype=held.W.dtype,
+            device=second_weights.W.device,
+            dtype=second_weights.W.dtype,
         )
         with torch.no_grad():
             give(
-                made,
-                held.W.double() * (factor * after)[:, None, None, None],
-                (0 if held.b is None else held.b.double()) * after,
+                first,
+                second_weights.W.double() * (factor * after)[:, None, None, None],
+                (0 if second_weights.b is None else second_weights.b.double()) * after,
             )
         return cls(
-            FusedConv(theirs.conv1, activation),
-            (shift / factor)[:, None, None].to(held.W.dtype),
-            made,
+            FusedConv(source.conv1, activation),
+            (shift / factor)[:, None, None].to(second_weights.W.dtype),
+            first,
         )
 
     def ahead(self, grid: Tensor) -> Tensor:
@@ -141,6 +142,7 @@ class PackedLPI(nn.Module):
         return self.first(grid).add_(self.shift)
 
     def forward(self, x: Tensor, height: int, width: int, onto: Tensor | None = None) -> Tensor:
+        """Tokens (B,N,dim), N = height width, and the residual of that shape -> (B,N,dim)."""
         grid = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         grid = self.second(self.ahead(grid))
         y = grid.permute(0, 2, 3, 1).flatten(1, 2)
@@ -148,7 +150,7 @@ class PackedLPI(nn.Module):
 
 
 def factors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What BatchNorm multiplies by in evaluation, and adds: (C), float64."""
+    """What BatchNorm multiplies by in evaluation, and adds: (C,) each, float64."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
     factor = (norm.running_var.double() + norm.eps).rsqrt()
@@ -169,6 +171,7 @@ class Added(nn.Module):
         self.register_buffer("scale", None if scale is None else scale.detach())
 
     def forward(self, x: Tensor, *args: Any, onto: Tensor, **kwargs: Any) -> Tensor:
+        """Tokens (B,N,dim) and the residual `onto` (B,N,dim) -> (B,N,dim)."""
         y = self.branch(x, *args, **kwargs)
         return onto + (y if self.scale is None else y * self.scale)
 
@@ -180,10 +183,10 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return type(value)((name, cast(one, dtype)) for name, one in value.items())
+        return type(value)((name, cast(element, dtype)) for name, element in value.items())
     if isinstance(value, list | tuple):
-        made = [cast(one, dtype) for one in value]
-        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+        elements = [cast(element, dtype) for element in value]
+        return type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements)
     return value
 
 
@@ -228,15 +231,16 @@ class PatchProjection(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
-        found = weights_of(conv, kinds=CONV)
-        assert found is not None, "who packs a layer has asked whether it may be read"
+        weights = weights_of(conv, kinds=CONV)
+        assert weights is not None, "who packs a layer has asked whether it may be read"
         self.in_channels = conv.in_channels
         self.kernel_size = self.stride = (conv.kernel_size[0], conv.kernel_size[1])
         # a patch's rows, its columns, its colours
-        weight = found.W.detach().permute(0, 2, 3, 1).flatten(1)
-        self.linear = PackedLinear(weight, found.b, dtype)
+        weight = weights.W.detach().permute(0, 2, 3, 1).flatten(1)
+        self.linear = PackedLinear(weight, weights.b, dtype)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images (B,C,H,W) -> (B,C',H/rows,W/columns), floored."""
         rows, columns = self.stride
         image = image[..., : image.shape[-2] // rows * rows, : image.shape[-1] // columns * columns]
         B, C, H, W = image.shape
@@ -266,15 +270,16 @@ class KeptPositions(nn.Module):
         return self
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
+        """-> (batch,dim,height,width), expanded over the batch."""
         if watched(self.positions):
-            found: Tensor = self.positions(batch, height, width)
-            return found
+            positions: Tensor = self.positions(batch, height, width)
+            return positions
         weight = next(self.positions.parameters())
-        kept = self.kept.get(
+        cached = self.kept.get(
             (height, width, weight.dtype, weight.device), lambda: self._made(height, width)
         )
-        return kept.expand(batch, -1, -1, -1)
+        return cached.expand(batch, -1, -1, -1)
 
     def _made(self, height: int, width: int) -> Tensor:
-        made: Tensor = self.positions(1, height, width)
-        return made.contiguous(memory_format=torch.channels_last)
+        positions: Tensor = self.positions(1, height, width)
+        return positions.contiguous(memory_format=torch.channels_last)

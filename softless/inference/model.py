@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import LayerNorm, RmsNorm
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -17,13 +16,12 @@ from softless.inference.blocks import PackedBlock
 from softless.inference.layers import PackedAttention, cast
 from softless.inference.packed import NO_GRADIENTS
 from softless.layers.plain import watched, why_called
-from softless.models.vit import ViT
+from softless.models.vit import HOST
 
 if TYPE_CHECKING:
     from softless.inference.optimize import Optimized
 
 NORMS = (nn.Identity, nn.LayerNorm, LayerNorm, nn.RMSNorm, RmsNorm)  # of single tokens
-VITS = (VisionTransformer, ViT)  # whose forward pass `FirstTokenViT` repeats
 
 
 class InferenceModel(nn.Module):
@@ -96,11 +94,11 @@ class InferenceModel(nn.Module):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        here = torch.empty(0, dtype=self.outside, device=self.optimized.device)
-        there = fn(here)
-        if there.dtype != here.dtype or there.device != here.device:
+        before = torch.empty(0, dtype=self.outside, device=self.optimized.device)
+        after = fn(before)
+        if after.dtype != before.dtype or after.device != before.device:
             raise UsageError(
-                f"an optimized model stays {here.dtype} on {here.device}: move or convert the "
+                f"an optimized model stays {before.dtype} on {before.device}: move or convert the "
                 "model it was made of, and optimize that"
             )
         return super()._apply(fn, recurse)
@@ -110,7 +108,7 @@ class InferenceModel(nn.Module):
 
 
 class FirstTokenViT(InferenceModel):
-    """A ViT whose head reads the class token alone: in the last block nothing else is computed past
+    """A ViT (`HOST.models`) whose head reads the class token alone: in the last block nothing else is computed past
     the attention's sums.
     """
 
@@ -139,7 +137,7 @@ def reads_first(model: Any) -> bool:
     """Whether a model's answer is made of its first token, and its last block can give that
     alone.
     """
-    if type(model) not in VITS and not isinstance(model, FirstTokenViT):
+    if type(model) not in HOST.models and not isinstance(model, FirstTokenViT):
         return False
     last = model.blocks[-1] if len(model.blocks) else None
     plain = model.global_pool == "token" and model.attn_pool is None and model.num_prefix_tokens > 0
@@ -165,5 +163,5 @@ def inference_class(kind: Any, first: bool) -> type:
 
 def empty(kind: type, first: bool) -> nn.Module:
     """An optimized model of a kind before it is given its state, as pickle asks."""
-    made: Any = inference_class(kind, first)
-    return made.__new__(made)
+    model_class: Any = inference_class(kind, first)
+    return model_class.__new__(model_class)

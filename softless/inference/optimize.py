@@ -5,17 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed
+from timm.layers import DropPath, LayerScale, Mlp
 from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.xcit import LPI as TimmLPI
-from timm.models.xcit import XCA, PositionalEncodingFourier, XCABlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.detection.fcos import FCOS
@@ -25,7 +22,7 @@ from torchvision.models.detection.ssd import SSD
 
 from softless.convert.adapters import looks_like_attention
 from softless.errors import UsageError, need_module
-from softless.inference.blocks import GridBlock, PackedBlock, XcitBlock
+from softless.inference.blocks import BLOCKS
 from softless.inference.layers import (
     Added,
     InDtype,
@@ -39,7 +36,7 @@ from softless.inference.layers import (
 )
 from softless.inference.model import InferenceModel, inference_class, reads_first
 from softless.inference.packed import DTYPES, NONE, FusedConv, PackedLinear, activation_of, why_not
-from softless.layers import LPI, Attention, FourierPosition
+from softless.layers import Attention
 from softless.layers.conv_attention import ConvProjection
 from softless.layers.plain import (
     CONV,
@@ -51,9 +48,9 @@ from softless.layers.plain import (
     why_called,
 )
 from softless.layers.plain import why_not as why_not_plain
-from softless.models import vit, xcit
 from softless.models.features import Features
-from softless.models.pyramid import PreNormBlock
+from softless.models.host import BlockKind
+from softless.models.hosts import HOSTS
 
 # torchvision's, whose coordinates need float32: eight bits of bfloat16 are two pixels at 500
 DETECTORS = (GeneralizedRCNN, RetinaNet, FCOS, SSD)
@@ -78,21 +75,21 @@ class Optimized:
         packed = (
             f"{len(self.packed)} linear layers packed" if self.packed else "no linear layer packed"
         )
-        said = [
+        lines = [
             (
                 f"{kind}: {packed}, {len(self.blocks)} blocks fused, {len(self.folded)} scales "
                 f"folded, {len(self.kept)} parts left alone"
             )
         ]
-        said += _lines("block", self.blocks, ": ") + _lines("folded", self.folded, " into ")
-        said += _lines("fused", self.fused, " into ") + _lines("kept", self.kept, ": ")
-        return "\n".join([*said, *self.notes])
+        lines += _lines("block", self.blocks, ": ") + _lines("folded", self.folded, " into ")
+        lines += _lines("fused", self.fused, " into ") + _lines("kept", self.kept, ": ")
+        return "\n".join([*lines, *self.notes])
 
 
-def _lines(word: str, told: Mapping[str, str], between: str) -> list[str]:
+def _lines(word: str, entries: Mapping[str, str], between: str) -> list[str]:
     """A line for all paths that differ in their numbers alone and have the same told of them."""
     alike = Counter(
-        re.sub(r"\b\d+\b", "*", f"{path}{between}{what}") for path, what in told.items()
+        re.sub(r"\b\d+\b", "*", f"{path}{between}{entry}") for path, entry in entries.items()
     )
     return [
         f"  {word:8} {line}" + (f" ({number} times)" if number > 1 else "")
@@ -138,33 +135,39 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     if isinstance(model, InferenceModel):
         raise UsageError("the model is optimized already: optimize the one it was made of")
     refuse_parts(model, "optimize")
-    made: Any = _copied(model).eval().requires_grad_(requires_grad=False)
+    optimized: Any = _copied(model).eval().requires_grad_(requires_grad=False)
     first_weight = next(
-        (one for one in made.parameters() if one.is_floating_point()), torch.empty(0)
+        (parameter for parameter in optimized.parameters() if parameter.is_floating_point()),
+        torch.empty(0),
     )
     device = next(
-        (one.device for one in made.parameters() if one.device.type != "meta"), torch.device("cpu")
+        (
+            parameter.device
+            for parameter in optimized.parameters()
+            if parameter.device.type != "meta"
+        ),
+        torch.device("cpu"),
     )
     work, outside = _Work(dtype), dtype
     with torch.no_grad():
-        if backbones := _backbones(made):
+        if backbones := _backbones(optimized):
             outside = first_weight.dtype if first_weight.dtype in DTYPES else torch.float32
-            work.inside(made, backbones, outside)
-        made = _settled(work.replaced("", made), outside)
+            work.inside(optimized, backbones, outside)
+        optimized = _settled(work.replaced("", optimized), outside)
     why = why_not(dtype, device)
     notes = [f"nothing is packed: {why}"] if why else []
     if backbones:
         notes.append(f"  {', '.join(backbones)} in {dtype}, boxes, scores and masks in {outside}")
-    first = reads_first(made)
+    first = reads_first(optimized)
     if first:
         notes.append(
             "  the last block computes what the class token needs; forward_features still gives "
             "every token"
         )
-    kind: Any = type(made)
-    made.__class__ = inference_class(kind, first)
-    made.outside = outside
-    made.optimized = Optimized(
+    kind: Any = type(optimized)
+    optimized.__class__ = inference_class(kind, first)
+    optimized.outside = outside
+    optimized.optimized = Optimized(
         dtype,
         device,
         work.blocks,
@@ -174,7 +177,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
         work.kept,
         tuple(notes),
     )
-    return made
+    return optimized
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -190,26 +193,29 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(x): x.detach().clone() for x in computed})
 
 
-def _settled(made: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _settled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """All parts in a dtype, new ones too; the weights of convolutions as their images lie, or each
     call would copy them.
     """
-    return (
-        made.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)  # type: ignore[call-overload]
-    )
+    model.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().requires_grad_(requires_grad=False)
 
 
 def _backbones(model: nn.Module) -> list[str]:
     """The paths of what detectors look at an image with; ours have a pyramid behind it, some of
     which is in float32 by itself.
     """
-    found = [
-        (below(path, "backbone"), one.backbone)
-        for path, one in model.named_modules()
-        if isinstance(one, DETECTORS)
+    backbones = [
+        (below(path, "backbone"), module.backbone)
+        for path, module in model.named_modules()
+        if isinstance(module, DETECTORS)
     ]
-    ours = {path: isinstance(getattr(one, "features", None), Features) for path, one in found}
-    return [below(path, "features") if mine else path for path, mine in ours.items()]
+    return [
+        below(path, "features")
+        if isinstance(getattr(backbone, "features", None), Features)
+        else path
+        for path, backbone in backbones
+    ]
 
 
 @dataclass
@@ -226,13 +232,13 @@ class _Work:
     fused: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     # what was there and what is now, by identity: two paths may share a module
-    made: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict)
+    replacements: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict)
     heads: tuple[nn.Module, ...] = ()
 
     def replaced(self, path: str, module: nn.Module) -> nn.Module:
         """What stands in a module's place: another, or itself with its parts replaced."""
-        if id(module) in self.made:
-            return self.made[id(module)][1]
+        if id(module) in self.replacements:
+            return self.replacements[id(module)][1]
         if not path:
             self.heads = tuple(_heads(module))
         kind = type(module)
@@ -243,31 +249,31 @@ class _Work:
         if why and not _passes(module):
             if kind in RULES or isinstance(module, Attention | nn.Linear | nn.Conv2d):
                 self.kept[path] = why
-            found = None
+            replacement = None
         elif kind in WHOLE and watched(module):
             self.kept[path] = "a part of it has hooks"
-            found = None
+            replacement = None
         else:
             rule: Rule = RULES.get(kind) or (_attention if isinstance(module, Attention) else _none)
-            found = rule(self, path, module)
-        if found is None:
+            replacement = rule(self, path, module)
+        if replacement is None:
             self._name(path, module)
             # named_children would pass over a part that is there twice
             for name, child in module._modules.items():
                 if child is not None:
                     setattr(module, name, self.replaced(below(path, name), child))
-            found = module
-        self.made[id(module)] = (module, found)
-        return found
+            replacement = module
+        self.replacements[id(module)] = (module, replacement)
+        return replacement
 
     def as_it_came(self, module: nn.Module) -> nn.Module:
         """A layer that is called as it is, in the dtype that it came in: a hook may add what it
         holds in that.
         """
         own = next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
-        found = module if own == self.dtype else InDtype(module, own, self.dtype)
-        self.made[id(module)] = (module, found)
-        return found
+        layer = module if own == self.dtype else InDtype(module, own, self.dtype)
+        self.replacements[id(module)] = (module, layer)
+        return layer
 
     def inside(self, model: nn.Module, paths: list[str], outside: torch.dtype) -> None:
         """Parts of a model in the dtype that was asked for, all else in that of the model."""
@@ -275,7 +281,7 @@ class _Work:
             part = _settled(self.replaced(path, model.get_submodule(path)), self.dtype)
             wrapped = LookedInto(part, self.dtype, outside) if outside != self.dtype else part
             model.set_submodule(path, wrapped)
-            self.made[id(wrapped)] = (wrapped, wrapped)
+            self.replacements[id(wrapped)] = (wrapped, wrapped)
         self.dtype = outside
 
     def _name(self, path: str, module: nn.Module) -> None:
@@ -306,18 +312,18 @@ class _Work:
         self.packed.append(path)
         return PackedLinear.of(linear, self.dtype, scale, activation)
 
-    def attention(self, path: str, theirs: nn.Module, scale: Tensor | None) -> nn.Module:
+    def attention(self, path: str, source: nn.Module, scale: Tensor | None) -> nn.Module:
         """Attention that adds itself: ours natively, any other as it is."""
-        if isinstance(theirs, Attention) and reads_its_buffer(theirs):
+        if isinstance(source, Attention) and reads_its_buffer(source):
             self.packed += [f"{path}.qkv", f"{path}.proj"]
-            return PackedAttention.of(theirs, self.dtype, scale)
-        return Added(self.replaced(path, theirs), scale)
+            return PackedAttention.of(source, self.dtype, scale)
+        return Added(self.replaced(path, source), scale)
 
-    def mlp(self, path: str, theirs: nn.Module, scale: Tensor | None) -> nn.Module:
+    def mlp(self, path: str, source: nn.Module, scale: Tensor | None) -> nn.Module:
         """An MLP that adds itself."""
-        if not is_plain_mlp(theirs):
-            return Added(self.replaced(path, theirs), scale)
-        them: Any = theirs
+        if not is_plain_mlp(source):
+            return Added(self.replaced(path, source), scale)
+        them: Any = source
         activation, act = activation_of(them.act), them.act
         if activation is not None:
             self.fused[f"{path}.act"] = f"{path}.fc1"
@@ -325,33 +331,33 @@ class _Work:
         fc1 = self.linear(f"{path}.fc1", them.fc1, activation=activation or NONE)
         return PackedMlp(fc1, act, self.linear(f"{path}.fc2", them.fc2, scale))
 
-    def lpi(self, path: str, theirs: Any, scale: Tensor | None) -> nn.Module:
+    def lpi(self, path: str, source: Any, scale: Tensor | None) -> nn.Module:
         """Local patch interaction that adds itself."""
-        if why := _why_no_lpi(theirs):
+        if why := _why_no_lpi(source):
             self.kept[path] = why
-            return Added(self.replaced(path, theirs), scale)
-        activation = activation_of(theirs.act)
-        factor, _ = factors(theirs.bn)
+            return Added(self.replaced(path, source), scale)
+        activation = activation_of(source.act)
+        factor, _ = factors(source.bn)
         if activation is None or not bool((factor.abs() > 0).all()):
             self.kept[path] = (
                 "a channel of its BatchNorm is switched off"
                 if activation
-                else f"oneDNN has no {type(theirs.act).__name__}"
+                else f"oneDNN has no {type(source.act).__name__}"
             )
-            return Added(theirs, scale)
+            return Added(source, scale)
         self.folded[f"{path}.bn"] = f"{path}.conv2"
         self.fused[f"{path}.act"] = f"{path}.conv1"
-        return PackedLPI.of(theirs, activation, scale)
+        return PackedLPI.of(source, activation, scale)
 
-    def scale(self, path: str, name: str, module: nn.Module) -> Tensor | None:
+    def scale(self, path: str, name: str | None, module: nn.Module) -> Tensor | None:
         """The layer scale of a branch, which goes into its last layer; None without one."""
-        found = getattr(module, name)
-        if type(found) is LayerScale:
-            found = found.gamma
-        if not isinstance(found, Tensor):
+        layer_scale = None if name is None else getattr(module, name)
+        if type(layer_scale) is LayerScale:
+            layer_scale = layer_scale.gamma
+        if not isinstance(layer_scale, Tensor):
             return None
         self.folded[f"{path}.{name}"] = "the last layer of its branch"
-        return found.detach()
+        return layer_scale.detach()
 
 
 Rule = Callable[["_Work", str, Any], "nn.Module | None"]
@@ -382,17 +388,8 @@ def _apart(work: _Work, path: str, module: Any) -> nn.Module | None:
     """Attention that multiplies by the weight of its projection itself."""
     if isinstance(module.qkv, nn.Linear):
         work.kept[below(path, "qkv")] = "its weight is read apart from it"
-        work.made[id(module.qkv)] = (module.qkv, module.qkv)
+        work.replacements[id(module.qkv)] = (module.qkv, module.qkv)
     return None
-
-
-def _vit(work: _Work, path: str, module: Any) -> nn.Module | None:
-    if not isinstance(module.attn, Attention | TimmAttention) or not _only(
-        module, LEFT_OUT | {LayerScale}, "ls1", "ls2", "drop_path1", "drop_path2"
-    ):
-        return None
-    scales = (work.scale(path, "ls1", module), work.scale(path, "ls2", module))
-    return _block(work, path, module, PackedBlock, scales)
 
 
 def _only(module: Any, kinds: set[type], *names: str) -> bool:
@@ -404,41 +401,38 @@ def _only(module: Any, kinds: set[type], *names: str) -> bool:
     )
 
 
-def _grid(work: _Work, path: str, module: Any) -> nn.Module | None:
-    return _block(work, path, module, GridBlock, (None, None))
-
-
-def _xcit(work: _Work, path: str, module: Any) -> nn.Module | None:
-    if not isinstance(module.attn, Attention | XCA) or not _only(module, LEFT_OUT, "drop_path"):
+def _block(block: BlockKind, work: _Work, path: str, module: Any) -> nn.Module | None:
+    """A block of a host whose branches add themselves, where all of its parts are known."""
+    first, second, third = block.attention, block.mlp, block.local
+    if (
+        not isinstance(getattr(module, first.module), (Attention, *first.classes))
+        or not _only(module, LEFT_OUT, *block.drops)
+        or not _only(module, LEFT_OUT | {LayerScale}, *block.scales)
+    ):
         return None
-    scales = (work.scale(path, "gamma1", module), work.scale(path, "gamma2", module))
-    lpi = (
-        None
-        if module.local_mp is None
-        else work.lpi(f"{path}.local_mp", module.local_mp, work.scale(path, "gamma3", module))
-    )
-    return _block(work, path, module, XcitBlock, scales, module.norm3, lpi)
-
-
-def _block(
-    work: _Work,
-    path: str,
-    module: Any,
-    kind: Any,
-    scales: tuple[Tensor | None, Tensor | None],
-    *more: Any,
-) -> nn.Module:
-    """A block whose branches add themselves."""
-    attn = work.attention(f"{path}.attn", module.attn, scales[0])
-    mlp = work.mlp(f"{path}.mlp", module.mlp, scales[1])
-    names = {
-        "attention": attn,
+    scale1, scale2 = (work.scale(path, branch.scale, module) for branch in (first, second))
+    local: list[nn.Module | None] = []
+    if third is not None:
+        branch = getattr(module, third.module)
+        if branch is not None:
+            scale3 = work.scale(path, third.scale, module)
+            branch = work.lpi(f"{path}.{third.module}", branch, scale3)
+        local = [getattr(module, third.norm), branch]
+    attention = work.attention(f"{path}.{first.module}", getattr(module, first.module), scale1)
+    mlp = work.mlp(f"{path}.{second.module}", getattr(module, second.module), scale2)
+    branches = {
+        "attention": attention,
         "MLP": mlp,
-        **({"local patch interaction": more[1]} if more and more[1] is not None else {}),
+        "local patch interaction": local[-1] if local else None,
     }
-    told = [name for name, branch in names.items() if not isinstance(branch, Added)]
-    work.blocks[path] = (", ".join(told) or "nothing") + " added to the residual in place"
-    return kind(module.norm1, attn, module.norm2, mlp, *more)
+    adding = [
+        name
+        for name, branch in branches.items()
+        if branch is not None and not isinstance(branch, Added)
+    ]
+    work.blocks[path] = (", ".join(adding) or "nothing") + " added to the residual in place"
+    norm1, norm2 = getattr(module, first.norm), getattr(module, second.norm)
+    return BLOCKS[block.call](norm1, attention, norm2, mlp, *local)
 
 
 def _sequence(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
@@ -469,17 +463,17 @@ def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
         else:
             items.append((module, name, below(path, name)))
     parts = [
-        (owner, name, where)
-        for owner, name, where in items
+        (owner, name, item_path)
+        for owner, name, item_path in items
         if type(getattr(owner, name)) is not nn.Identity
     ]
-    for (owner, name, where), (after, act_name, act_where) in pairwise(parts):
+    for (owner, name, conv_path), (after, act_name, act_path) in pairwise(parts):
         conv, act = getattr(owner, name), getattr(after, act_name)
         activation = activation_of(act)
         if fuses(conv) and activation is not None and not why_called(act):
             setattr(owner, name, FusedConv(conv, activation))
             setattr(after, act_name, nn.Identity())
-            work.fused[act_where] = where
+            work.fused[act_path] = conv_path
     return None
 
 
@@ -509,33 +503,30 @@ def _positions(_: _Work, __: str, module: nn.Module) -> nn.Module | None:
     return KeptPositions(module)
 
 
+HOST_BLOCKS = [block for host in HOSTS.values() for block in host.blocks]
+EMBEDDINGS = frozenset(
+    kind for host in HOSTS.values() if host.embedding for kind in host.embedding.classes
+)
+POSITIONS = frozenset(
+    kind for host in HOSTS.values() if host.positions for kind in host.positions.classes
+)
 RULES: Mapping[type, Rule] = {
     nn.Linear: _linear,
     nn.Sequential: _stem,
     Mlp: _mlp,
     BeitAttention: _apart,
     EvaAttention: _apart,
-    TimmBlock: _vit,
-    PreNormBlock: _grid,
-    xcit.Block: _xcit,
-    XCABlock: _xcit,
     ConvProjection: _projection,
-    PatchEmbed: _patches,
-    vit.PatchEmbed: _patches,
-    FourierPosition: _positions,
-    PositionalEncodingFourier: _positions,
+    **{kind: partial(_block, block) for block in HOST_BLOCKS for kind in block.accepted.classes},
+    **dict.fromkeys(EMBEDDINGS, _patches),
+    **dict.fromkeys(POSITIONS, _positions),
 }
 # modules whose parts are called no more once they are replaced: a hook of a part keeps the whole
 WHOLE = {
     Mlp,
-    TimmBlock,
-    PreNormBlock,
-    xcit.Block,
-    XCABlock,
-    LPI,
-    TimmLPI,
-    FourierPosition,
-    PositionalEncodingFourier,
+    *POSITIONS,
+    *(kind for block in HOST_BLOCKS for kind in block.accepted.classes),
+    *(kind for block in HOST_BLOCKS if block.local for kind in block.local.classes),
 }
 
 
@@ -543,14 +534,14 @@ def reads_its_buffer(module: Attention) -> bool:
     """Whether an attention is no more than a projection, its operator and a projection."""
     own = type(module).forward is Attention.forward and module.reads_the_buffer
     plain = own and module.gate is None and is_nothing(module.norm) and not watched(module)
-    return plain and all(weights_of(one) is not None for one in (module.qkv, module.proj))
+    return plain and all(weights_of(layer) is not None for layer in (module.qkv, module.proj))
 
 
 def is_plain_mlp(module: nn.Module) -> bool:
     """Whether it is two linear layers and an activation."""
     if type(module) is not Mlp or watched(module):
         return False
-    plain = all(weights_of(one) is not None for one in (module.fc1, module.fc2))
+    plain = all(weights_of(layer) is not None for layer in (module.fc1, module.fc2))
     return plain and type(module.norm) is nn.Identity and _only(module, LEFT_OUT, "drop1", "drop2")
 
 
@@ -596,17 +587,19 @@ def _why_no_lpi(lpi: Any) -> str:
     """Why local patch interaction is called as it is."""
     if watched(lpi):
         return "a part of it has hooks"
-    convs = (why_not_plain(one, kinds=CONV) for one in (lpi.conv1, lpi.conv2))
+    convs = (why_not_plain(conv, kinds=CONV) for conv in (lpi.conv1, lpi.conv2))
     return next((why for why in convs if why), "") or why_not_plain(lpi.bn, kinds=NORM)
 
 
 def _heads(model: Any) -> Iterator[nn.Module]:
     """The layers behind the pooling."""
     for name in ("get_classifier",):
-        if callable(found := getattr(model, name, None)) and isinstance(head := found(), nn.Module):
+        if callable(getter := getattr(model, name, None)) and isinstance(
+            head := getter(), nn.Module
+        ):
             yield from head.modules()
 
 
 def _passes(module: nn.Module) -> bool:
     """Whether a module's hooks still see it called: it is kept, and only its parts are replaced."""
-    return type(module) in {nn.Sequential, PatchEmbed, vit.PatchEmbed, ConvProjection}
+    return type(module) in {nn.Sequential, ConvProjection, *EMBEDDINGS}

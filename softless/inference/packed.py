@@ -99,10 +99,10 @@ class PackedLinear(nn.Module):
         scale: Tensor | None = None,
         activation: Activation = NONE,
     ) -> "PackedLinear":
-        """A layer of torch, its outputs multiplied by scale (out)."""
-        found = weights_of(linear)
-        assert found is not None, "who packs a layer has asked whether it may be read"
-        weight, bias = found.W.detach(), None if found.b is None else found.b.detach()
+        """A layer of torch (out, in), its outputs multiplied by scale (out,)."""
+        weights = weights_of(linear)
+        assert weights is not None, "who packs a layer has asked whether it may be read"
+        weight, bias = weights.W.detach(), None if weights.b is None else weights.b.detach()
         if scale is not None:
             factor = scale.detach().double()
             weight = weight.double() * factor[:, None]
@@ -115,7 +115,9 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packs else weight
 
     def weights_held(self) -> list[Tensor]:
-        """The numbers that were trained, for whoever counts them: this layer has no parameters."""
+        """The numbers that were trained, (out, in) and (out,), for whoever counts them: this layer has
+        no parameters.
+        """
         return [self.packed] if self.bias is None else [self.packed, self.bias]
 
     @property
@@ -124,7 +126,7 @@ class PackedLinear(nn.Module):
         return self.packed.to_dense() if self.packs else self.packed
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """act(x Wᵀ + b), plus `onto` (…, out).
+        """act(x Wᵀ + b), plus `onto` (…, out): x (…, in) -> (…, out).
 
         Raises:
             UsageError: a gradient is asked for, or the layer is exported.
@@ -172,18 +174,23 @@ class FusedConv(nn.Module):
         self.conv, self.activation = conv, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, found = self.conv, weights_of(self.conv, x.device, CONV)
-        if found is None:  # somebody waits for it since it was fused
+        """Images (B,C,h,w) -> (B,C',h',w').
+
+        Raises:
+            UsageError: a transform of torch.func or forward-mode differentiation is active.
+        """
+        conv, weights = self.conv, weights_of(self.conv, x.device, CONV)
+        if weights is None:  # somebody waits for it since it was fused
             return PLAIN[self.activation](conv(x))
-        x = x.to(found.W.dtype)
+        x = x.to(weights.W.dtype)
         if why_not(x.dtype, x.device) or x.numel() == 0 or counted():
             return PLAIN[self.activation](conv(x))
         if transformed():
             raise UsageError(NO_GRADIENTS)
         return _conv(
             x,
-            found.W,
-            found.b,
+            weights.W,
+            weights.b,
             conv.padding,
             conv.stride,
             conv.dilation,

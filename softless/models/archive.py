@@ -111,12 +111,12 @@ def read_old(path: Path) -> dict[str, Any]:
     """
     check_torch(path)
     with path.open("rb") as file:
-        found = scan(file.read(PICKLE), STACKED)
-    _check_pickle(path, found, foreign=True)
+        scanned = scan(file.read(PICKLE), STACKED)
+    _check_pickle(path, scanned, foreign=True)
     size = path.stat().st_size
-    if max(found.claims, default=0) > size or sum(found.claims) > REPEATS * size:
+    if max(scanned.claims, default=0) > size or sum(scanned.claims) > REPEATS * size:
         raise DataError(
-            f"{path} claims tensors of {sum(found.claims)} numbers in {size} bytes: copy it "
+            f"{path} claims tensors of {sum(scanned.claims)} numbers in {size} bytes: copy it "
             f"again, or {MEND}"
         )
     return _loaded(path, mapped=False)
@@ -126,18 +126,18 @@ def _loaded(path: Path, *, mapped: bool) -> dict[str, Any]:
     """What torch reads in a file whose pickle was looked at."""
     try:
         with read_as_nothing():
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        _check_views(held, path.stat().st_size)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        _check_views(content, path.stat().st_size)
     except Exception as error:
         raise DataError(
             f"{path} is not a checkpoint of plain tensors ({first_line(error)}): nothing in a "
             f"file is executed here, so {MEND}"
         ) from error
-    if not isinstance(held, dict):
+    if not isinstance(content, dict):
         raise DataError(
-            f"{path} holds a {type(held).__name__}, not a state dict: save model.state_dict()"
+            f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()"
         )
-    return held
+    return content
 
 
 def check_torch(path: Path) -> None:
@@ -166,8 +166,8 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
         members = archive.infolist()
         names = [member.filename for member in members]
         roots = {name.partition("/")[0] for name in names}
-        if what := _of_another_tool(names):
-            raise ValueError(what)
+        if tool := _of_another_tool(names):
+            raise ValueError(tool)
         for member in members:
             name = member.filename
             if (
@@ -224,9 +224,9 @@ def _check_end(file: BinaryIO, size: int) -> None:
     end = size - 22
     if tail[56:60] == b"PK\x06\x07":  # zip64
         end = size - 98
-        (told,) = struct.unpack("<8xQ4x", tail[56:76])
+        (stated_end,) = struct.unpack("<8xQ4x", tail[56:76])
         *_, length, start = struct.unpack("<4sQ2H2I4Q", tail[:56])
-        if told != end or tail[:4] != b"PK\x06\x06":
+        if stated_end != end or tail[:4] != b"PK\x06\x06":
             raise ValueError("its directory is not where its end says")
     if signature != b"PK\x05\x06" or comment or start + length != end:
         raise ValueError("it does not end with its directory")
@@ -234,12 +234,14 @@ def _check_end(file: BinaryIO, size: int) -> None:
         raise ValueError(f"its directory has {length} bytes, and at most {DIRECTORY} are read")
 
 
-def _check_pickle(path: Path, found: "Scan", *, foreign: bool) -> None:
+def _check_pickle(path: Path, scanned: "PickleScan", *, foreign: bool) -> None:
     """A bounded number of steps, which call only what tensors need and, in a foreign file, what
     stands for nothing.
     """
-    wrong = [name for name in found.called if not (harmless(name) if foreign else name in ALLOWED)]
-    if whole := next(
+    wrong = [
+        name for name in scanned.called if not (harmless(name) if foreign else name in ALLOWED)
+    ]
+    if model_class := next(
         (
             name
             for name in wrong
@@ -248,22 +250,22 @@ def _check_pickle(path: Path, found: "Scan", *, foreign: bool) -> None:
         "",
     ):
         raise DataError(
-            f"{path} holds a whole model ({whole[:100]}) and not its weights: load it where its "
-            f"code is, and {MEND}"
+            f"{path} holds a whole model ({model_class[:100]}) and not its weights: load it "
+            f"where its code is, and {MEND}"
         )
     if wrong:
         raise DataError(
             f"{path} calls {_shown(wrong[0])}, and nothing in a file is executed here: {MEND}"
         )
-    if found.problem:
+    if scanned.problem:
         raise DataError(
-            f"{path} is not a checkpoint of plain tensors ({found.problem}): nothing in a file is "
-            f"executed here, so {MEND}"
+            f"{path} is not a checkpoint of plain tensors ({scanned.problem}): nothing in a file "
+            f"is executed here, so {MEND}"
         )
 
 
 @dataclass
-class Scan:
+class PickleScan:
     """What a look at pickles found. Nothing is imported."""
 
     called: list[str] = field(default_factory=list)  # the names that they would import, in order
@@ -293,28 +295,28 @@ class Scan:
         self.problem = self.problem or problem
 
 
-def scan(pickled: bytes, pickles: int = 1) -> Scan:
+def scan(pickled: bytes, pickles: int = 1) -> PickleScan:
     """What pickles would do; of more than one, the names in further ones too, and that there are
     such.
 
     Of several pickles, as old files hold them, what lies behind the last is not looked at.
     """
-    stream, found, done = io.BytesIO(pickled), Scan(), 0
+    stream, scanned, done = io.BytesIO(pickled), PickleScan(), 0
     try:
         while stream.tell() < len(pickled) and (done < pickles or pickles == 1):
             if done == pickles:
-                found.wrong("something follows its pickle")
+                scanned.wrong("something follows its pickle")
             for operation, value, _ in pickletools.genops(stream):
-                found.see(operation, value)
-                if found.steps > STEPS:
-                    found.problem = f"its pickle takes more than {STEPS} steps"
-                    return found
+                scanned.see(operation, value)
+                if scanned.steps > STEPS:
+                    scanned.problem = f"its pickle takes more than {STEPS} steps"
+                    return scanned
             done += 1
         if done < pickles:
-            found.wrong("its pickle is broken: it ends too early")
+            scanned.wrong("its pickle is broken: it ends too early")
     except (ValueError, OverflowError, struct.error) as error:
-        found.wrong(f"its pickle is broken: {first_line(error)}")
-    return found
+        scanned.wrong(f"its pickle is broken: {first_line(error)}")
+    return scanned
 
 
 def harmless(name: str) -> bool:
@@ -344,18 +346,21 @@ def _shown(name: str) -> str:
     return repr(name)[1:-1][:100]
 
 
-def tensors_of(held: Any) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(content: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors of nested containers with their paths, each container once however often it is
     held.
+
+    Raises:
+        ValueError: containers in one another beyond `DEPTH`, or one with attributes of its own.
     """
-    waiting, seen = [(0, "", held)], set()
+    waiting, visited = [(0, "", content)], set()
     while waiting:
         depth, path, value = waiting.pop()
         if isinstance(value, Tensor):
             yield path, value
-        if not isinstance(value, dict | list | tuple) or id(value) in seen:
+        if not isinstance(value, dict | list | tuple) or id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if depth == DEPTH:
             raise ValueError(f"it nests more than {DEPTH} containers")
         if set(getattr(value, "__dict__", ())) - {"_metadata"}:
@@ -366,10 +371,10 @@ def tensors_of(held: Any) -> Iterator[tuple[str, Tensor]]:
         ][::-1]
 
 
-def _check_views(held: Any, size: int) -> None:
+def _check_views(content: Any, size: int) -> None:
     """No tensor claims more than its storage holds, nor all of them many times the file."""
     total = 0
-    for name, tensor in tensors_of(held):
+    for name, tensor in tensors_of(content):
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise ValueError(
                 f"{name} is {tensor.layout} on {tensor.device}, and only plain tensors are read"

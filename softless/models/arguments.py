@@ -52,7 +52,7 @@ def arguments(name: str, op: str | None = None) -> Mapping[str, Argument] | None
 def _arguments(name: str, op: str | None) -> Mapping[str, Argument] | None:
     entry = ENTRIES.get(name)
     variant = (
-        entry.variant if entry else next((one for one in VARIANTS if one.name == name and op), None)
+        entry.variant if entry else next((row for row in VARIANTS if row.name == name and op), None)
     )
     exchanged = op or (entry.op if entry else None)
     if variant is not None and (exchanged or entry):
@@ -63,40 +63,41 @@ def _arguments(name: str, op: str | None) -> Mapping[str, Argument] | None:
     classes = [kind for function in functions for kind in _built(function)]
     if not classes:
         return None
-    found: dict[str, Argument] = {}
+    known_arguments: dict[str, Argument] = {}
     places: list[Callable[..., Any]] = [*functions, *classes, timm.create_model]
-    for place in places:
-        found = {**_of(place), **found}
-    found |= {"act": Argument("act", typing.Literal[tuple(ACTIVATIONS)])}
+    for source in places:
+        known_arguments = {**_of(source), **known_arguments}
+    known_arguments |= {"act": Argument("act", typing.Literal[tuple(ACTIVATIONS)])}
     if exchanged is not None:
         options = get(exchanged).options
-        found |= {
+        known_arguments |= {
             key: Argument(key, Any, option.default, option=True) for key, option in options.items()
         }
-        found |= {key: Argument(key, hint) for key, hint in COMPANIONS.items()}
-    return {key: one for key, one in found.items() if key not in PRIVATE}
+        known_arguments |= {key: Argument(key, hint) for key, hint in COMPANIONS.items()}
+    return {key: argument for key, argument in known_arguments.items() if key not in PRIVATE}
 
 
 def takes(name: str, op: str | None, argument: str) -> bool:
     """Whether a model takes this keyword argument, as far as its signature tells."""
-    known = arguments(name, op)
-    return known is None or argument in known
+    accepted = arguments(name, op)
+    return accepted is None or argument in accepted
 
 
 def _followed(start: Callable[..., Any]) -> Iterator[FunctionType]:
     """The function and those of its module that it calls, itself or through others."""
-    todo, seen = [inspect.unwrap(start)], set()
+    todo, followed = [inspect.unwrap(start)], set()
     while todo:
         function = todo.pop()
-        if not isinstance(function, FunctionType) or function in seen:
+        if not isinstance(function, FunctionType) or function in followed:
             continue
-        seen.add(function)
+        followed.add(function)
         yield function
         named = [function.__globals__.get(word) for word in function.__code__.co_names]
         todo += [
-            one
-            for one in named
-            if isinstance(one, FunctionType) and one.__module__ == function.__module__
+            function_called
+            for function_called in named
+            if isinstance(function_called, FunctionType)
+            and function_called.__module__ == function.__module__
         ]
 
 
@@ -104,26 +105,35 @@ def _built(function: FunctionType) -> list[type[nn.Module]]:
     """The classes that a function hands to timm's builder."""
     words = function.__code__.co_names
     named = [function.__globals__.get(word) for word in words] if BUILDER in words else []
-    return [one for one in named if isinstance(one, type) and issubclass(one, nn.Module)]
+    return [
+        candidate
+        for candidate in named
+        if isinstance(candidate, type) and issubclass(candidate, nn.Module)
+    ]
 
 
-def _of(place: Callable[..., Any]) -> dict[str, Argument]:
+def _of(source: Callable[..., Any]) -> dict[str, Argument]:
     """The named parameters of a function, or of a class and those of its bases that it hands
     `**kwargs` to.
     """
-    found: dict[str, Argument] = {}
-    kinds = [vars(kind) for kind in place.__mro__] if isinstance(place, type) else []
-    chain = [kind["__init__"] for kind in kinds if "__init__" in kind] or [place]
+    parameters_by_name: dict[str, Argument] = {}
+    kinds = [vars(kind) for kind in source.__mro__] if isinstance(source, type) else []
+    chain = [kind["__init__"] for kind in kinds if "__init__" in kind] or [source]
     for function in chain:
         parameters = inspect.signature(function).parameters.values()
         hints = _hints(function)
-        for one in parameters:
-            if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY} and one.name not in found:
-                default = None if one.default is one.empty else one.default
-                found[one.name] = Argument(one.name, hints.get(one.name, Any), default)
-        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        for parameter in parameters:
+            if (
+                parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
+                and parameter.name not in parameters_by_name
+            ):
+                default = None if parameter.default is parameter.empty else parameter.default
+                parameters_by_name[parameter.name] = Argument(
+                    parameter.name, hints.get(parameter.name, Any), default
+                )
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return found
+    return parameters_by_name
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def describe(model: nn.Module, data: Mapping[str, Any] | None) -> dict[str, Any]
     for name, value in arguments.items():
         if problem := _problem(name, value, _arguments()):
             raise UsageError(f"cannot say {name}={value!r} in a config.json: {problem}")
-    about = _about(model, arguments, data)
+    preparation = _about(model, arguments, data)
     name = registered(built)
     content = {
         "architecture": name
@@ -145,7 +145,7 @@ def describe(model: nn.Module, data: Mapping[str, Any] | None) -> dict[str, Any]
         "num_classes": classes,
         "num_features": int(getattr(model, "num_features", 0)),
         "model_args": arguments,
-        "pretrained_cfg": about,
+        "pretrained_cfg": preparation,
     }
     return content if name else {**content, "softless": {"host": built.name, "op": built.op}}
 
@@ -153,36 +153,38 @@ def describe(model: nn.Module, data: Mapping[str, Any] | None) -> dict[str, Any]
 def _about(
     model: nn.Module, arguments: Mapping[str, Any], data: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    given = dict(data or {})
-    if unknown := given.keys() - PREPARATION:
+    stated = dict(data or {})
+    if unknown := stated.keys() - PREPARATION:
         raise UsageError(
             f"data has no {', '.join(sorted(unknown))}; it has: {', '.join(sorted(PREPARATION))}"
         )
-    told = {
+    configuration = {
         name: value
         for name, value in getattr(model, "pretrained_cfg", {}).items()
         if value is not None
     }
     channels = arguments.get("in_chans", 3)
-    side = arguments.get("img_size", told["input_size"][1:])
-    told["input_size"] = (channels, *([side, side] if isinstance(side, int) else side))
-    notes = noted(given.pop("range") if "range" in given else declared(told))
-    told |= {**given, "num_classes": arguments["num_classes"], "notes": notes}
-    about = {
-        name: list(told[name]) if isinstance(told[name], tuple) else told[name]
-        for name in sorted(ABOUT & told.keys())
+    side = arguments.get("img_size", configuration["input_size"][1:])
+    configuration["input_size"] = (channels, *([side, side] if isinstance(side, int) else side))
+    notes = noted(stated.pop("range") if "range" in stated else declared(configuration))
+    configuration |= {**stated, "num_classes": arguments["num_classes"], "notes": notes}
+    preparation = {
+        name: list(configuration[name])
+        if isinstance(configuration[name], tuple)
+        else configuration[name]
+        for name in sorted(ABOUT & configuration.keys())
         if name != "notes" or notes
     }
     for name in ("mean", "std"):
-        if len(about[name]) != channels:
+        if len(preparation[name]) != channels:
             raise UsageError(
-                f"the model takes {channels} channels and its {name} has {len(about[name])} "
+                f"the model takes {channels} channels and its {name} has {len(preparation[name])} "
                 f"numbers: pass data={{'mean': ..., 'std': ...}}"
             )
-    for name, value in about.items():
+    for name, value in preparation.items():
         if problem := _problem(name, value, ABOUT):
             raise UsageError(f"cannot say {name}={value!r} in a config.json: {problem}")
-    return about
+    return preparation
 
 
 def noted(declared_range: str | None) -> list[str]:
@@ -190,10 +192,12 @@ def noted(declared_range: str | None) -> list[str]:
     return [] if declared_range is None else [f"data.range={declared_range}"]
 
 
-def declared(about: Mapping[str, Any]) -> str | None:
+def declared(preparation: Mapping[str, Any]) -> str | None:
     """The declared range that a pretrained_cfg notes."""
-    found = (NOTE.fullmatch(note) for note in about.get("notes") or () if isinstance(note, str))
-    return next((match[1] for match in found if match), None)
+    matches = (
+        NOTE.fullmatch(note) for note in preparation.get("notes") or () if isinstance(note, str)
+    )
+    return next((match[1] for match in matches if match), None)
 
 
 def read(path: Path) -> Config:
@@ -216,18 +220,20 @@ def read(path: Path) -> Config:
             f"{path} is not a model's: model_args, pretrained_cfg and softless are tables"
         )
     alone = {name: value for name, value in content.items() if name not in tables}
-    for table, known in (
+    for table, names in (
         (alone, KEYS),
         (content.get("model_args", {}), _arguments()),
         (content.get("pretrained_cfg", {}), ABOUT),
         (content.get("softless", {}), {"host", "op"}),
     ):
         for name, value in table.items():
-            if problem := _problem(name, value, known):
+            if problem := _problem(name, value, names):
                 raise DataError(f"{path} has {name!r:.60}, which is not read: {problem}")
-    ours = content.get("softless", {})
-    name, op = (ours.get("host"), ours.get("op")) if ours else (content.get("architecture"), None)
-    if not isinstance(name, str) or (ours and op not in OPERATORS):
+    build = content.get("softless", {})
+    name, op = (
+        (build.get("host"), build.get("op")) if build else (content.get("architecture"), None)
+    )
+    if not isinstance(name, str) or (build and op not in OPERATORS):
         raise DataError(f"{path} names no model: architecture, or host and op under softless")
     return Config(
         Construction(name, op, content.get("model_args", {})), content.get("pretrained_cfg", {})
@@ -239,18 +245,19 @@ def _arguments() -> frozenset[str]:
     return ARGUMENTS.union(*(op.options for op in OPERATORS.values()))
 
 
-def _problem(name: str, value: Any, known: frozenset[str] | set[str]) -> str:
+def _problem(name: str, value: Any, names: frozenset[str] | set[str]) -> str:
     """Why an entry is not taken, or nothing: names come from a list; values are numbers, plain
     words and short lists of them.
     """
-    if name not in known:
-        return f"known are {', '.join(sorted(known))}"
+    if name not in names:
+        return f"known are {', '.join(sorted(names))}"
     if name == "notes":
         notes = value if isinstance(value, list) and len(value) <= 16 else [None]
         fits = all(isinstance(note, str) and NOTE.fullmatch(note) for note in notes)
         return "" if fits else "notes say data.range alone"
     if not all(
-        _plain(one) for one in (value if isinstance(value, list) and len(value) <= 16 else [value])
+        _plain(element)
+        for element in (value if isinstance(value, list) and len(value) <= 16 else [value])
     ):
         return "values are numbers, names and short lists of them"
     return ""

@@ -22,15 +22,17 @@ from softless.layers import Attention, operator_class
 from softless.models import config, digests, vit
 from softless.models.download import downloaded
 from softless.models.files import CONFIG, FILE
+from softless.models.hosts import HOSTS
 from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
-from softless.models.variants import ENTRIES, VARIANTS, Entry
+from softless.models.variants import BUILT_HERE, ENTRIES, RegisteredModel
 from softless.models.weights import fill, load_weights
 
 _log = logging.getLogger("softless.models")
 FOLDER = "local-dir:"  # as timm says it
-VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
+# timm's modules whose models take attn_layer=
+TIMM_MODULES = {module for host in HOSTS.values() for module in host.timm_modules}
 
 
 def create_model(
@@ -116,12 +118,12 @@ def _unknown_option(
     # it asks this module whether there is such a model
     from softless.models.arguments import arguments
 
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if found is None or found[1] not in kwargs:
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if match is None or match[1] not in kwargs:
         return None
     with_op = f" with op='{op}'" if op else ""
     return UnknownOption(
-        str(unknown(f"option of '{name}'{with_op}", found[1], arguments(name, op) or ()))
+        str(unknown(f"option of '{name}'{with_op}", match[1], arguments(name, op) or ()))
     )
 
 
@@ -152,18 +154,17 @@ def check_host(name: str, op: str | None) -> None:
                 f"'{entry.variant.name}'"
             )
         return
-    hosts = {variant.name: variant.host for variant in VARIANTS if variant.host != "vit"}
     if op is None:
-        if hosts.get(name) == "pyramid":
+        if name in BUILT_HERE and not is_model(name):
             raise UsageError(
                 f"'{name}' is a host without an operator of its own: pass op=, for example "
                 "op='soft'"
             )
         _known(name)
-    elif name not in hosts:
+    elif name not in BUILT_HERE:
         _known(name)
-        listed = f"Hosts: ViT and DeiT models of timm, and {', '.join(sorted(hosts))}"
-        if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
+        listed = f"Hosts: ViT and DeiT models of timm, and {', '.join(sorted(BUILT_HERE))}"
+        if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in TIMM_MODULES:
             raise UsageError(f"'{name}' has no place for another attention. {listed}")
         if not _exchanges(name):
             raise UsageError(
@@ -178,8 +179,8 @@ def _exchanges(name: str) -> bool:
     themselves, and would keep softmax.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        made = timm.create_model(name, depth=1, attn_layer=operator_class("sima"))
-    return any(isinstance(module, Attention) for module in made.modules())
+        model = timm.create_model(name, depth=1, attn_layer=operator_class("sima"))
+    return any(isinstance(module, Attention) for module in model.modules())
 
 
 def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -194,43 +195,43 @@ def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
             f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', "
             "op='xca', lpi=…) for XCiT's own"
         )
-    made = constructed(
+    model = constructed(
         timm.create_model(name, pretrained=pretrained, **host_arguments({**kwargs})),
         name,
         None,
         kwargs,
     )
     if pretrained:
-        trained_as_configured(made)
-    return made
+        trained_as_configured(model)
+    return model
 
 
 def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """A host with its attention exchanged at construction."""
-    ours = {variant.name: variant for variant in VARIANTS if variant.host != "vit"}
-    if "lpi" in kwargs and (name not in ours or ours[name].host != "xcit"):
+    variant = BUILT_HERE.get(name)
+    if "lpi" in kwargs and (variant is None or "lpi" not in HOSTS[variant.host].options):
         raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
-    if name in ours:
+    if variant is not None:
         if pretrained:
             raise UsageError(
                 f"'{name}' with op='{op}' has no released weights: pass pretrained=False"
             )
-        entry = Entry(name, ours[name], op)
+        entry = RegisteredModel(name, variant, op)
         return entry(pretrained_cfg=entry.configuration, **kwargs)
-    made: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
-    if not any(isinstance(module, Attention) for module in made.modules()):
+    model: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
+    if not any(isinstance(module, Attention) for module in model.modules()):
         raise UsageError(
             f"'{name}' with {kwargs} has no block that takes another attention, and would keep "
             "softmax: leave block_fn= out"
         )
     # around it with features_only
-    whole: Any = made.model if isinstance(made, FeatureGetterNet) else made
+    host_model: Any = model.model if isinstance(model, FeatureGetterNet) else model
     if pretrained:
-        trained_as_configured(made)
+        trained_as_configured(model)
     elif name.startswith("deit_"):
-        vit.start_as_deit(whole)
-    vit.connect(whole)
-    return constructed(made, name, op, kwargs)
+        vit.start_as_deit(host_model)
+    vit.connect(host_model)
+    return constructed(model, name, op, kwargs)
 
 
 def _from_checkpoint(
@@ -247,23 +248,23 @@ def _from_checkpoint(
         if kwargs.get("features_only")
         else load_weights(model, located(path))
     )
-    for told in loaded.doubts():
-        _log.warning("%s: %s", path, told)
+    for doubt in loaded.doubts():
+        _log.warning("%s: %s", path, doubt)
     return cast("nn.Module", model)
 
 
 def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """A model of `save_weights`."""
     digests.check(folder / CONFIG)
-    found = config.read(folder / CONFIG)
+    stored = config.read(folder / CONFIG)
     check_fits(
-        lambda: create_model(found.built.name, found.built.op, **found.built.arguments),
+        lambda: create_model(stored.built.name, stored.built.op, **stored.built.arguments),
         folder / FILE,
         folder / CONFIG,
     )
     try:
         model = create_model(
-            found.built.name, found.built.op, **{**found.built.arguments, **kwargs}
+            stored.built.name, stored.built.op, **{**stored.built.arguments, **kwargs}
         )
     except UsageError:
         raise
@@ -271,30 +272,30 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
         raise DataError(
             f"{folder / CONFIG} with {kwargs or 'nothing else'} builds no model: {error}"
         ) from error
-    about = {**found.about}
-    channels = kwargs.get("in_chans", found.built.arguments.get("in_chans", 3))
-    if channels != found.built.arguments.get("in_chans", 3):
-        about |= of_channels(about, channels)
-    model.pretrained_cfg |= about  # type: ignore[operator]
+    preparation = {**stored.about}
+    channels = kwargs.get("in_chans", stored.built.arguments.get("in_chans", 3))
+    if channels != stored.built.arguments.get("in_chans", 3):
+        preparation |= of_channels(preparation, channels)
+    model.pretrained_cfg |= preparation  # type: ignore[operator]
     if pretrained:
         trained_as_configured(model)
-        same = kwargs.get("num_classes") in {None, found.built.arguments.get("num_classes")}
+        same = kwargs.get("num_classes") in {None, stored.built.arguments.get("num_classes")}
         fill(model, folder, head="same" if same and not kwargs.get("features_only") else "new")
     return model
 
 
-def of_channels(about: Mapping[str, Any], channels: int) -> dict[str, Any]:
+def of_channels(preparation: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """How images of another number of channels are prepared: by the mean over channels for one,
     else by repeating them.
     """
-    told = {name: list(about[name]) for name in ("mean", "std") if name in about}
+    statistics = {name: list(preparation[name]) for name in ("mean", "std") if name in preparation}
     changed = {
         name: [sum(values) / len(values)]
         if channels == 1
         else [values[n % len(values)] for n in range(channels)]
-        for name, values in told.items()
+        for name, values in statistics.items()
     }
-    size = about.get("input_size")
+    size = preparation.get("input_size")
     return {**changed, **({"input_size": (channels, *size[1:])} if size else {})}
 
 

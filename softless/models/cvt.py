@@ -15,8 +15,9 @@ from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from softless.layers import ConvAttention
+from softless.models.host import Host, WeightLayout
 from softless.models.options import host_arguments, take_companions, take_operator_options
-from softless.models.pyramid import PreNormBlock, Pyramid, Stage, ramp, start_bias
+from softless.models.pyramid import PRE_NORM, PreNormBlock, Pyramid, Stage, ramp, start_bias
 
 KERNELS, STRIDES = (7, 3, 3), (4, 2, 2)
 
@@ -33,6 +34,7 @@ class ConvEmbed(nn.Module):
         self.norm = norm_layer(dim)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, dim, h / stride, w / stride), normalised over channels."""
         x: Tensor = self.norm(self.proj(image).permute(0, 2, 3, 1))
         return x.permute(0, 3, 1, 2)
 
@@ -127,3 +129,15 @@ def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.
         op_options=take_operator_options(op, kwargs) | take_companions(kwargs),
         **host_arguments(kwargs),
     )
+
+
+HOST = Host(
+    name="cvt",
+    build=build,
+    first_conv="stage0.patch_embed.proj",
+    models=(CvT,),
+    blocks=(PRE_NORM,),
+    tensor=r".*\.attn\.conv_proj_q\..*",
+    smallest={"depths": (1, 1, 2), "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)},
+    layouts=(WeightLayout("CvT's code", r"stage0\.blocks\.0\.attn\.conv_proj_q\.conv\.weight"),),
+)

@@ -19,15 +19,17 @@ SHOWN = 5
 
 
 def of_file(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def of_tensor(tensor: Tensor) -> str:
-    """Of the values in row-major order, as safetensors stores them."""
+    """SHA-256 of the values of a tensor of any shape, in row-major order, as safetensors stores
+    them.
+    """
     return hashlib.sha256(
         tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     ).hexdigest()
@@ -54,27 +56,29 @@ def check(path: Path, read: Callable[[Path], Mapping[str, Tensor]] | None = None
     beside = path.parent / DIGESTS
     if not beside.is_file():
         return
-    told = _read(beside)
-    expected = told["files"].get(path.name)
+    stated = _read(beside)
+    expected = stated["files"].get(path.name)
     if expected is None:
         return
-    found = of_file(path)
-    if found != expected:
-        differ = _which(path, read, told["tensors"]) if read else ""
+    digest = of_file(path)
+    if digest != expected:
+        differ = _which(path, read, stated["tensors"]) if read else ""
         raise DataError(
             f"{path} is not the file that was saved: {beside} expects the sha256 {expected}, "
-            f"found is {found}{differ}; copy the folder again"
+            f"found is {digest}{differ}; copy the folder again"
         )
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
     try:
-        told = (
+        stated = (
             json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LARGEST else None
         )
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path} ({error}): copy the folder again") from error
-    tables = [told.get(key) for key in ("files", "tensors")] if isinstance(told, dict) else [None]
+    tables = (
+        [stated.get(key) for key in ("files", "tensors")] if isinstance(stated, dict) else [None]
+    )
     if not all(
         isinstance(table, dict) and all(isinstance(text, str) for text in table.values())
         for table in tables
@@ -82,7 +86,7 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
         raise DataError(
             f"{path} is not a list of the digests of files and tensors: copy the folder again"
         )
-    return cast("dict[str, dict[str, str]]", told)
+    return cast("dict[str, dict[str, str]]", stated)
 
 
 def _which(
@@ -98,5 +102,5 @@ def _which(
         for name in {**expected, **tensors}
         if name not in tensors or of_tensor(tensors[name]) != expected.get(name)
     ]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"; of its tensors differ: {', '.join(names[:SHOWN]) or 'none'}{more}"
+    remainder = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"; of its tensors differ: {', '.join(names[:SHOWN]) or 'none'}{remainder}"

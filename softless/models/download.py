@@ -27,8 +27,8 @@ def downloaded(name: str, make: Callable[[], Made]) -> Made:
         UsageError: timm knows no weights for this name.
         DataError: they are neither on this machine nor to be had.
     """
-    known = timm.get_pretrained_cfg(name)
-    if known is None or not known.has_weights:
+    configuration = timm.get_pretrained_cfg(name)
+    if configuration is None or not configuration.has_weights:
         raise UsageError(
             f"there are no released weights of '{name}': leave pretrained out, or load a file of "
             "your own"

@@ -89,10 +89,10 @@ def write_digested(path: Path, write: Callable[[Hashing], Any]) -> Digest:
         sync_folder(path.parent)
     except BaseException as error:
         discard(beside)
-        found = (hashing.error if hashing and isinstance(error, RuntimeError) else None) or error
-        if not isinstance(found, OSError):
+        cause = (hashing.error if hashing and isinstance(error, RuntimeError) else None) or error
+        if not isinstance(cause, OSError):
             raise
-        raise storage_error(path, found, hashing.count if hashing else 0) from error
+        raise storage_error(path, cause, hashing.count if hashing else 0) from error
     return hashing.digest()
 
 
@@ -242,6 +242,9 @@ def discard(path: Path) -> None:
 def storing(path: Path, needed: int = 0) -> Iterator[None]:
     """What the system refuses inside is a `StorageError` that names this path; `needed` is how many
     bytes were to be written.
+
+    Raises:
+        StorageError: the system refused something.
     """
     try:
         yield
@@ -270,10 +273,10 @@ def write_tensors(
         try:
             save_readable(beside, tensors, metadata)
         except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            if found is None:
+            match = re.search(r"os error (\d+)", str(error))
+            if match is None:
                 raise
-            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+            raise OSError(int(match[1]), os.strerror(int(match[1]))) from error
 
     write_whole(path, write, sum(tensor.nbytes for tensor in tensors.values()))
 

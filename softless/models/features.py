@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from softless.errors import UsageError
 from softless.models.create import create_model
+from softless.models.hosts import class_token_unread
 from softless.models.options import activation
 
 STRIDES = (4, 8, 16, 32)
@@ -48,37 +49,36 @@ class Features(nn.Module):
                 "segmented on it: choose a ViT, XCiT, CvT, SOFT or "
                 "another timm model with forward_intermediates"
             )
-        found = [(int(info["reduction"]), int(info["num_chs"])) for info in _infos(host)]
-        self.one_grid = len({reduction for reduction, _ in found}) == 1
+        feature_maps = [(int(info["reduction"]), int(info["num_chs"])) for info in _infos(host)]
+        self.one_grid = len({reduction for reduction, _ in feature_maps}) == 1
         if self.one_grid:
-            self.indices = _layers(architecture, len(found), layers)
+            self.indices = _layers(architecture, len(feature_maps), layers)
         else:
             if layers is not None:
                 raise UsageError(
                     f"'{architecture}' has stages of its own: layers={tuple(layers)} is for hosts "
                     "of one grid"
                 )
-            last = {reduction: index for index, (reduction, _) in enumerate(found)}
+            last = {reduction: index for index, (reduction, _) in enumerate(feature_maps)}
             self.indices = [last[stride] for stride in sorted(last) if stride in STRIDES]
-            if found[self.indices[0]][0] != STRIDES[0] or not 3 <= len(self.indices) <= 4:
+            if feature_maps[self.indices[0]][0] != STRIDES[0] or not 3 <= len(self.indices) <= 4:
                 raise UsageError(
                     f"'{architecture}' has maps at strides {sorted(last)}: heads are built on 4, "
                     "8, 16 and 32, of which the last may be missing"
                 )
         act = activation(arguments.get("act") or "gelu")
-        taken = [found[index] for index in self.indices]
-        self.channels = tuple(width for _, width in taken) + (taken[-1][1],) * (
-            len(STRIDES) - len(taken)
+        chosen = [feature_maps[index] for index in self.indices]
+        self.channels = tuple(width for _, width in chosen) + (chosen[-1][1],) * (
+            len(STRIDES) - len(chosen)
         )
-        self.divisor = max(reduction for reduction, _ in taken)
+        self.divisor = max(reduction for reduction, _ in chosen)
         if hasattr(host, "prune_intermediate_layers"):
             host.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
-        if getattr(host, "cls_attn_blocks", ()) is None:
-            # XCiT's, which nothing reads without those blocks; timm below 1.0.31 leaves it there
-            host.cls_token = None
+        if class_token_unread(host):
+            host.cls_token = None  # timm below 1.0.31 leaves it there
         self.host = host
-        reductions = [reduction for reduction, _ in taken] + [taken[-1][0]] * (
-            len(STRIDES) - len(taken)
+        reductions = [reduction for reduction, _ in chosen] + [chosen[-1][0]] * (
+            len(STRIDES) - len(chosen)
         )
         self.adapters = nn.ModuleList(
             adapter(width, reduction, stride, act)
@@ -86,6 +86,7 @@ class Features(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, h, w) -> four maps (B, channels[i], h / s, w / s), s of `STRIDES`."""
         maps = list(
             self.host.forward_intermediates(images, indices=self.indices, intermediates_only=True)
         )
@@ -100,7 +101,7 @@ def without_cut_parts(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str
         for name, module in model.named_modules()
         if isinstance(module, Features) and getattr(module.host, "cls_token", None) is None
     ]
-    cut = {f"{place}.host.cls_token".lstrip(".") for place in places}
+    cut = {f"{path}.host.cls_token".lstrip(".") for path in places}
     return {name: tensor for name, tensor in state.items() if name not in cut}
 
 

@@ -63,16 +63,16 @@ def read_tensors(path: str | Path, *, allow_nonfinite: bool = False) -> dict[str
     digests.check(path, _read_safetensors)
     kind = _kind(path)
     if kind == "safetensors":
-        held: dict[str, Any] = _read_safetensors(path)
+        content: dict[str, Any] = _read_safetensors(path)
     elif kind in TORCHS and path.suffix == ".safetensors":
         raise DataError(f"{path} is {TORCHS[kind]} and not a safetensors file: call it .pth")
     elif kind in TORCHS:
-        held = read_archive(path, foreign=True) if kind == "zip" else read_old(path)
+        content = read_archive(path, foreign=True) if kind == "zip" else read_old(path)
     else:
         raise DataError(f"{path} {kind}")
     if not allow_nonfinite:
-        check_finite(tensors_of(held), path)
-    return held
+        check_finite(tensors_of(content), path)
+    return content
 
 
 def has_checksums(path: Path) -> bool:
@@ -97,7 +97,7 @@ def read_safetensors(path: str | Path, *, allow_nonfinite: bool = True) -> dict[
     return read_tensors(path, allow_nonfinite=allow_nonfinite)
 
 
-def check_finite(tensors: Iterable[tuple[str, Tensor]], where: object) -> None:
+def check_finite(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
     """Refuse NaN and infinity.
 
     Raises:
@@ -105,10 +105,10 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: object) -> None:
     """
     bad = [name for name, tensor in tensors if not _finite(tensor)]
     if bad:
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        remainder = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise DataError(
-            f"{where} holds NaN or infinity in {', '.join(bad[:SHOWN])}{more}: such weights are "
-            "of no use "
+            f"{source} holds NaN or infinity in {', '.join(bad[:SHOWN])}{remainder}: such weights "
+            "are of no use "
             "(allow_nonfinite=True takes them all the same)"
         )
 
@@ -137,9 +137,9 @@ def _kind(path: Path) -> str:
             return (
                 f"is a tar archive, torch's format before 0.4, which is not opened here: {CONVERT}"
             )
-        for magic, what in OTHER_KINDS.items():
+        for magic, description in OTHER_KINDS.items():
             if start.startswith(magic):
-                return f"is {what}"
+                return f"is {description}"
         if braced and start[:1] != b"\x80":
             return "safetensors"  # with a header that lies
         called = scan(start + file.read(PICKLE)).called

@@ -41,22 +41,25 @@ def noted(model: nn.Module) -> dict[str, str]:
     tensors.
     """
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    tensors = [(name, tuple(one.shape), str(one.dtype)) for name, one in model.state_dict().items()]
+    tensors = [
+        (name, tuple(tensor.shape), str(tensor.dtype))
+        for name, tensor in model.state_dict().items()
+    ]
     return {"class": kind[-LONGEST:], "outline": hashlib.sha256(repr(tensors).encode()).hexdigest()}
 
 
-def given_model(told: Mapping[str, Any], *, copied: bool = True) -> nn.Module:
+def given_model(note: Mapping[str, Any], *, copied: bool = True) -> nn.Module:
     """The model that was given, if it is the one that was noted.
 
     Args:
-        told: as `noted` made it.
+        note: as `noted` made it.
         copied: a copy; otherwise the module itself, which is trained in place.
 
     Raises:
         UsageError: none was given, or one of another class or other tensors.
     """
     model = _given.get()
-    named = told.get("class", "a module")
+    named = note.get("class", "a module")
     if model is None:
         raise UsageError(
             f"the model of this run ({named}) was built in Python, and its code is in no file: "
@@ -64,13 +67,13 @@ def given_model(told: Mapping[str, Any], *, copied: bool = True) -> nn.Module:
             "Python, as model=…, for example softless.train(out=RUN, resume=True, model=…) or "
             "softless.eval(RUN, model=…)"
         )
-    here = noted(model)
-    if here["class"] != named:
+    actual = noted(model)
+    if actual["class"] != named:
         raise UsageError(
-            f"the model of this run is a {named}, and a {here['class']} was given: build it as it "
-            "was"
+            f"the model of this run is a {named}, and a {actual['class']} was given: build it as "
+            "it was"
         )
-    if here["outline"] != told.get("outline"):
+    if actual["outline"] != note.get("outline"):
         raise UsageError(
             f"the {named} that was given has other tensors than the one of this run: build it "
             "with the same arguments"

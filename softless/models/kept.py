@@ -49,10 +49,10 @@ def _weighs_by_softmax(module: nn.Module) -> bool:
     return foreign and not isinstance(module, ClassAttention)
 
 
-def told(kept: Mapping[str, str]) -> str:
+def told(softmax: Mapping[str, str]) -> str:
     """The places in a line, those that differ in a number alone put together."""
     places: dict[tuple[str, str], int] = {}
-    for path, kind in kept.items():
+    for path, kind in softmax.items():
         key = _general(path), kind
         places[key] = places.get(key, 0) + 1
     return ", ".join(

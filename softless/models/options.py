@@ -43,7 +43,9 @@ def take_operator_options(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             or a value outside its rule.
     """
     record = get(op)
-    foreign = {name for other in OPERATORS.values() for name in other.options} - set(record.options)
+    foreign = {name for operator in OPERATORS.values() for name in operator.options} - set(
+        record.options
+    )
     for name in [name for name in foreign if name in kwargs and kwargs[name] is None]:
         del kwargs[name]  # a recipe of another operator says that it is not set
     if wrong := foreign & set(kwargs):
@@ -69,11 +71,11 @@ class Construction:
     softmax: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        said = self.name if self.op is None else f"{self.name} with '{self.op}'"
-        said += "".join(
+        line = self.name if self.op is None else f"{self.name} with '{self.op}'"
+        line += "".join(
             f", {key}={self.arguments[key]!r}" for key in COMPANIONS if self.arguments.get(key)
         )
-        return f"{said}; softmax is kept in {told(self.softmax)}" if self.softmax else said
+        return f"{line}; softmax is kept in {told(self.softmax)}" if self.softmax else line
 
 
 # of weights, for timm
@@ -105,8 +107,8 @@ COMPANIONS: Mapping[str, Any] = {
 
 def take_companions(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Removes the companions of the attention from kwargs and returns those that are asked for."""
-    taken = {name: kwargs.pop(name) for name in COMPANIONS if name in kwargs}
-    return {name: value for name, value in taken.items() if value is not None}
+    companions = {name: kwargs.pop(name) for name in COMPANIONS if name in kwargs}
+    return {name: value for name, value in companions.items() if value is not None}
 
 
 def host_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -41,14 +41,14 @@ def check_fits(build: Callable[[], nn.Module], weights: Path, source: Path) -> N
         UsageError: as `build` raises it.
     """
     stored = read_header(weights) if weights.is_file() else None
-    most = MOST if stored is None else TIMES * len(stored) + MORE[0]
+    limit = MOST if stored is None else TIMES * len(stored) + MORE[0]
     beside = "" if stored is None else f", and {weights.name} beside it holds {len(stored)}"
     try:
-        with _at_most(most), torch.device("meta"):
+        with _at_most(limit), torch.device("meta"):
             model = build()
     except _TooManyError:
         raise DataError(
-            f"{source} describes a model of more than {most} tensors{beside}: one of the two "
+            f"{source} describes a model of more than {limit} tensors{beside}: one of the two "
             "files is another model's; copy both again"
         ) from None
     except UsageError:
@@ -61,25 +61,25 @@ def check_fits(build: Callable[[], nn.Module], weights: Path, source: Path) -> N
     if stored is None:
         return
     numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    held = sum(torch.Size(shape).numel() for shape in stored.values())
-    if numbers > TIMES * held + MORE[1]:
+    stored_numbers = sum(torch.Size(shape).numel() for shape in stored.values())
+    if numbers > TIMES * stored_numbers + MORE[1]:
         raise DataError(
             f"{source} describes a model of {numbers:,} numbers, and {weights.name} beside it "
-            f"holds {held:,}: one of the two files is "
+            f"holds {stored_numbers:,}: one of the two files is "
             "another model's; copy both again"
         )
 
 
 @contextmanager
-def _at_most(most: int) -> Iterator[None]:
+def _at_most(limit: int) -> Iterator[None]:
     """Stop this thread when it makes more parameters."""
-    thread, made = threading.get_ident(), 0
+    thread, count_made = threading.get_ident(), 0
 
     def count(_module: nn.Module, _name: str, _parameter: nn.Parameter) -> None:
-        nonlocal made
+        nonlocal count_made
         if threading.get_ident() == thread:
-            made += 1
-            if made > most:
+            count_made += 1
+            if count_made > limit:
                 raise _TooManyError
 
     hook = register_module_parameter_registration_hook(count)

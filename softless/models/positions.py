@@ -16,6 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from softless.errors import UsageError
+from softless.models.hosts import HOSTS
 from softless.models.pyramid import Pyramid, Stage
 
 Size: TypeAlias = int | tuple[int, int]
@@ -23,6 +24,10 @@ Sides: TypeAlias = tuple[int, int]
 LONGEST = 4  # times the other side, of grids that are asked of a table
 ALIKE = 0.5  # times what noise has: a step between neighbours that tells a grid,
 NEARER = 0.8  # if it is besides so many times what the assumed grid has, or less
+
+
+# tokens that may stand before the grid of a table
+TOKENS = {name for host in HOSTS.values() for way in host.passes for name in way.prefix}
 
 
 class Places(NamedTuple):
@@ -63,15 +68,15 @@ class Places(NamedTuple):
 
 
 def resize(
-    model: nn.Module, given: dict[str, Tensor], wanted: Mapping[str, Tensor], stored: Sides | None
+    model: nn.Module, tensors: dict[str, Tensor], own: Mapping[str, Tensor], stored: Sides | None
 ) -> tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...]]], dict[str, Sides]]:
-    """Bring the tables of positions in `given` to the model's grid, in place: bilinearly in a
+    """Bring the tables of positions in `tensors` to the model's grid, in place: bilinearly in a
     pyramid, as timm does elsewhere.
 
     Args:
         model: the model.
-        given: the file's tensors, under the model's names.
-        wanted: the model's.
+        tensors: the file's tensors, under the model's names.
+        own: the model's.
         stored: pixels (height, width) of the images that the file's tables were made for, where
             that is known.
 
@@ -82,12 +87,12 @@ def resize(
         UsageError: a table of another grid than `stored` tells, or one that tells another grid than
             would be taken.
     """
-    resized, taken = {}, {}
+    resized, assumed = {}, {}
     for name in [
-        name for name in given if name.rsplit(".", 1)[-1] == "pos_embed" and name in wanted
+        name for name in tensors if name.rsplit(".", 1)[-1] == "pos_embed" and name in own
     ]:
-        old, new = given[name], wanted[name]
-        places = _places(model, name, old, given, new)
+        old, new = tensors[name], own[name]
+        places = _places(model, name, old, tensors, new)
         if places is None:
             continue
         before = None if stored is None else places.of_images(name, stored)
@@ -96,12 +101,12 @@ def resize(
             and (before := places.assumed()) is not None
             and not _confirmed(name, old, places, before)
         ):
-            taken[name] = before
+            assumed[name] = before
         if before not in {None, places.grid}:
             assert before is not None
-            given[name] = _resampled(old, before, places, pyramid=isinstance(model, Pyramid))
-            resized[name] = (tuple(old.shape), tuple(given[name].shape))
-    return resized, taken
+            tensors[name] = _resampled(old, before, places, pyramid=isinstance(model, Pyramid))
+            resized[name] = (tuple(old.shape), tuple(tensors[name].shape))
+    return resized, assumed
 
 
 def _resampled(table: Tensor, before: Sides, places: Places, *, pyramid: bool) -> Tensor:
@@ -125,21 +130,25 @@ def _confirmed(name: str, table: Tensor, places: Places, grid: Sides) -> bool:
         UsageError: they tell another one.
     """
     cells = table[0, places.prefix :].detach().float()
-    others = {one: _step(cells, one) for one in grids(places.rows) if one != grid}
-    if not others:
+    steps = {
+        alternative: _step(cells, alternative)
+        for alternative in grids(places.rows)
+        if alternative != grid
+    }
+    if not steps:
         return True
-    here, told = _step(cells, grid), min(others, key=lambda one: others[one])
-    if others[told] < min(ALIKE, NEARER * here):
+    own_step, best = _step(cells, grid), min(steps, key=lambda alternative: steps[alternative])
+    if steps[best] < min(ALIKE, NEARER * own_step):
         height, width = (
-            round(side * pixels) for side, pixels in zip(told, places.reduction, strict=True)
+            round(side * pixels) for side, pixels in zip(best, places.reduction, strict=True)
         )
         raise UsageError(
             f"{name} would be read as {grid[0]} x {grid[1]} places, and its rows are alike as on "
-            f"{told[0]} x {told[1]}: the file does not say "
+            f"{best[0]} x {best[1]}: the file does not say "
             f"its grid. Pass image_size=({height}, {width}), or the size of the images that it "
             "was made for"
         )
-    return here < ALIKE
+    return own_step < ALIKE
 
 
 def grids(rows: int) -> list[Sides]:
@@ -148,8 +157,8 @@ def grids(rows: int) -> list[Sides]:
     >>> grids(36)
     [(3, 12), (4, 9), (6, 6), (9, 4), (12, 3)]
     """
-    pairs = [(side, rows // side) for side in range(1, rows + 1) if rows % side == 0]
-    return [one for one in pairs if max(one) <= LONGEST * min(one)]
+    divisions = [(side, rows // side) for side in range(1, rows + 1) if rows % side == 0]
+    return [grid for grid in divisions if max(grid) <= LONGEST * min(grid)]
 
 
 def _step(cells: Tensor, grid: Sides) -> float:
@@ -165,7 +174,7 @@ def _step(cells: Tensor, grid: Sides) -> float:
 
 
 def _places(
-    model: nn.Module, name: str, old: Tensor, given: Mapping[str, Tensor], new: Tensor
+    model: nn.Module, name: str, old: Tensor, tensors: Mapping[str, Tensor], new: Tensor
 ) -> Places | None:
     """What the rows of a table stand for; None where it is no such table, or other tokens come
     before the grid.
@@ -184,12 +193,8 @@ def _places(
         grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
         if len(grid) != 2 or (prefix := new.shape[1] - grid[0] * grid[1]) < 0:
             return None
-        there = sum(
-            given[token].shape[1]
-            for token in ("cls_token", "reg_token", "dist_token")
-            if token in given
-        )
-        if prefix and there != prefix:
+        ahead = sum(tensors[token].shape[1] for token in TOKENS if token in tensors)
+        if prefix and ahead != prefix:
             return None
     rows, size = old.shape[1] - prefix, _image_size(model)
     if rows < 1 or size is None or len(grid) != 2:
@@ -199,21 +204,21 @@ def _places(
 
 def _image_size(model: nn.Module) -> Sides | None:
     """The pixels (height, width) that a model was built for."""
-    told = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(
         model, "img_size", None
     )
     return two_sides(
-        told or ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (0, 0, 0))[1:]
+        size or ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (0, 0, 0))[1:]
     )
 
 
-def two_sides(told: object) -> Sides | None:
+def two_sides(size: object) -> Sides | None:
     """Height and width of what a configuration says; None where it says none."""
     sides = (
-        (told, told)
-        if isinstance(told, int)
-        else tuple(told)
-        if isinstance(told, list | tuple)
+        (size, size)
+        if isinstance(size, int)
+        else tuple(size)
+        if isinstance(size, list | tuple)
         else ()
     )
     return (int(sides[0]), int(sides[1])) if len(sides) == 2 and min(sides) > 0 else None
@@ -225,8 +230,8 @@ def checked_size(image_size: Size) -> Sides:
     Raises:
         UsageError: it says none.
     """
-    if (found := two_sides(image_size)) is None:
+    if (size := two_sides(image_size)) is None:
         raise UsageError(
             f"image_size={image_size!r}: give pixels, as 224, or (height, width), as (96, 160)"
         )
-    return found
+    return size

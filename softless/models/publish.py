@@ -76,8 +76,8 @@ def save_weights(
 def _write(folder: Path, state: dict[str, Tensor], content: dict[str, Any]) -> None:
     write_tensors(folder / FILE, state, {"format": "pt"})
     write_text(folder / CONFIG, json.dumps(content, indent=1) + "\n")
-    told = digests.describe(folder, (FILE, CONFIG), state)
-    write_text(folder / digests.DIGESTS, json.dumps(told, indent=1) + "\n")
+    digest_list = digests.describe(folder, (FILE, CONFIG), state)
+    write_text(folder / digests.DIGESTS, json.dumps(digest_list, indent=1) + "\n")
 
 
 def _check_rebuilt(model: nn.Module, content: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from softless.attention.recording import known
 from softless.errors import UsageError
 from softless.layers import Attention, check_size
 from softless.layers.patch_embed import fitting
+from softless.models.host import BlockKind, Branch, KnownClasses
 
 Norm = Callable[[int], nn.Module]
 
@@ -49,14 +50,26 @@ class PreNormBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, N, C) of a grid (prefix, height, width) -> (B, N, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x), grid=grid))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+# of the last stage of SOFT and of all of CvT; a norm behind the residual cannot be rewritten
+PRE_NORM = BlockKind(
+    KnownClasses("pre-norm blocks of pyramids", (PreNormBlock,)),
+    "grid",
+    attention=Branch("norm1", "attn"),
+    mlp=Branch("norm2", "mlp"),
+    drops=("drop_path",),
+)
 
 
 class PostNormBlock(PreNormBlock):
     """x = LN1(x + DP(Attention(x)));  x = LN2(x + DP(MLP(x)))."""
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, N, C) of a grid (prefix, height, width) -> (B, N, C)."""
         x = self.norm1(x + self.drop_path(self.attn(x, grid=grid)))
         return self.norm2(x + self.drop_path(self.mlp(x)))
 
@@ -104,6 +117,7 @@ class Stage(nn.Module):
         return int(self.cls_token is not None)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """A map (B, C, h, w) -> tokens (B, prefix + N, C'), and height and width of their grid."""
         image = self.patch_embed(image)
         height, width = image.shape[-2], image.shape[-1]
         x = image.flatten(2).transpose(1, 2)
@@ -200,7 +214,9 @@ class Pyramid(nn.Module):
         return self.norm(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens to logits."""
+        """Tokens (B, [class token] + N, C) -> logits (B, num_classes), of every token where
+        global_pool is ''; `pre_logits` gives what the head would read.
+        """
         prefix = self.stages[-1].prefix
         if self.global_pool == "avg" or (self.global_pool == "token" and not prefix):
             x = x[:, prefix:].mean(dim=1)
@@ -210,18 +226,19 @@ class Pyramid(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, h, w) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def _run(self, x: Tensor, until: int | None = None) -> list[tuple[Tensor, tuple[int, int]]]:
         """Tokens and grid after each stage."""
         side = self.reductions[-1]
         x = fitting(x, (side, side))
-        found = []
+        outputs = []
         for stage in self.stages[:until]:
             tokens, grid = stage(x)
-            found.append((tokens, grid))
+            outputs.append((tokens, grid))
             x = _image(tokens, stage.prefix, grid)
-        return found
+        return outputs
 
     def forward_intermediates(
         self,
@@ -241,21 +258,27 @@ class Pyramid(nn.Module):
             stop_early: run no further than the last stage asked for.
             output_fmt: "NCHW".
             intermediates_only: leave the final tokens out.
+
+        Returns:
+            The maps, after the final tokens (B, [class token] + N, C) unless those are left out.
+
+        Raises:
+            UsageError: another output_fmt.
         """
         if output_fmt != "NCHW":
             raise UsageError(f"output_fmt={output_fmt!r}: a pyramid gives maps, 'NCHW'")
-        wanted, last = feature_take_indices(self.number_of_stages, indices)
-        found = self._run(x, last + 1 if stop_early else None)
+        chosen, last = feature_take_indices(self.number_of_stages, indices)
+        outputs = self._run(x, last + 1 if stop_early else None)
         maps = []
-        for number, (tokens, grid) in enumerate(found):
-            if number in wanted:
+        for number, (tokens, grid) in enumerate(outputs):
+            if number in chosen:
                 final = norm and number == self.number_of_stages - 1
                 maps.append(
                     _image(self.norm(tokens) if final else tokens, self.stages[number].prefix, grid)
                 )
         if intermediates_only:
             return maps
-        return self.norm(found[-1][0]) if len(found) == self.number_of_stages else found[-1][
+        return self.norm(outputs[-1][0]) if len(outputs) == self.number_of_stages else outputs[-1][
             0
         ], maps
 
@@ -263,7 +286,7 @@ class Pyramid(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the stages behind the last one asked for."""
-        wanted, last = feature_take_indices(self.number_of_stages, indices)
+        chosen, last = feature_take_indices(self.number_of_stages, indices)
         for number in range(last + 1, self.number_of_stages):
             delattr(self, f"stage{number}")
         self.number_of_stages = last + 1
@@ -271,7 +294,7 @@ class Pyramid(nn.Module):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
-        return wanted
+        return chosen
 
     def get_classifier(self) -> nn.Module:
         """The head."""

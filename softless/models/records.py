@@ -40,12 +40,12 @@ def read_text(path: Path, *, largest: int = LARGEST, mend: str = MEND) -> str:
         DataError: there is none, it is no file, too large, or not UTF-8.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{path} is no file: {mend}")
-        if found.st_size > largest:
+        if status.st_size > largest:
             raise DataError(
-                f"{path} has {found.st_size} bytes, and at most {largest} are read: {mend}"
+                f"{path} has {status.st_size} bytes, and at most {largest} are read: {mend}"
             )
         return path.read_bytes().decode()
     except OSError as error:
@@ -64,18 +64,18 @@ def parsed(
     Raises:
         DataError: it is not JSON of this kind, or too deep.
     """
-    where = f"{path} is damaged" if number is None else f"line {number} of {path} is damaged"
+    damage = f"{path} is damaged" if number is None else f"line {number} of {path} is damaged"
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "it is empty" if not text.strip("\0 \n") else first_sentence(error)
-        raise DataError(f"{where}: {reason}; {mend}") from error
+        raise DataError(f"{damage}: {reason}; {mend}") from error
     if not isinstance(content, kind):
         raise DataError(
-            f"{where}: it holds {_called(content)} in place of {_called(kind())}; {mend}"
+            f"{damage}: it holds {_called(content)} in place of {_called(kind())}; {mend}"
         )
     if text.count("[") + text.count("{") > DEEPEST and too_deep(content):
-        raise DataError(f"{where}: it nests more than {DEEPEST} lists and tables; {mend}")
+        raise DataError(f"{damage}: it nests more than {DEEPEST} lists and tables; {mend}")
     return content
 
 
@@ -92,13 +92,13 @@ def too_deep(content: Any) -> bool:
     for _ in range(DEEPEST):
         layer = [
             inner
-            for one in layer
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for child in layer
+            if isinstance(child, dict | list)
+            for inner in (child.values() if isinstance(child, dict) else child)
         ]
         if not layer:
             return False
-    return any(isinstance(one, dict | list) for one in layer)
+    return any(isinstance(child, dict | list) for child in layer)
 
 
 def check(
@@ -125,16 +125,16 @@ def check(
 def shown(value: Any) -> str:
     """A value in a sentence, cut where it is long."""
     try:
-        said = json.dumps(value)
+        text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):
-        said = type(value).__name__
-    return said if len(said) <= 60 else f"{said[:60]}…"
+        text = type(value).__name__
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def sealed(content: Mapping[str, Any], key: str = SEAL) -> dict[str, Any]:
     """The content as it reads back from JSON, with a digest of all of it."""
-    told: dict[str, Any] = json.loads(json.dumps(dict(content), default=str))
-    return {**told, key: digest(told)}
+    sealed_content: dict[str, Any] = json.loads(json.dumps(dict(content), default=str))
+    return {**sealed_content, key: digest(sealed_content)}
 
 
 def unsealed(
@@ -145,12 +145,12 @@ def unsealed(
     Raises:
         DataError: it is not what was written.
     """
-    told = {name: value for name, value in content.items() if name != key}
-    if key in content and content[key] != digest(told):
+    unsealed_content = {name: value for name, value in content.items() if name != key}
+    if key in content and content[key] != digest(unsealed_content):
         raise DataError(
             f"{path} is damaged: it is not what was written (its own SHA-256 is another); {mend}"
         )
-    return told
+    return unsealed_content
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -158,11 +158,11 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def whole(least: int, most: int = WIDEST) -> Rule:
+def whole(minimum: int, maximum: int = WIDEST) -> Rule:
     """A whole number between two, both included."""
     return (
-        lambda value: type(value) is int and least <= value <= most,
-        f"a whole number from {least} to {most}",
+        lambda value: type(value) is int and minimum <= value <= maximum,
+        f"a whole number from {minimum} to {maximum}",
     )
 
 
@@ -180,12 +180,15 @@ def one_of(*words: str) -> Rule:
     )
 
 
-def number(least: float = -math.inf, *, above: bool = False) -> Rule:
-    """A finite number of at least `least`, or above it."""
-    said = "a finite number" + (
-        f" {'above' if above else 'of at least'} {least}" if least > -math.inf else ""
+def number(minimum: float = -math.inf, *, above: bool = False) -> Rule:
+    """A finite number of at least `minimum`, or above it."""
+    rule_text = "a finite number" + (
+        f" {'above' if above else 'of at least'} {minimum}" if minimum > -math.inf else ""
     )
-    return lambda value: is_number(value) and (value > least if above else value >= least), said
+    return (
+        lambda value: is_number(value) and (value > minimum if above else value >= minimum),
+        rule_text,
+    )
 
 
 def is_number(value: Any) -> bool:
@@ -194,7 +197,7 @@ def is_number(value: Any) -> bool:
 
 
 def texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def numbers(value: Any) -> bool:
@@ -207,7 +210,7 @@ def plain(value: Any, deep: int = 3) -> bool:
     """
     if isinstance(value, list | dict) and deep:
         inner = list(value.values()) if isinstance(value, dict) else value
-        return len(inner) <= 256 and all(plain(one, deep - 1) for one in inner)
+        return len(inner) <= 256 and all(plain(child, deep - 1) for child in inner)
     if isinstance(value, str):
         return len(value) <= 200
     return value is None or isinstance(value, bool) or (is_number(value) and abs(value) <= WIDEST)

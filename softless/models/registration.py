@@ -13,11 +13,10 @@ from softless.errors import UsageError
 from softless.layers.attention import CLASSES, Attention, add_class
 from softless.models.arguments import arguments
 from softless.models.options import COMPANIONS
-from softless.models.variants import add_entries, entries_of
+from softless.models.variants import add_entries, entries_of, first_of_each_host
 
 # entry points of installed packages: a module that registers, or a record
 GROUP = "softless.operators"
-HOSTS = ("deit_tiny_patch16_224", "xcit_nano_12_p16_224", "cvt_13_224", "soft_pyramid_tiny_224")
 
 
 def register(record: Operator) -> type[Attention]:
@@ -75,9 +74,9 @@ def _check_taken(record: Operator) -> None:
             f"'{CLASSES[record.title].fixed_op}': "
             f"choose another, for example Identity(title='My{record.title}')"
         )
-    if taken := [name for name in entries_of(record.name) if is_model(name)]:
+    if clashes := [name for name in entries_of(record.name) if is_model(name)]:
         raise UsageError(
-            f"identity.name='{record.name}' gives models the name '{taken[0]}', which timm has "
+            f"identity.name='{record.name}' gives models the name '{clashes[0]}', which timm has "
             "already: choose another name"
         )
 
@@ -85,12 +84,12 @@ def _check_taken(record: Operator) -> None:
 def _check_shadows(record: Operator) -> None:
     """No option has the name of something that a host, a companion or `create_model` takes."""
     softmax = OPERATORS["softmax"].options
-    for host in HOSTS:
-        known = arguments(host, "softmax") or {}
+    for host in first_of_each_host():
+        accepted = arguments(host, "softmax") or {}
         shadowed = [
             name
             for name in record.options
-            if name in COMPANIONS or (name in known and name not in softmax)
+            if name in COMPANIONS or (name in accepted and name not in softmax)
         ]
         if shadowed:
             name = shadowed[0]
@@ -111,9 +110,9 @@ def register_installed(points: Iterable[EntryPoint] | None = None) -> None:
 
 def _register_point(point: EntryPoint) -> None:
     try:
-        found = point.load()
-        if isinstance(found, Operator):
-            register(found)
+        loaded = point.load()
+        if isinstance(loaded, Operator):
+            register(loaded)
     # a broken package of somebody else's must not take softless with it
     except Exception as error:  # noqa: BLE001
         package = point.dist.name if point.dist else point.value

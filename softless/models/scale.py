@@ -69,14 +69,14 @@ class Foreign:
 
     def advice(self) -> str:
         """The sentence with the ways out that `slide`, `explain` and `stream` have."""
-        kept = (
+        way_out = (
             " --token-scale training keeps the attention as strong as it was in training."
             if self.rescales
             else ""
         )
         return (
             f"{self}. --resize training (resize='training' in Python) brings the image to the "
-            f"training's number of tokens.{kept}"
+            f"training's number of tokens.{way_out}"
         )
 
 
@@ -127,8 +127,8 @@ def trained_as_configured(model: Any) -> None:
 
 def training_scale(model: nn.Module) -> Scale | None:
     """What the model knows of it; None where nobody said."""
-    found = getattr(model, "trained_at", None)
-    return found if isinstance(found, Scale) else None
+    scale = getattr(model, "trained_at", None)
+    return scale if isinstance(scale, Scale) else None
 
 
 def foreign(model: nn.Module, height: int, width: int) -> Foreign | None:
@@ -181,12 +181,12 @@ def farthest(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> str:
     """A sentence on those of several images (height, width) that are far from the training size;
     empty where none is.
     """
-    found = [one for size in sizes if (one := foreign(model, *size)) is not None]
-    if not found:
+    far = [distance for size in sizes if (distance := foreign(model, *size)) is not None]
+    if not far:
         return ""
-    worst = max(found, key=lambda one: abs(math.log(one.factor)))
+    worst = max(far, key=lambda distance: abs(math.log(distance.factor)))
     return (
-        f"{len(found)} of {len(sizes)} images are far from the training size; of the farthest: "
+        f"{len(far)} of {len(sizes)} images are far from the training size; of the farthest: "
         f"{worst}. Give images nearer to it, or train at theirs"
     )
 
@@ -237,15 +237,15 @@ def queries(model: Any, height: int, width: int) -> dict[nn.Module, int]:
 
     A class attention counts the patches, without the class token.
     """
-    found: dict[nn.Module, int] = {}
+    counts: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found[module] = inputs[0].shape[1] - isinstance(module, ClassAttention)
+        counts[module] = inputs[0].shape[1] - isinstance(module, ClassAttention)
 
     hooks = [module.register_forward_pre_hook(note) for module in scaled(model)]
     first = next(model.parameters())
     channels = next(
-        (int(one.in_channels) for one in model.modules() if isinstance(one, nn.Conv2d)), 3
+        (int(layer.in_channels) for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3
     )
     empty = torch.zeros(1, channels, height, width, dtype=first.dtype, device=first.device)
     try:
@@ -255,4 +255,4 @@ def queries(model: Any, height: int, width: int) -> dict[nn.Module, int]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return counts

@@ -43,10 +43,10 @@ def any_size(architecture: str, args: Mapping[str, Any], pixels: int) -> dict[st
         UsageError: no such model, or arguments that it does not have.
     """
     with torch.random.fork_rng(devices=[]):
-        for more in ANY:
-            given = {"img_size": pixels, **args, **more}
-            if _is_taken(architecture, given):
-                return given
+        for option in ANY:
+            arguments = {"img_size": pixels, **args, **option}
+            if _is_taken(architecture, arguments):
+                return arguments
     return dict(args)
 
 

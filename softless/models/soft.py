@@ -19,8 +19,9 @@ from torch import nn
 
 from softless.attention import get
 from softless.layers import Attention
+from softless.models.host import Host, WeightLayout
 from softless.models.options import host_arguments, take_companions, take_operator_options
-from softless.models.pyramid import PostNormBlock, PreNormBlock, Pyramid, Stage, ramp
+from softless.models.pyramid import PRE_NORM, PostNormBlock, PreNormBlock, Pyramid, Stage, ramp
 
 REDUCTIONS = (4, 8, 16, 32)
 # side of the windows that make one bottleneck token: 49 of them in each stage at 224 x 224
@@ -122,11 +123,11 @@ class SoftPyramid(Pyramid):
         )
 
 
-def _at(stage: int, op: str, given: dict[str, Any]) -> dict[str, Any]:
+def _at(stage: int, op: str, stated: dict[str, Any]) -> dict[str, Any]:
     """The attention's options in one stage: windows and the convolution of v are as published
     unless they are given.
     """
-    record, options = get(op), dict(given)
+    record, options = get(op), dict(stated)
     if "ratio" in record.options:
         options.setdefault("ratio", RATIOS[stage])
     own = {name: value for name, value in options.items() if name in record.options}
@@ -153,3 +154,41 @@ def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.
         op_options=take_operator_options(op, kwargs) | take_companions(kwargs),
         **host_arguments(kwargs),
     )
+
+
+HOST = Host(
+    name="pyramid",
+    build=build,
+    first_conv="stage0.patch_embed.0",
+    models=(SoftPyramid,),
+    blocks=(PRE_NORM,),
+    tensor=r"stage\d+\.blocks\..*",
+    smallest={
+        "depths": (1, 1, 1, 1),
+        "embed_dims": (16, 16, 32, 32),
+        "num_heads": (1, 1, 2, 2),
+    },
+    layouts=(
+        WeightLayout(
+            "SOFT's code",
+            r"block1\.0\.att\.mha\.W_q\.weight",
+            (
+                (
+                    r"^patch_embed(\d)\.proj\.(.*)",
+                    lambda m: f"stage{int(m[1]) - 1}.patch_embed.{m[2]}",
+                ),
+                (r"^pos_embed(\d)()$", lambda m: f"stage{int(m[1]) - 1}.pos_embed"),
+                (r"^block(\d)\.(.*)", lambda m: f"stage{int(m[1]) - 1}.blocks.{m[2]}"),
+                (r"^cls_token$", "stage3.cls_token"),
+                (r"\.att\.mha\.W_(q|v)\.", r".attn.\1."),
+                (r"\.att\.mha\.ff\.", ".attn.proj."),
+                (r"\.att\.mha\.attn\.Qlandmark_op\.weight", ".attn.learned.conv"),
+                (r"\.att\.mha\.attn\.Qnorm_act\.0\.(weight|bias)", r".attn.learned.norm_\1"),
+                (r"\.att\.mha\.attn\.conv\.", ".attn.v_conv."),
+                (r"\.att\.ff(\d)\.", r".mlp.fc\1."),
+                (r"\.att\.norm(\d)\.", r".norm\1."),
+            ),
+            ("soft", "softnorm"),
+        ),
+    ),
+)

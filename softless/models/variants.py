@@ -4,7 +4,7 @@ One loop makes a timm entry point of each row.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -13,24 +13,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from softless.models import cvt, soft, vit, xcit
+from softless.models.hosts import HOSTS
 from softless.models.options import constructed
-
-
-@dataclass(frozen=True)
-class Host:
-    """A family of models: how one is built and what its configuration says."""
-
-    build: Callable[..., nn.Module]
-    first_conv: str
-
-
-HOSTS: Mapping[str, Host] = MappingProxyType({
-    "vit": Host(vit.build, "patch_embed.proj"),
-    "xcit": Host(xcit.build, "patch_embed.proj.0.0"),
-    "cvt": Host(cvt.build, "stage0.patch_embed.proj"),
-    "pyramid": Host(soft.build, "stage0.patch_embed.0"),
-})
 
 
 @dataclass(frozen=True)
@@ -133,8 +117,17 @@ VARIANTS: tuple[Variant, ...] = (
 )
 
 
+# those whose every part is built here: timm's models of the others take `attn_layer=`
+BUILT_HERE = {row.name: row for row in VARIANTS if not HOSTS[row.host].timm_modules}
+
+
+def first_of_each_host() -> list[str]:
+    """The names of one variant of each host: sizes differ in numbers alone."""
+    return list({variant.host: variant.name for variant in reversed(VARIANTS)}.values())[::-1]
+
+
 @dataclass(frozen=True)
-class Entry:
+class RegisteredModel:
     """A registered name: the variant and the operator behind it."""
 
     name: str
@@ -166,32 +159,34 @@ class Entry:
         }
 
 
-def entries_of(op: str) -> dict[str, Entry]:
+def entries_of(op: str) -> dict[str, RegisteredModel]:
     """Every size of every host with an operator that came later; a host that has no place for it
     says so when it is built.
     """
-    return {variant.entry(op): Entry(variant.entry(op), variant, op) for variant in VARIANTS}
+    return {
+        variant.entry(op): RegisteredModel(variant.entry(op), variant, op) for variant in VARIANTS
+    }
 
 
-def _entries() -> dict[str, Entry]:
-    found = {}
+def _entries() -> dict[str, RegisteredModel]:
+    entries = {}
     for variant in VARIANTS:
         if variant.own:
-            found[variant.name] = Entry(variant.name, variant, variant.own)
+            entries[variant.name] = RegisteredModel(variant.name, variant, variant.own)
         for op in variant.operators:
             name = variant.entry(op)
-            found[name] = Entry(name, variant, op)
+            entries[name] = RegisteredModel(name, variant, op)
             if alias := variant.aliases.get(op):
-                found[alias] = Entry(alias, variant, op, alias_of=name)
-    return found
+                entries[alias] = RegisteredModel(alias, variant, op, alias_of=name)
+    return entries
 
 
-_known: dict[str, Entry] = {}
-ENTRIES: Mapping[str, Entry] = MappingProxyType(_known)
+_known: dict[str, RegisteredModel] = {}
+ENTRIES: Mapping[str, RegisteredModel] = MappingProxyType(_known)
 default_cfgs: dict[str, Any] = {}  # timm looks for this name
 
 
-def add_entries(entries: Mapping[str, Entry]) -> None:
+def add_entries(entries: Mapping[str, RegisteredModel]) -> None:
     """Give names to timm, which takes the name of a model, and the module it is listed under, from
     a function.
     """
@@ -202,7 +197,7 @@ def add_entries(entries: Mapping[str, Entry]) -> None:
     for name, entry in entries.items():
 
         def entry_point(
-            pretrained: bool = False, *, _entry: Entry = entry, **kwargs: Any
+            pretrained: bool = False, *, _entry: RegisteredModel = entry, **kwargs: Any
         ) -> nn.Module:
             return _entry(pretrained, **kwargs)
 

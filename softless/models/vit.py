@@ -2,13 +2,17 @@
 place.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention as TimmAttention
 from timm.layers import PatchEmbed as TimmPatchEmbed
 from timm.layers import resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -17,6 +21,7 @@ from softless.layers import Attention, SharedGrid, operator_class
 from softless.layers.leaf import leaf, noted
 from softless.layers.patch_embed import fitting, refuse_empty
 from softless.layers.plain import refuse_absent
+from softless.models.host import BlockKind, Branch, Host, KnownClasses, Pass
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
@@ -25,27 +30,32 @@ class PatchEmbed(TimmPatchEmbed):
     sentence, and telling the grid.
     """
 
-    told: SharedGrid | None = None
+    shared_grid: SharedGrid | None = None
     prefix = 0
     # whether the host is `ViT`, which goes on with no images, and at any size in a graph
     in_ours = False
 
     @leaf
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> patches (B, N, dim), or (B, h, w, dim) for images of any size.
+
+        Raises:
+            UsageError: no images to a host of timm's, or sides that are not whole numbers of patches.
+        """
         if not self.in_ours:
             refuse_empty(x)
             x = held_size(x)
         refuse_absent(x, proj=self.proj)
         x = fitting(x, self.patch_size)
-        if self.told is not None:
+        if self.shared_grid is not None:
             height, width = self.dynamic_feat_size((x.shape[-2], x.shape[-1]))
-            self.told.tell((self.prefix, height, width))
+            self.shared_grid.tell((self.prefix, height, width))
         return super().forward(x)
 
 
 def held_size(x: Tensor) -> Tensor:
-    """The images, of whose size `torch.jit.trace` holds what it saw: another one is an error of
-    torch, where the host would answer wrongly.
+    """The images (B, C, H, W), of whose size `torch.jit.trace` holds what it saw: another one is an
+    error of torch, where the host would answer wrongly.
     """
     return x.expand(-1, -1, int(x.shape[2]), int(x.shape[3])) if torch.jit.is_tracing() else x
 
@@ -64,9 +74,9 @@ def connect(model: VisionTransformer) -> VisionTransformer:
         attention.set_tokens(embed.num_patches + model.num_prefix_tokens)
     looking = [attention for attention in attentions if attention.looks_at_the_grid]
     if looking and isinstance(embed, PatchEmbed):
-        embed.told, embed.prefix = SharedGrid(), model.num_prefix_tokens
+        embed.shared_grid, embed.prefix = SharedGrid(), model.num_prefix_tokens
         for attention in looking:
-            attention.set_grid(embed.told)
+            attention.set_grid(embed.shared_grid)
     return model
 
 
@@ -103,9 +113,9 @@ class ViT(VisionTransformer):
         table's, and a graph would hold the answer.
         """
         ahead = [
-            one.expand(x.shape[0], -1, -1)
-            for one in (self.cls_token, self.reg_token)
-            if one is not None
+            token.expand(x.shape[0], -1, -1)
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
         ]
         tokens = x.flatten(1, 2)
         if self.pos_embed is None:
@@ -136,12 +146,12 @@ def arguments(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     attention = operator_class(op)
     options = take_operator_options(op, kwargs) | take_companions(kwargs)
-    place = {
+    layers = {
         "attn_layer": attention.with_options(**options) if options else attention,
         "embed_layer": PatchEmbed,
         "dynamic_img_size": True,
     }
-    return {**place, **host_arguments(kwargs)}
+    return {**layers, **host_arguments(kwargs)}
 
 
 def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -157,3 +167,49 @@ def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.
         as_deit="deit" in variant,
         **arguments(op, kwargs),
     )
+
+
+def _patch_of(state: Mapping[str, Tensor]) -> int | None:
+    kernel = state["patch_embed.proj.weight"]
+    return None if kernel.ndim != 4 else kernel.shape[-1]
+
+
+METHODS = ("forward", "forward_features", "pool", "_pos_embed", "forward_head")
+NORMS = ("norm_pre", "norm", "fc_norm", "patch_embed.norm")
+PLAIN = Pass(
+    classes=(VisionTransformer, ViT),
+    methods=METHODS,
+    prefix=("cls_token", "reg_token"),
+    positions="table",
+    norms=NORMS,
+    pools=("token", "avg"),
+)
+DISTILLED = Pass(
+    classes=(VisionTransformerDistilled, VisionTransformer, ViT),
+    methods=METHODS,
+    prefix=("cls_token", "dist_token"),
+    positions="table",
+    norms=NORMS,
+    pools=(),
+)
+HOST = Host(
+    name="vit",
+    build=build,
+    first_conv="patch_embed.proj",
+    models=(VisionTransformer, ViT),
+    blocks=(
+        BlockKind(
+            KnownClasses("timm's Block (norm, attention, norm, MLP)", (TimmBlock,)),
+            "mask",
+            attention=Branch("norm1", "attn", "ls1", (Attention, TimmAttention)),
+            mlp=Branch("norm2", "mlp", "ls2"),
+            drops=("drop_path1", "drop_path2"),
+        ),
+    ),
+    tensor=r"patch_embed\.proj\.weight",
+    smallest={"depth": 2, "embed_dim": 48, "num_heads": 4},
+    passes=(PLAIN, DISTILLED),
+    embedding=KnownClasses("timm's PatchEmbed", (TimmPatchEmbed, PatchEmbed)),
+    timm_modules=("vision_transformer", "deit"),
+    patch_of=_patch_of,
+)

@@ -7,7 +7,7 @@ or named with the reason why not.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +21,8 @@ from softless.errors import DataError, UsageError, located, need_module
 from softless.layers import Attention
 from softless.models import config, digests
 from softless.models.files import CONFIG, FILE, check_finite, has_checksums, read_tensors
+from softless.models.host import WeightLayout
+from softless.models.hosts import HOSTS
 from softless.models.nearest import build_of, nearest
 from softless.models.positions import Size, checked_size, resize, two_sides
 
@@ -74,50 +76,7 @@ DEEP = 4  # wrappers around each other; a file may hold one that is inside itsel
 SHOWN = 3  # tensors of either side in a refusal
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Names of a published code: those that tell it, and what they are called here (regular
-    expressions).
-    """
-
-    name: str
-    told_by: str
-    renames: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]] = ()
-    # operators whose published function is another one than their default
-    trained_as: tuple[str, ...] = ()
-
-
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
-        "SOFT's code",
-        r"block1\.0\.att\.mha\.W_q\.weight",
-        (
-            (r"^patch_embed(\d)\.proj\.(.*)", lambda m: f"stage{int(m[1]) - 1}.patch_embed.{m[2]}"),
-            (r"^pos_embed(\d)()$", lambda m: f"stage{int(m[1]) - 1}.pos_embed"),
-            (r"^block(\d)\.(.*)", lambda m: f"stage{int(m[1]) - 1}.blocks.{m[2]}"),
-            (r"^cls_token$", "stage3.cls_token"),
-            (r"\.att\.mha\.W_(q|v)\.", r".attn.\1."),
-            (r"\.att\.mha\.ff\.", ".attn.proj."),
-            (r"\.att\.mha\.attn\.Qlandmark_op\.weight", ".attn.learned.conv"),
-            (r"\.att\.mha\.attn\.Qnorm_act\.0\.(weight|bias)", r".attn.learned.norm_\1"),
-            (r"\.att\.mha\.attn\.conv\.", ".attn.v_conv."),
-            (r"\.att\.ff(\d)\.", r".mlp.fc\1."),
-            (r"\.att\.norm(\d)\.", r".norm\1."),
-        ),
-        ("soft", "softnorm"),
-    ),
-    Layout("CvT's code", r"stage0\.blocks\.0\.attn\.conv_proj_q\.conv\.weight"),
-    Layout(
-        "XCiT's code and SimA's",
-        r"pos_embeder\.token_projection\.weight",
-        ((r"^pos_embeder\.", "pos_embed."), (r"\.attn\.temperature$", ".attn.learned.temperature")),
-    ),
-    Layout(
-        "timm's XCiT",
-        r"blocks\.0\.attn\.temperature",
-        ((r"\.attn\.temperature$", ".attn.learned.temperature"),),
-    ),
-)
+LAYOUTS = tuple(layout for host in HOSTS.values() for layout in host.layouts)
 
 
 @dataclass(frozen=True)
@@ -136,22 +95,22 @@ class Loaded:
     assumed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        said = [
+        lines = [
             (
                 f"{self.loaded} tensors loaded from {self.layout}; {len(self.renamed)} of the "
                 "file's "
                 "have another name here"
             )
         ]
-        said += [f"  taken    {self.taken}"] if self.taken else []
-        said += [
+        lines += [f"  taken    {self.taken}"] if self.taken else []
+        lines += [
             f"  resized  {name}: {before} to {after}"
             for name, (before, after) in self.resized.items()
         ]
-        said += [f"  assumed  {told}" for told in self.doubts()]
-        said += [f"  left     {name}: {why}" for name, why in self.left.items()]
-        said += [f"  kept     {name}: as the model had it" for name in self.kept]
-        return "\n".join(said)
+        lines += [f"  assumed  {doubt}" for doubt in self.doubts()]
+        lines += [f"  left     {name}: {why}" for name, why in self.left.items()]
+        lines += [f"  kept     {name}: as the model had it" for name in self.kept]
+        return "\n".join(lines)
 
     def doubts(self) -> list[str]:
         """What was assumed, a sentence each: callers that return no `Loaded` log them."""
@@ -212,13 +171,13 @@ def load_weights(
         32 tensors loaded from our layout or timm's; 0 of the file's have another name here
     """
     need_module(model, "load_weights")
-    told = None if image_size is None else checked_size(image_size)
+    pixels = None if image_size is None else checked_size(image_size)
     return _load(
         model,
         source,
         averaged=averaged,
         head=head,
-        image_size=told,
+        image_size=pixels,
         allow_nonfinite=allow_nonfinite,
     )
 
@@ -251,78 +210,83 @@ def _load(
     """`load_weights`; `cut`: the file's tensors without a place are left; `channels`: its first
     layer is fitted to the model's.
     """
-    held, where, unguarded = _read(source)
-    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    persistent = {name: wanted[name] for name in model.state_dict() if name in wanted}
-    found = _unwrapped(held, where, averaged, persistent, unguarded)
-    state, where = found.tensors, found.where
+    content, title, unguarded = _read(source)
+    own_tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    persistent = {name: own_tensors[name] for name in model.state_dict() if name in own_tensors}
+    unwrapped = _unwrapped(content, title, averaged, persistent, unguarded)
+    state, title = unwrapped.tensors, unwrapped.title
     if not allow_nonfinite:
-        check_finite(state.items(), where)
+        check_finite(state.items(), title)
     layout = next(
-        (one for one in LAYOUTS if any(re.fullmatch(one.told_by, name) for name in state)), None
+        (
+            candidate
+            for candidate in LAYOUTS
+            if any(re.fullmatch(candidate.told_by, name) for name in state)
+        ),
+        None,
     )
-    _refuse_unsaid(model, layout, where)
-    given, renamed = _as_here(state, layout, persistent)
-    left = dict(found.left)
-    kept: list[str] = []
+    _refuse_unsaid(model, layout, title)
+    tensors, renamed = _as_here(state, layout, persistent)
+    unread = dict(unwrapped.unread)
+    untouched: list[str] = []
     if head == "new":
         classifier = _classifier(model)
-        kept += [name for name in persistent if classifier.match(name)]
-        for name in [name for name in given if classifier.match(name)]:
-            left[name] = 'head="new"'
-            del given[name]
+        untouched += [name for name in persistent if classifier.match(name)]
+        for name in [name for name in tensors if classifier.match(name)]:
+            unread[name] = 'head="new"'
+            del tensors[name]
     if channels:
-        _fit_channels(model, given, persistent)
-    resized, assumed = resize(model, given, persistent, image_size or _image_size_of(source))
+        _fit_channels(model, tensors, persistent)
+    resized, assumed = resize(model, tensors, persistent, image_size or _image_size_of(source))
     own = {name for name in persistent if ".learned." in name}
-    for name in [name for name in given if name not in persistent]:
-        if why := _needless(name, given[name]):
-            left[name] = why
-            del given[name]
-    missing = [name for name in persistent if name not in given and name not in kept]
-    kept += [name for name in missing if name in own or name.endswith("num_batches_tracked")]
+    for name in [name for name in tensors if name not in persistent]:
+        if why := _needless(name, tensors[name]):
+            unread[name] = why
+            del tensors[name]
+    missing = [name for name in persistent if name not in tensors and name not in untouched]
+    untouched += [name for name in missing if name in own or name.endswith("num_batches_tracked")]
     # what is missing tells another model: then the rest does not fit either
-    if cut and set(missing) <= set(kept):
-        left |= _cut_off(given, persistent)
+    if cut and set(missing) <= set(untouched):
+        unread |= _cut_off(tensors, persistent)
     problems = [
-        *_shown(_without_place(given, persistent, head, _classifier(model))),
+        *_shown(_without_place(tensors, persistent, head, _classifier(model))),
         *_shown([
             f"{name} {tuple(persistent[name].shape)} is missing"
             for name in missing
-            if name not in kept
+            if name not in untouched
         ]),
     ]
     if problems:
         raise UsageError(
-            f"{where} does not fit this model "
+            f"{title} does not fit this model "
             f"({layout.name if layout else 'read as ours or timm’s'}): "
             f"{'; '.join(problems)}"
-            f"{_of_another(given, persistent)}{_of_adapter(given)}"
+            f"{_of_another(tensors, persistent)}{_of_adapter(tensors)}"
         )
     with torch.no_grad():
-        for name, value in given.items():
+        for name, value in tensors.items():
             persistent[name].copy_(value)
     return Loaded(
         layout.name if layout else "our layout or timm's",
-        len(given),
-        found.taken,
-        {old: new for old, new in renamed.items() if new in given},
+        len(tensors),
+        unwrapped.choice,
+        {old: new for old, new in renamed.items() if new in tensors},
         resized,
-        left,
-        tuple(sorted(kept)),
+        unread,
+        tuple(sorted(untouched)),
         assumed,
     )
 
 
-def _cut_off(given: Tensors, wanted: Mapping[str, Tensor]) -> dict[str, str]:
+def _cut_off(tensors: Tensors, own_tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Take the tensors of layers that a model of maps has left out; their names, and why."""
-    beyond = [name for name in given if name not in wanted]
+    beyond = [name for name in tensors if name not in own_tensors]
     for name in beyond:
-        del given[name]
+        del tensors[name]
     return dict.fromkeys(beyond, "the model gives maps and has no place for it")
 
 
-def _refuse_unsaid(model: nn.Module, layout: Layout | None, where: str) -> None:
+def _refuse_unsaid(model: nn.Module, layout: WeightLayout | None, title: str) -> None:
     """Weights of a published code belong to its function: a model that computes another one must
     have been asked to.
 
@@ -330,12 +294,14 @@ def _refuse_unsaid(model: nn.Module, layout: Layout | None, where: str) -> None:
         UsageError: the model computes its operator's default, and nobody said so.
     """
     trained_as = () if layout is None else layout.trained_as
-    found = (
-        one for one in model.modules() if isinstance(one, Attention) and one.op.name in trained_as
+    attentions = (
+        module
+        for module in model.modules()
+        if isinstance(module, Attention) and module.op.name in trained_as
     )
-    if layout is not None and any("parity" not in one.options for one in found):
+    if layout is not None and any("parity" not in attention.options for attention in attentions):
         raise UsageError(
-            f"{where} is of {layout.name}, which computes another inverse than this model by "
+            f"{title} is of {layout.name}, which computes another inverse than this model by "
             "default: build the model with parity=True for the published "
             "function, or with parity=False for ours (docs/fidelity.md says how far apart they are)"
         )
@@ -358,9 +324,9 @@ def _image_size_of(source: str | Path | Mapping[str, Any]) -> tuple[int, int] | 
             return None
         path = path.parent
         digests.check(path / CONFIG)
-    found = config.read(path / CONFIG)
+    stored = config.read(path / CONFIG)
     return two_sides(
-        found.built.arguments.get("img_size") or (found.about.get("input_size") or [0, 0, 0])[1:]
+        stored.built.arguments.get("img_size") or (stored.about.get("input_size") or [0, 0, 0])[1:]
     )
 
 
@@ -372,9 +338,9 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], st
     if path.is_dir():
         digests.check(path / CONFIG)
         path /= FILE
-    held = read_tensors(path, allow_nonfinite=True)
+    content = read_tensors(path, allow_nonfinite=True)
     return (
-        held,
+        content,
         str(path),
         "" if has_checksums(path) else "a file from before torch 1.6, which has no checksums",
     )
@@ -384,69 +350,69 @@ class Unwrapped(NamedTuple):
     """The tensors of a checkpoint, under the names that their model gives them."""
 
     tensors: Tensors
-    where: str  # the file, and which of its state dicts
-    taken: str  # what was chosen and cut off, in words
-    left: dict[str, str]  # tensors that are not the model's -> why
+    title: str  # the file, and which of its state dicts
+    choice: str  # what was chosen and cut off, in words
+    unread: dict[str, str]  # tensors that are not the model's -> why
 
 
 def _unwrapped(
-    held: Mapping[str, Any],
-    where: str,
+    content: Mapping[str, Any],
+    title: str,
     averaged: bool | None,
-    wanted: Mapping[str, Tensor],
+    own_tensors: Mapping[str, Tensor],
     unguarded: str,
 ) -> Unwrapped:
     """The tensors of a checkpoint, without the wrappers of training scripts.
 
     Args:
-        held: what a file holds.
-        where: what to call it.
+        content: what a file holds.
+        title: what to call it.
         averaged: take averaged weights; None takes them where their script does.
-        wanted: the model's own tensors: a prefix that one of their names has too is no wrapper.
+        own_tensors: the model's own tensors: a prefix that one of their names has too is no wrapper.
         unguarded: what the file cannot show, in words.
 
     Raises:
         UsageError: averaged weights are asked for, and there are none.
         DataError: no tensors under names.
     """
-    said: list[str] = []
+    choices: list[str] = []
     chosen: str | None = ""
-    taken: list[str] = []
-    left: dict[str, str] = {}
+    wrappers: list[str] = []
+    unread: dict[str, str] = {}
     # a state dict may hold several models in its turn
-    while chosen is not None and len(taken) < DEEP:
-        held, beside = _parted(held, wanted)
-        left |= dict.fromkeys(beside, "it lies beside the models of the file")
-        states = [name for name in (*AVERAGED, *WEIGHTS) if _is_state(held.get(name))]
+    while chosen is not None and len(wrappers) < DEEP:
+        content, beside = _parted(content, own_tensors)
+        unread |= dict.fromkeys(beside, "it lies beside the models of the file")
+        states = [name for name in (*AVERAGED, *WEIGHTS) if _is_state(content.get(name))]
         chosen = _chosen(states, averaged)
         if chosen is not None:
-            others = [f"'{name}'" for name in states if name != chosen]
-            said += [f"'{chosen}', and not {' or '.join(others)}"] if others else []
-            held, where = held[chosen], f"{where} [{chosen}]"
-            taken.append(chosen)
-    if averaged and not {*taken} & {*AVERAGED}:
+            rejected = [f"'{name}'" for name in states if name != chosen]
+            choices += [f"'{chosen}', and not {' or '.join(rejected)}"] if rejected else []
+            content, title = content[chosen], f"{title} [{chosen}]"
+            wrappers.append(chosen)
+    if averaged and not {*wrappers} & {*AVERAGED}:
         raise UsageError(
-            f"{where} has no averaged weights ({', '.join(AVERAGED)}): leave averaged out"
+            f"{title} has no averaged weights ({', '.join(AVERAGED)}): leave averaged out"
         )
-    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DataError(
-            f"{where} holds no tensors under names: pass a state dict, or a file that holds one"
+            f"{title} holds no tensors under names: pass a state dict, or a file that holds one"
         )
-    tensors, apart, cut = _bare(tensors, wanted)
-    said += [f"names without their '{cut}'"] if cut else []
-    said += [unguarded] if unguarded else []
-    return Unwrapped(tensors, where, "; ".join(said), left | apart)
+    tensors, apart, cut = _bare(tensors, own_tensors)
+    choices += [f"names without their '{cut}'"] if cut else []
+    choices += [unguarded] if unguarded else []
+    return Unwrapped(tensors, title, "; ".join(choices), unread | apart)
 
 
 def _chosen(states: list[str], averaged: bool | None) -> str | None:
     """Which of several state dicts, averaged ones first; `averaged` None takes those where their
     script does.
     """
-    asked = AVERAGED if averaged else USUAL if averaged is None else ()
+    accepted = AVERAGED if averaged else USUAL if averaged is None else ()
     return next(
         iter([
-            *(name for name in states if name in asked),
+            *(name for name in states if name in accepted),
             *(name for name in states if name in WEIGHTS),
         ]),
         None,
@@ -454,19 +420,19 @@ def _chosen(states: list[str], averaged: bool | None) -> str | None:
 
 
 def _parted(
-    held: Mapping[str, Any], wanted: Mapping[str, Tensor]
+    content: Mapping[str, Any], own_tensors: Mapping[str, Tensor]
 ) -> tuple[Mapping[str, Any], list[str]]:
     """The state dicts of a module that holds several models, as students and teachers, each under
     its own name; and what it has beside them.
     """
-    names = [str(name) for name, value in held.items() if isinstance(value, Tensor)]
+    names = [str(name) for name, value in content.items() if isinstance(value, Tensor)]
     models = {name.partition(".")[0] for name in names} & {*WEIGHTS, *AVERAGED}
-    models -= {name.partition(".")[0] for name in wanted}
+    models -= {name.partition(".")[0] for name in own_tensors}
     if len(models) < 2:
-        return held, []
+        return content, []
     parts = {
         model: {
-            name.removeprefix(f"{model}."): held[name]
+            name.removeprefix(f"{model}."): content[name]
             for name in names
             if name.startswith(f"{model}.")
         }
@@ -475,39 +441,41 @@ def _parted(
     return parts, [name for name in names if name.partition(".")[0] not in models]
 
 
-def _is_state(held: Any, deep: int = DEEP) -> bool:
+def _is_state(content: Any, deep: int = DEEP) -> bool:
     """Whether there are tensors under names, or a wrapper around some, as averages are held beside
     their counters.
     """
-    if not isinstance(held, Mapping) or not deep:
+    if not isinstance(content, Mapping) or not deep:
         return False
-    inner = (held.get(name) for name in (*AVERAGED, *WEIGHTS))
-    return any(isinstance(value, Tensor) for value in held.values()) or any(
-        _is_state(one, deep - 1) for one in inner
+    inner = (content.get(name) for name in (*AVERAGED, *WEIGHTS))
+    return any(isinstance(value, Tensor) for value in content.values()) or any(
+        _is_state(value, deep - 1) for value in inner
     )
 
 
-def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str], str]:
+def _bare(
+    tensors: Tensors, own_tensors: Mapping[str, Tensor]
+) -> tuple[Tensors, dict[str, str], str]:
     """The tensors without what trainers write before every name; those beside a backbone, with why;
     and what was cut off.
     """
-    left = {
+    unread = {
         name: "a counter of averaging"
         for name in COUNTERS
-        if name in tensors and name not in wanted
+        if name in tensors and name not in own_tensors
     }
-    tensors = {name: value for name, value in tensors.items() if name not in left}
+    tensors = {name: value for name, value in tensors.items() if name not in unread}
     cut = ""
 
     def ours(start: str) -> bool:
-        return any(name.startswith(start) for name in wanted)
+        return any(name.startswith(start) for name in own_tensors)
 
     while True:
         start = next(
             (
-                one
-                for one in WRAPPERS
-                if all(name.startswith(one) for name in tensors) and not ours(one)
+                wrapper
+                for wrapper in WRAPPERS
+                if all(name.startswith(wrapper) for name in tensors) and not ours(wrapper)
             ),
             None,
         )
@@ -518,16 +486,16 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
         ):
             start = BACKBONE
             beside = [name for name in tensors if not name.startswith(BACKBONE)]
-            left |= dict.fromkeys(
+            unread |= dict.fromkeys(
                 beside, "it lies beside the backbone: a projection of self-supervised training"
             )
         if (
             start is None
-            and (start := _whole_below(tensors, wanted)) is not None
+            and (start := _whole_below(tensors, own_tensors)) is not None
             and not ours(start)
         ):
             beside = [name for name in tensors if not name.startswith(start)]
-            left |= dict.fromkeys(
+            unread |= dict.fromkeys(
                 beside, f"it lies beside the model, which is whole under '{start}'"
             )
         if start is None or ours(start):
@@ -539,58 +507,62 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
         }
         cut += start
     for part in INSIDE:
-        if any(part in name for name in tensors) and not any(part in name for name in wanted):
+        if any(part in name for name in tensors) and not any(part in name for name in own_tensors):
             tensors = {name.replace(part, ""): value for name, value in tensors.items()}
             cut += part
-    return tensors, left, cut
+    return tensors, unread, cut
 
 
-def _whole_below(tensors: Tensors, wanted: Mapping[str, Tensor]) -> str | None:
+def _whole_below(tensors: Tensors, own_tensors: Mapping[str, Tensor]) -> str | None:
     """What a trainer writes before the model's names where others lie beside them, as a loss's own:
     every tensor of the model has it.
     """
     return next(
-        (one for one in WRAPPERS if wanted and all(f"{one}{name}" in tensors for name in wanted)),
+        (
+            wrapper
+            for wrapper in WRAPPERS
+            if own_tensors and all(f"{wrapper}{name}" in tensors for name in own_tensors)
+        ),
         None,
     )
 
 
 def _classifier(model: nn.Module) -> re.Pattern[str]:
     """The names of a classifier, as the model's configuration tells them and as ours are."""
-    told = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    names = {"head", "head_dist", *((told,) if isinstance(told, str) else told)}
+    configured = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    names = {"head", "head_dist", *((configured,) if isinstance(configured, str) else configured)}
     return re.compile(rf"({'|'.join(re.escape(name) for name in sorted(names))})\.")
 
 
 def _as_here(
-    state: Tensors, layout: Layout | None, wanted: Mapping[str, Tensor]
+    state: Tensors, layout: WeightLayout | None, own_tensors: Mapping[str, Tensor]
 ) -> tuple[Tensors, dict[str, str]]:
     """The tensors under the model's names, and which of them had another one."""
-    found: Tensors = {}
+    tensors: Tensors = {}
     renamed: dict[str, str] = {}
     for name, value in state.items():
         new = name
         for pattern, to in layout.renames if layout else ():
             new = re.sub(pattern, to, new)
-        found[new] = value
+        tensors[new] = value
         if new != name:
             renamed[name] = new
     before = {new: old for old, new in renamed.items()}
-    for name in wanted:
-        if name in found:
+    for name in own_tensors:
+        if name in tensors:
             continue
         for joined, parts in _projections(name):
-            if all(part in found for part in parts):
-                found[name] = torch.cat([found.pop(part) for part in parts])
+            if all(part in tensors for part in parts):
+                tensors[name] = torch.cat([tensors.pop(part) for part in parts])
                 renamed.update({before.get(part, part): name for part in parts})
                 break
-            if joined in found and len(parts) > 1:
-                for part, rows in zip(parts, found[joined].chunk(len(parts)), strict=True):
-                    found[part] = rows
+            if joined in tensors and len(parts) > 1:
+                for part, rows in zip(parts, tensors[joined].chunk(len(parts)), strict=True):
+                    tensors[part] = rows
                 renamed[before.get(joined, joined)] = name
-                del found[joined]
+                del tensors[joined]
                 break
-    return found, renamed
+    return tensors, renamed
 
 
 def _projections(name: str) -> list[tuple[str, list[str]]]:
@@ -600,24 +572,26 @@ def _projections(name: str) -> list[tuple[str, list[str]]]:
     match = re.fullmatch(r"(.*\.)(qkv|qv|q|k|v)\.(weight|bias)", name)
     if not match:
         return []
-    start, what, part = match.groups()
+    start, projection, part = match.groups()
     three, two = (
-        [f"{start}{one}.{part}" for one in "qkv"],
-        [f"{start}{one}.{part}" for one in ("q", "kv")],
+        [f"{start}{letter}.{part}" for letter in "qkv"],
+        [f"{start}{letters}.{part}" for letters in ("q", "kv")],
     )
-    if what == "qkv":
+    if projection == "qkv":
         return [("", three), ("", two)]
-    if what == "qv":
-        return [("", [f"{start}{one}.{part}" for one in "qv"])]
+    if projection == "qv":
+        return [("", [f"{start}{letter}.{part}" for letter in "qv"])]
     return [(f"{start}qkv.{part}", three)]
 
 
-def _fit_channels(model: nn.Module, given: Tensors, wanted: Mapping[str, Tensor]) -> None:
+def _fit_channels(model: nn.Module, tensors: Tensors, own_tensors: Mapping[str, Tensor]) -> None:
     """The first convolution for images of another number of channels, as timm fits it."""
-    told = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
-    for name in [f"{one}.weight" for one in ((told,) if isinstance(told, str) else told)]:
-        if name in given and name in wanted and given[name].ndim == 4:
-            given[name] = _of_channels(given[name], wanted[name].shape[1])
+    configured = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    for name in [
+        f"{path}.weight" for path in ((configured,) if isinstance(configured, str) else configured)
+    ]:
+        if name in tensors and name in own_tensors and tensors[name].ndim == 4:
+            tensors[name] = _of_channels(tensors[name], own_tensors[name].shape[1])
 
 
 def _of_channels(weight: Tensor, channels: int) -> Tensor:
@@ -652,10 +626,10 @@ def _needless(name: str, value: Tensor) -> str:
     return ""
 
 
-def _of_another(given: Tensors, wanted: Mapping[str, Tensor]) -> str:
+def _of_another(tensors: Tensors, own_tensors: Mapping[str, Tensor]) -> str:
     """Which named model the file is of, or next to, where it is built otherwise than this one."""
-    build = build_of(given)
-    named = None if build is None or build == build_of(wanted) else nearest(given)
+    build = build_of(tensors)
+    named = None if build is None or build == build_of(own_tensors) else nearest(tensors)
     if named is None:
         return ""
     name, same = named
@@ -666,55 +640,51 @@ def _of_another(given: Tensors, wanted: Mapping[str, Tensor]) -> str:
     )
 
 
-def _of_adapter(given: Tensors) -> str:
+def _of_adapter(tensors: Tensors) -> str:
     """The way out for a file of an adapter, which is no model."""
     return (
         "; it holds a LoRA adapter: merge it (merge_and_unload of peft) and save the model's "
         "state dict"
-        if any(".lora_" in name for name in given)
+        if any(".lora_" in name for name in tensors)
         else ""
     )
 
 
 def _without_place(
-    given: Tensors, wanted: Mapping[str, Tensor], head: str, classifier: re.Pattern[str]
+    tensors: Tensors, own_tensors: Mapping[str, Tensor], head: str, classifier: re.Pattern[str]
 ) -> list[str]:
     """The file's tensors that do not fit, in words; those of the classifier first."""
-    said = []
-    for name, value in given.items():
+    problems = []
+    for name, value in tensors.items():
         way = ""
         if classifier.match(name) and head == "same":
             way = ' (other classes: pass head="new" to keep the model’s classifier)'
-            if not any(classifier.match(one) for one in wanted):
+            if not any(classifier.match(own_name) for own_name in own_tensors):
                 way = ' (the model has no classifier: pass head="new" to leave the file’s)'
-        if name not in wanted:
-            said.append(f"{name} {tuple(value.shape)} has no place in the model{way}")
-        elif wanted[name].is_floating_point() and not value.is_floating_point():
-            kinds = [str(x.dtype).removeprefix("torch.") for x in (value, wanted[name])]
-            said.append(
+        if name not in own_tensors:
+            problems.append(f"{name} {tuple(value.shape)} has no place in the model{way}")
+        elif own_tensors[name].is_floating_point() and not value.is_floating_point():
+            kinds = [str(x.dtype).removeprefix("torch.") for x in (value, own_tensors[name])]
+            problems.append(
                 f"{name} is {kinds[0]} in the file and {kinds[1]} in the model, and no cast makes "
                 "one of the other"
             )
-        elif value.shape != wanted[name].shape:
+        elif value.shape != own_tensors[name].shape:
             if name.rsplit(".", 1)[-1] == "pos_embed":
                 way = (
                     " (a table of positions does not say its grid: pass image_size= of the "
                     "images that it was made for)"
                 )
-            said.append(
-                f"{name} is {tuple(value.shape)} in the file and {tuple(wanted[name].shape)} in "
-                f"the model{way}"
+            problems.append(
+                f"{name} is {tuple(value.shape)} in the file and "
+                f"{tuple(own_tensors[name].shape)} in the model{way}"
             )
-    return sorted(said, key=lambda line: "head=" not in line)
+    return sorted(problems, key=lambda line: "head=" not in line)
 
 
 def _shown(problems: list[str]) -> list[str]:
-    more = len(problems) - SHOWN
-    return [
-        *problems[:SHOWN],
-        *(
-            [f"and {more} more {'are missing' if 'is missing' in problems[0] else 'of the file'}"]
-            if more > 0
-            else []
-        ),
-    ]
+    remaining = len(problems) - SHOWN
+    if remaining <= 0:
+        return problems[:SHOWN]
+    clause = "are missing" if "is missing" in problems[0] else "of the file"
+    return [*problems[:SHOWN], f"and {remaining} more {clause}"]

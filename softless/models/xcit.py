@@ -8,14 +8,23 @@ attention follows the operator where it has a form for it (the SimA family); oth
 XCiT's softmax. The rate of stochastic depth is the same in all blocks.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import DropPath, Mlp
 from timm.models import build_model_with_cfg
-from timm.models.xcit import ClassAttentionBlock
+from timm.models.xcit import LPI as TimmLPI
+from timm.models.xcit import (
+    XCA,
+    ClassAttentionBlock,
+    ClassAttn,
+    PositionalEncodingFourier,
+    XCABlock,
+)
+from timm.models.xcit import ConvPatchEmbed as TimmConvPatchEmbed
 from timm.models.xcit import Xcit as TimmXcit
 from torch import Tensor, nn
 
@@ -31,6 +40,15 @@ from softless.layers import (
     operator_class,
 )
 from softless.layers.leaf import tracer_of
+from softless.models.host import (
+    BlockKind,
+    Branch,
+    ClassBlocks,
+    Host,
+    KnownClasses,
+    Pass,
+    WeightLayout,
+)
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
@@ -64,6 +82,7 @@ class Block(nn.Module):
         self.gamma3 = _scale(dim, eta) if lpi else None
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Tokens (B, N, dim), N = height width -> (B, N, dim)."""
         x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x), grid=(0, height, width)))
         if self.local_mp is not None and self.norm3 is not None:
             x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), height, width))
@@ -234,3 +253,66 @@ def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.
         op_options=take_operator_options(op, kwargs) | take_companions(kwargs),
         **host_arguments(kwargs),
     )
+
+
+def _patch_of(state: Mapping[str, Tensor]) -> int:
+    """Each convolution of the stem halves the image."""
+    return 2 ** sum(bool(re.fullmatch(HOST.tensor, name)) for name in state)
+
+
+HOST = Host(
+    name="xcit",
+    build=build,
+    first_conv="patch_embed.proj.0.0",
+    models=(TimmXcit, Xcit),
+    blocks=(
+        BlockKind(
+            KnownClasses("XCiT's blocks", (Block, XCABlock)),
+            "sides",
+            attention=Branch("norm1", "attn", "gamma1", (Attention, XCA)),
+            local=Branch("norm3", "local_mp", "gamma3", (LPI, TimmLPI)),
+            mlp=Branch("norm2", "mlp", "gamma2"),
+            drops=("drop_path",),
+        ),
+    ),
+    tensor=r"patch_embed\.proj\.\d+\.0\.weight",
+    smallest={"depth": 2, "embed_dim": 48, "num_heads": 4, "cls_attn_layers": 1, "eta": 1.0},
+    passes=(
+        Pass(
+            classes=(TimmXcit, Xcit),
+            methods=("forward", "forward_features", "forward_head"),
+            prefix=(),
+            positions="sines",
+            norms=("norm",),
+            pools=("token", "avg"),
+            margin=1,  # a patch of the stem sees 15 pixels beyond its own, above and to the left
+        ),
+    ),
+    embedding=KnownClasses("XCiT's ConvPatchEmbed", (ConvPatchEmbed, TimmConvPatchEmbed)),
+    positions=KnownClasses(
+        "XCiT's Fourier positions", (FourierPosition, PositionalEncodingFourier)
+    ),
+    class_blocks=ClassBlocks(
+        "cls_attn_blocks",
+        KnownClasses("XCiT's class attention", (ClassAttentionBlock,)),
+        attentions=(ClassAttention, ClassAttn),
+        token_wise=("norm1", "norm2", "mlp"),
+    ),
+    options=("lpi",),
+    layouts=(
+        WeightLayout(
+            "XCiT's code and SimA's",
+            r"pos_embeder\.token_projection\.weight",
+            (
+                (r"^pos_embeder\.", "pos_embed."),
+                (r"\.attn\.temperature$", ".attn.learned.temperature"),
+            ),
+        ),
+        WeightLayout(
+            "timm's XCiT",
+            r"blocks\.0\.attn\.temperature",
+            ((r"\.attn\.temperature$", ".attn.learned.temperature"),),
+        ),
+    ),
+    patch_of=_patch_of,
+)

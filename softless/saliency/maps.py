@@ -21,6 +21,7 @@ from softless.data.notices import notice
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.layers import Attention, ClassAttention
+from softless.models.hosts import tokens_ahead
 from softless.models.scale import Foreign, foreign
 from softless.modes import in_evaluation
 from softless.saliency.class_row import class_attention_row, class_row
@@ -77,43 +78,43 @@ def explain(
     module.to(target)
     try:
         with in_evaluation(module):
-            found = _maps(module, batch.to(target), attentions[number], number, len(attentions))
+            saliency = _maps(module, batch.to(target), attentions[number], number, len(attentions))
     finally:
         module.to(home)
-    if found.foreign is not None:
-        notice(found.foreign.advice())
-    return found
+    if saliency.foreign is not None:
+        notice(saliency.foreign.advice())
+    return saliency
 
 
 def _resizing(viewer: Viewer, images: Any, transform: Any, resize: Size) -> Viewer:
     if isinstance(images, Tensor) or transform is not None:
-        what = (
+        reason = (
             "a tensor is taken as it is"
             if isinstance(images, Tensor)
             else "transform= decides the size already"
         )
         raise UsageError(
-            f"resize={resize}: {what}; resize the picture before, or leave resize= out"
+            f"resize={resize}: {reason}; resize the picture before, or leave resize= out"
         )
     return viewer.resized(resize)
 
 
 def _attention_layers(model: nn.Module) -> list[Attention]:
-    found = [module for module in model.modules() if isinstance(module, Attention)]
-    if not found and any(isinstance(module, ClassAttention) for module in model.modules()):
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    if not attentions and any(isinstance(module, ClassAttention) for module in model.modules()):
         raise UsageError(
             f"{type(model).__name__} has softless attention for its class token alone, and a map "
             "is of the layers over its patches: "
             "exchange those too, as softless.swap(model, op, force='*') does, or build the model "
             "with softless.create_model"
         )
-    if not found:
+    if not attentions:
         raise UsageError(
             f"{type(model).__name__} has no softless attention layer to look into: build it with "
             "softless.create_model(name, op=…), "
             "or exchange its attention with softless.swap"
         )
-    return found
+    return attentions
 
 
 def _numbered(layer: int, count: int) -> int:
@@ -126,13 +127,13 @@ def _numbered(layer: int, count: int) -> int:
 
 
 @dataclass
-class Call:
+class LayerCall:
     """What a layer was given when the model looked at the batch: the tokens (B, N, dim), what else,
     and where they stand.
     """
 
     tokens: Tensor
-    told: Grid | None  # (prefix tokens, height, width)
+    grid: Grid | None  # (prefix tokens, height, width)
     passed: dict[str, Any]
 
 
@@ -142,29 +143,30 @@ def _calls(
     model: nn.Module,
     host: nn.Module,
     batch: Tensor,
-) -> tuple[Call | None, list[Tensor], list[tuple[int, int]]]:
+) -> tuple[LayerCall | None, list[Tensor], list[tuple[int, int]]]:
     """The call of the layer, and the tokens that entered the class attention; nothing of a layer
     that the pass leaves out.
 
     Last comes the grid that the patch embedding of the host made, where it shows it.
     """
-    calls: list[Call] = []
+    calls: list[LayerCall] = []
     read: list[Tensor] = []
-    made: list[tuple[int, int]] = []
+    grids: list[tuple[int, int]] = []
 
     def note(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens, grid, passed = layer.called_with(*args, **kwargs)
         shared = None if layer.shared_grid is None else layer.shared_grid.value
-        calls.append(Call(tokens, grid or shared, passed))
+        calls.append(LayerCall(tokens, grid or shared, passed))
 
     hooks = [attention.register_forward_pre_hook(note, with_kwargs=True)]
     hooks += [
-        one.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for one in readers
+        reader.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        for reader in readers
     ]
     if isinstance(embed := getattr(host, "patch_embed", None), nn.Module):
         hooks.append(
             embed.register_forward_hook(
-                lambda embed, _, output: made.extend(_grid_of(embed, output))
+                lambda embed, _, output: grids.extend(_grid_of(embed, output))
             )
         )
     try:
@@ -172,7 +174,7 @@ def _calls(
     finally:
         for hook in hooks:
             hook.remove()
-    return (calls[-1] if calls else None), read, made
+    return (calls[-1] if calls else None), read, grids
 
 
 def _grid_of(embed: Any, output: Any) -> list[tuple[int, int]]:
@@ -189,7 +191,7 @@ def _grid_of(embed: Any, output: Any) -> list[tuple[int, int]]:
     )
 
 
-def _standing(model: Any, batch: Tensor, call: Call, made: Sequence[tuple[int, int]]) -> Grid:
+def _standing(model: Any, batch: Tensor, call: LayerCall, grids: Sequence[tuple[int, int]]) -> Grid:
     """Where the tokens of a call stand: as they were told, as the patch embedding made them, or as
     patches lie on the image.
 
@@ -197,11 +199,12 @@ def _standing(model: Any, batch: Tensor, call: Call, made: Sequence[tuple[int, i
         UsageError: neither fits their number.
     """
     number = call.tokens.shape[1]
-    if call.told is not None and call.told[0] + call.told[1] * call.told[2] == number:
-        return call.told
-    known = getattr(model, "num_prefix_tokens", None)  # in some hosts they come behind the layers
-    ahead = range(MOST_AHEAD + 1) if known is None else (0, known)
-    for height, width in [*made, *_patches(model, batch)]:
+    if call.grid is not None and call.grid[0] + call.grid[1] * call.grid[2] == number:
+        return call.grid
+    prefix = tokens_ahead(model)
+    # of foreign models, in some of which they come behind the layers
+    ahead = range(MOST_AHEAD + 1) if prefix is None else (0, prefix)
+    for height, width in [*grids, *_patches(model, batch)]:
         if number - height * width in ahead:
             return number - height * width, height, width
     raise UsageError(
@@ -217,7 +220,7 @@ def _patches(model: Any, batch: Tensor) -> list[tuple[int, int]]:
     """
     embed = getattr(model, "patch_embed", None)
     size = (int(batch.shape[-2]), int(batch.shape[-1]))
-    found = (
+    grids = (
         [tuple(map(int, tells(size)))]
         if callable(tells := getattr(embed, "dynamic_feat_size", None))
         else []
@@ -225,21 +228,21 @@ def _patches(model: Any, batch: Tensor) -> list[tuple[int, int]]:
     side = getattr(embed, "patch_size", None)
     if side is not None:
         sides = side if isinstance(side, tuple | list) else (side, side)
-        found.append((size[0] // sides[0], size[1] // sides[1]))
-    return [(height, width) for height, width in found]
+        grids.append((size[0] // sides[0], size[1] // sides[1]))
+    return [(height, width) for height, width in grids]
 
 
 def _maps(model: Any, batch: Tensor, attention: Attention, number: int, count: int) -> Saliency:
-    looked, seen = eyes(model, batch)
+    looked, framed = eyes(model, batch)
     readers = [module for module in looked.modules() if isinstance(module, ClassAttention)][-1:]
     host = getattr(model, "host", model)
-    call, read, made = _calls(attention, readers, looked, host, seen)
+    call, read, grids = _calls(attention, readers, looked, host, framed)
     if call is None:
         raise UsageError(
             f"layer {number} takes no part when {type(model).__name__} looks at an image: choose "
             "another"
         )
-    prefix, *sides = _standing(host, seen, call, made)
+    prefix, *sides = _standing(host, framed, call, grids)
     grid = (sides[0], sides[1])
     q, tied_or_k, _, _ = attention.sides(call.tokens, None, (prefix, *grid), **call.passed)
     k = q if tied_or_k is None else tied_or_k
@@ -266,8 +269,8 @@ def _maps(model: Any, batch: Tensor, attention: Attention, number: int, count: i
 
 
 def _norm(x_BHND: Tensor) -> Tensor:
-    wide = x_BHND.double()  # squares of q^ at many tokens are far below what float16 can hold
-    return wide.square().sum((1, 3)).sqrt()
+    x_double = x_BHND.double()  # squares of q^ at many tokens are far below what float16 can hold
+    return x_double.square().sum((1, 3)).sqrt()
 
 
 def unit(x: Tensor) -> Tensor:

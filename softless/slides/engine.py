@@ -21,7 +21,7 @@ from torch import Tensor
 from softless.attention.streaming import Summary
 from softless.data.notices import notice
 from softless.errors import NothingReadable
-from softless.slides.hosts import Host
+from softless.slides.hosts import StreamedHost
 from softless.slides.layer import Layer, TokenSequence, joined
 from softless.slides.pixels import Lost
 from softless.slides.reader import Source
@@ -106,7 +106,7 @@ class Engine:
 
     def __init__(
         self,
-        host: Host,
+        host: StreamedHost,
         source: Source,
         *,
         chunk: int,

@@ -8,23 +8,18 @@ it, since one that is not known might mix tokens in a way that chunks would lose
 # D width of the tokens, h x w the whole grid of patches
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, GluMlp, Mlp, RmsNorm, SwiGLU
+from timm.layers import DropPath, GluMlp, LayerScale, Mlp, RmsNorm, SwiGLU
 from timm.layers import LayerNorm as TimmLayerNorm
-from timm.layers import PatchEmbed as TimmPatchEmbed
-from timm.models import xcit as timm_xcit
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import LayerScale, VisionTransformer
 from torch import Tensor, nn
 
 from softless.errors import UsageError
-from softless.inference.blocks import PackedBlock, XcitBlock
+from softless.inference.blocks import BLOCKS
 from softless.inference.layers import (
     Added,
     KeptPositions,
@@ -34,12 +29,14 @@ from softless.inference.layers import (
     PatchProjection,
 )
 from softless.inference.model import kind_of
-from softless.layers import LPI, Attention, ClassAttention, ConvPatchEmbed
+from softless.layers import Attention
 from softless.layers.attention import CLASSES
 from softless.layers.patch_embed import check_size
 from softless.layers.plain import computes_weight, hooks_on_all, refuse_parts, why_changed
-from softless.layers.position import FourierPosition, fourier_table
-from softless.models import vit, xcit
+from softless.layers.position import fourier_table
+from softless.models import vit
+from softless.models.host import BlockKind, Branch, ClassBlocks, Host, KnownClasses, Modules, Pass
+from softless.models.hosts import HOSTS, class_blocks, tokens_ahead
 
 TOKEN_WISE = (
     nn.Identity,
@@ -56,7 +53,8 @@ KNOWN = (
     "a ViT or DeiT of timm (softless.create_model, or one that softless.swap has changed) or "
     "an XCiT, plain or from softless.optimize"
 )
-Branch = Callable[[Tensor], Tensor]
+CUTS, KNOWS = "cuts {} into blocks alone", "knows {} alone"
+BranchCall = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,48 @@ class Parts:
     scale2: Tensor | None
     norm3: nn.Module | None = None
     # up to its second convolution, and that: (1,D,h,w) -> (1,D,h,w) each
-    lpi: tuple[Branch, Branch] | None = None
+    lpi: tuple[BranchCall, BranchCall] | None = None
     scale3: Tensor | None = None
 
 
-class Host(ABC):
-    """A model as the engine sees it."""
+class StreamedHost(ABC):
+    """A model as the engine sees it.
 
-    prefix = 0  # tokens ahead of the patches in the residual stream
-    margin = 0  # patches above and to the left that the embedding of a patch looks at
+    Args:
+        model: of a host, plain or optimized.
+        record: of its host.
+        route: the way through the host that this model takes.
 
-    def __init__(self, model: Any, parts: tuple[Parts, ...]) -> None:
-        self.model, self.parts = model, parts
-        first = next(model.parameters())
-        self.dtype, self.device, self.dim = first.dtype, first.device, int(model.embed_dim)
+    Raises:
+        UsageError: a block or a module that is not known; it is named.
+    """
+
+    def __init__(self, model: Any, record: Host, route: Pass) -> None:
+        self.model, self.route = model, route
+        if record.embedding is not None:
+            _refuse_unknown("patch_embed", model.patch_embed, record.embedding, CUTS)
+        if record.positions is not None and (position := _position(model)) is not None:
+            _refuse_unknown("pos_embed", position, record.positions, KNOWS)
+        self.parts = tuple(
+            parts_of(f"blocks.{i}", block, record.blocks) for i, block in enumerate(model.blocks)
+        )
+        if route.pools and model.global_pool not in route.pools:
+            raise UsageError(
+                f"global_pool='{model.global_pool}' cannot be streamed: build the model with "
+                f"global_pool={' or '.join(map(repr, route.pools))}"
+            )
+        self.averages = bool(route.pools) and model.global_pool == "avg"
+        self.class_blocks = class_blocks(model) or []
+        if record.class_blocks is not None:
+            _check_class_blocks(self.class_blocks, record.class_blocks)
+        for name in route.norms:
+            _token_wise(name, model.get_submodule(name))
+        # tokens ahead of the patches in the residual stream
+        self.prefix = tokens_ahead(model) or 0
+        # patches above and to the left that the embedding of a patch looks at
+        self.margin = route.margin
+        weight = next(model.parameters())
+        self.dtype, self.device, self.dim = weight.dtype, weight.device, int(model.embed_dim)
         convolutions = (
             m for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d | PatchProjection)
         )
@@ -105,9 +131,17 @@ class Host(ABC):
     def positions(self, height: int, width: int) -> None:
         """Prepare the positions of a grid: of rows and of columns, never of both."""
 
-    @abstractmethod
     def prefix_rows(self) -> Tensor:
         """The tokens ahead of the patches as they enter the first layer: (prefix, D)."""
+        tokens = [getattr(self.model, name, None) for name in self.route.prefix]
+        rows = [token[0] for token in tokens if token is not None]
+        if not rows:
+            return torch.empty(0, self.dim, dtype=self.dtype, device=self.device)
+        return self.placed(torch.cat(rows))
+
+    def placed(self, x: Tensor) -> Tensor:
+        """The tokens ahead of the patches (prefix, D) with their positions."""
+        return x
 
     @abstractmethod
     def embed(self, pixels: Tensor, rows: slice, columns: slice) -> Tensor:
@@ -121,7 +155,7 @@ class Host(ABC):
         """
 
 
-def host_of(model: nn.Module) -> Host:
+def host_of(model: nn.Module) -> StreamedHost:
     """The model as the engine sees it.
 
     Raises:
@@ -129,60 +163,45 @@ def host_of(model: nn.Module) -> Host:
     """
     refuse_parts(model, "stream")
     _unwatched(model)
-    if _does_as(
-        model,
-        (VisionTransformer, vit.ViT),
-        "forward",
-        "forward_features",
-        "pool",
-        "_pos_embed",
-        "forward_head",
-    ):
-        return ViTHost(model)
-    distilled = ("_pos_embed", "forward_head")
-    if _does_as(model, (VisionTransformerDistilled,), *distilled) and _does_as(
-        model, (VisionTransformer, vit.ViT), "forward_features"
-    ):
-        return ViTHost(model)
-    if _does_as(model, (timm_xcit.Xcit, xcit.Xcit), "forward", "forward_features", "forward_head"):
-        return XcitHost(model)
+    model_class = kind_of(model)
+    for record in HOSTS.values():
+        for route in record.passes:
+            if route.taken_by(model_class) and "forward" not in vars(model):
+                return ENGINES[route.positions](model, record, route)
     raise UsageError(f"{type(model).__name__} cannot be streamed: give {KNOWN}")
 
 
-def _does_as(model: nn.Module, kinds: tuple[type, ...], *methods: str) -> bool:
-    """Whether a model, or the one that it was optimized from, is of the first kind, each method as
-    in one of them: ours differ on no images alone.
-    """
-    own = kind_of(model)
-    if not issubclass(own, kinds[0]) or "forward" in vars(model):
-        return False
-    return all(
-        getattr(own, method) in [getattr(kind, method) for kind in kinds] for method in methods
-    )
-
-
-class ViTHost(Host):
-    """timm's VisionTransformer and its distilled form, with our attention."""
-
-    def __init__(self, model: Any) -> None:
-        embed = model.patch_embed
-        if type(embed) not in {TimmPatchEmbed, vit.PatchEmbed}:
-            raise UsageError(
-                f"patch_embed is a {type(embed).__name__}, and the engine cuts timm's PatchEmbed "
-                "into blocks alone"
-            )
-        super().__init__(
-            model, tuple(parts_of(f"blocks.{i}", block) for i, block in enumerate(model.blocks))
+def _refuse_unknown(name: str, module: nn.Module, accepted: KnownClasses, rule: str) -> None:
+    """Refuse a module of another class than the host's own."""
+    if type(module) not in accepted.classes:
+        raise UsageError(
+            f"{name} is a {type(module).__name__}, and the engine {rule.format(accepted.title)}"
         )
-        self.distilled = isinstance(model, VisionTransformerDistilled)
-        self.prefix = model.num_prefix_tokens
-        if not self.distilled and model.global_pool not in {"token", "avg"}:
+
+
+def _position(model: Any) -> Any:
+    """The module that computes positions, behind the one in which an optimized model keeps them."""
+    position = model.pos_embed
+    return position.positions if type(position) is KeptPositions else position
+
+
+def _check_class_blocks(blocks: list[nn.Module], record: ClassBlocks) -> None:
+    """Refuse a class attention that is not the host's own."""
+    for number, block in enumerate(blocks):
+        name, attention = f"{record.attribute}.{number}", block.attn
+        if type(block) not in record.accepted.classes or type(attention) not in record.attentions:
             raise UsageError(
-                f"global_pool='{model.global_pool}' cannot be streamed: build the model with "
-                "global_pool='token' or 'avg'"
+                f"{name} is a {type(block).__name__} with {type(attention).__name__}, which "
+                "the engine does not know"
             )
-        for name in ("norm_pre", "norm", "fc_norm", "patch_embed.norm"):
-            _token_wise(name, model.get_submodule(name))
+        for part in record.token_wise:
+            _token_wise(f"{name}.{part}", block.get_submodule(part))
+
+
+class TableHost(StreamedHost):
+    """A host with a table of positions: timm's VisionTransformer and its distilled form, with our
+    attention.
+    """
 
     def check(self, height: int, width: int) -> None:
         """Refuse a size that the model itself refuses."""
@@ -201,15 +220,15 @@ class ViTHost(Host):
         """Timm's antialiased bicubic resampling as the two matrices that it is, one for rows and
         one for columns.
         """
-        self.place, self.rows, self.columns = None, None, None
+        self.table, self.row_weights, self.column_weights = None, None, None
         if self.model.pos_embed is None:
             return
         old = tuple(self.model.patch_embed.grid_size)
         # (old h, old w, D)
-        self.place = self.model.pos_embed[0, self._placed_prefix :].unflatten(0, old)
+        self.table = self.model.pos_embed[0, self._placed_prefix :].unflatten(0, old)
         if (height, width) != old:
-            self.place = self.place.float()
-            self.rows, self.columns = (
+            self.table = self.table.float()
+            self.row_weights, self.column_weights = (
                 _resampling(old[0], height, self.device),
                 _resampling(old[1], width, self.device),
             )
@@ -220,21 +239,18 @@ class ViTHost(Host):
         return 0 if self.model.no_embed_class else self.prefix
 
     def _positions(self, rows: slice, columns: slice) -> Tensor | None:
-        if self.place is None:
+        if self.table is None:
             return None
-        if self.rows is None or self.columns is None:
-            return self.place[rows, columns]
+        if self.row_weights is None or self.column_weights is None:
+            return self.table[rows, columns]
         # (rows, old w, D)
-        some = (self.rows[rows] @ self.place.flatten(1)).unflatten(1, self.place.shape[1:])
-        return (self.columns[columns] @ some).to(self.model.pos_embed.dtype)
+        of_rows = (self.row_weights[rows] @ self.table.flatten(1)).unflatten(
+            1, self.table.shape[1:]
+        )
+        return (self.column_weights[columns] @ of_rows).to(self.model.pos_embed.dtype)
 
-    def prefix_rows(self) -> Tensor:
+    def placed(self, x: Tensor) -> Tensor:
         model = self.model
-        names = ("cls_token", "dist_token") if self.distilled else ("cls_token", "reg_token")
-        rows = [getattr(model, name)[0] for name in names if getattr(model, name, None) is not None]
-        if not rows:
-            return torch.empty(0, self.dim, dtype=self.dtype, device=self.device)
-        x = torch.cat(rows)
         if model.pos_embed is not None and self._placed_prefix:
             x = x + model.pos_embed[0, : self.prefix]
         return model.norm_pre(x)
@@ -242,8 +258,45 @@ class ViTHost(Host):
     def embed(self, pixels: Tensor, rows: slice, columns: slice) -> Tensor:
         model = self.model
         x = model.patch_embed.norm(model.patch_embed.proj(pixels)[0].permute(1, 2, 0))
-        place = self._positions(rows, columns)
-        return model.norm_pre(x if place is None else x + place)
+        positions = self._positions(rows, columns)
+        return model.norm_pre(x if positions is None else x + positions)
+
+
+class SinesHost(StreamedHost):
+    """A host whose positions are sines of both axes: our XCiT, and timm's after a swap, with and
+    without local patch interaction.
+    """
+
+    def positions(self, height: int, width: int) -> None:
+        """The sines and cosines of rows (features, h) and of columns (features, w)."""
+        self.position = _position(self.model)
+        features = 0 if self.position is None else self.position.token_projection.in_channels // 2
+        self.row_sines = (
+            fourier_table(height, 1, features, device=self.device)[0, :features, :, 0]
+            if features
+            else None
+        )
+        self.column_sines = (
+            fourier_table(1, width, features, device=self.device)[0, features:, 0]
+            if features
+            else None
+        )
+
+    def embed(self, pixels: Tensor, rows: slice, columns: slice) -> Tensor:
+        x = self.model.patch_embed.proj(pixels.contiguous(memory_format=torch.channels_last))
+        down, across = rows.stop - rows.start, columns.stop - columns.start
+        x = x[..., -down:, -across:]
+        if self.row_sines is not None and self.column_sines is not None:
+            sides = (
+                self.row_sines[:, rows, None].expand(-1, -1, across),
+                self.column_sines[:, None, columns].expand(-1, down, -1),
+            )
+            x = x + self.position.token_projection(torch.cat(sides)[None].to(self.dtype))
+        return x[0].permute(1, 2, 0)
+
+
+# by how a host knows positions (`softless.models.host.Pass.positions`)
+ENGINES: Mapping[str, type[StreamedHost]] = {"table": TableHost, "sines": SinesHost}
 
 
 def _resampling(old: int, new: int, device: torch.device) -> Tensor:
@@ -255,131 +308,68 @@ def _resampling(old: int, new: int, device: torch.device) -> Tensor:
     ].T.contiguous()
 
 
-def parts_of(name: str, block: Any) -> Parts:
-    """The modules of a block of timm's ViT, plain or optimized.
+def parts_of(name: str, block: Any, kinds: Sequence[BlockKind] = vit.HOST.blocks) -> Parts:
+    """The modules of a block, plain or optimized.
+
+    Args:
+        name: what to call it in a message.
+        block: the block.
+        kinds: those that its host has; timm's ViT's by default.
 
     Raises:
         UsageError: another block, or a module that may mix tokens; it is named.
     """
-    if type(block) is PackedBlock:
-        return _parts(name, block, None, None)
-    if type(block) is not TimmBlock:
-        raise UsageError(
-            f"{name} is a {type(block).__name__}, and the engine knows timm's Block alone (norm, "
-            "attention, norm, MLP)"
-        )
-    scales = []
-    for side in ("ls1", "ls2"):
-        scale = getattr(block, side)
-        if type(scale) not in {LayerScale, nn.Identity}:
-            raise UsageError(
-                f"{name}.{side} is a {type(scale).__name__}, and the engine knows LayerScale alone"
-            )
-        scales.append(scale.gamma if isinstance(scale, LayerScale) else None)
-    return _parts(name, block, scales[0], scales[1])
-
-
-class XcitHost(Host):
-    """Our XCiT, and timm's after a swap, with and without local patch interaction."""
-
-    margin = 1  # a patch of the stem sees 15 pixels beyond its own, above and to the left
-
-    def __init__(self, model: Any) -> None:
-        embed = model.patch_embed
-        if type(embed) not in {ConvPatchEmbed, timm_xcit.ConvPatchEmbed}:
-            raise UsageError(
-                f"patch_embed is a {type(embed).__name__}, and the engine cuts XCiT's "
-                "ConvPatchEmbed into blocks alone"
-            )
-        self.place: Any = (
-            model.pos_embed.positions if type(model.pos_embed) is KeptPositions else model.pos_embed
-        )
-        if self.place is not None and type(self.place) not in {
-            FourierPosition,
-            timm_xcit.PositionalEncodingFourier,
-        }:
-            raise UsageError(
-                f"pos_embed is a {type(self.place).__name__}, and the engine knows XCiT's Fourier "
-                "positions alone"
-            )
-        super().__init__(
-            model, tuple(_xcit_parts(f"blocks.{i}", block) for i, block in enumerate(model.blocks))
-        )
-        if model.global_pool not in {"token", "avg"}:
-            raise UsageError(
-                f"global_pool='{model.global_pool}' cannot be streamed: build the model with "
-                "global_pool='token' or 'avg'"
-            )
-        for number, block in enumerate(model.cls_attn_blocks):
-            name = f"cls_attn_blocks.{number}"
-            if type(block) is not timm_xcit.ClassAttentionBlock or type(block.attn) not in {
-                ClassAttention,
-                timm_xcit.ClassAttn,
-            }:
-                raise UsageError(
-                    f"{name} is a {type(block).__name__} with {type(block.attn).__name__}, which "
-                    "the engine does not know"
-                )
-            for part in ("norm1", "norm2", "mlp"):
-                _token_wise(f"{name}.{part}", getattr(block, part))
-        _token_wise("norm", model.norm)
-
-    def positions(self, height: int, width: int) -> None:
-        """The sines and cosines of rows (features, h) and of columns (features, w)."""
-        features = 0 if self.place is None else self.place.token_projection.in_channels // 2
-        self.rows = (
-            fourier_table(height, 1, features, device=self.device)[0, :features, :, 0]
-            if features
-            else None
-        )
-        self.columns = (
-            fourier_table(1, width, features, device=self.device)[0, features:, 0]
-            if features
-            else None
-        )
-
-    def prefix_rows(self) -> Tensor:
-        return torch.empty(0, self.dim, dtype=self.dtype, device=self.device)
-
-    def embed(self, pixels: Tensor, rows: slice, columns: slice) -> Tensor:
-        x = self.model.patch_embed.proj(pixels.contiguous(memory_format=torch.channels_last))
-        down, across = rows.stop - rows.start, columns.stop - columns.start
-        x = x[..., -down:, -across:]
-        if self.rows is not None and self.columns is not None:
-            sides = (
-                self.rows[:, rows, None].expand(-1, -1, across),
-                self.columns[:, None, columns].expand(-1, down, -1),
-            )
-            x = x + self.place.token_projection(torch.cat(sides)[None].to(self.dtype))
-        return x[0].permute(1, 2, 0)
-
-
-def _xcit_parts(name: str, block: Any) -> Parts:
-    if type(block) not in {xcit.Block, timm_xcit.XCABlock, XcitBlock}:
-        raise UsageError(
-            f"{name} is a {type(block).__name__}, and the engine knows XCiT's blocks alone"
-        )
-    scales = [getattr(block, f"gamma{side}", None) for side in (1, 2, 3)]
-    if block.local_mp is None:
-        return _parts(name, block, scales[0], scales[1])
-    _token_wise(f"{name}.norm3", block.norm3)
-    lpi, scale = _branch(block.local_mp, scales[2])
-    return _parts(
-        name,
-        block,
-        scales[0],
-        scales[1],
-        norm3=block.norm3,
-        lpi=_convolutions(f"{name}.local_mp", lpi),
-        scale3=scale,
+    kind = next(
+        (
+            kind
+            for kind in kinds
+            if type(block) is BLOCKS[kind.call] or type(block) in kind.accepted.classes
+        ),
+        None,
     )
+    if kind is None:
+        raise UsageError(
+            f"{name} is a {type(block).__name__}, and the engine knows {kinds[0].accepted.title} "
+            "alone"
+        )
+    local = _local(name, block, kind.local) if kind.local is not None else {}
+    attention, scale1 = _branch(name, block, kind.attention)
+    mlp, scale2 = _branch(name, block, kind.mlp)
+    path = f"{name}.{kind.attention.module}"
+    if type(attention) not in {Attention, PackedAttention, *CLASSES.values()}:
+        raise UsageError(
+            f"{path} is a {type(attention).__name__}: only softless attention is streamed; "
+            "exchange it with softless.swap(model, op=…)"
+        )
+    for companion in ("v_conv", "reduction"):
+        if getattr(attention, companion) is not None:
+            raise UsageError(
+                f"{path} has {companion}, a convolution over the whole grid, which is not "
+                "streamed: build it without"
+            )
+    norm1, norm2 = getattr(block, kind.attention.norm), getattr(block, kind.mlp.norm)
+    token_wise = {kind.attention.norm: norm1, kind.mlp.norm: norm2, kind.mlp.module: mlp}
+    for part, module in token_wise.items():
+        _token_wise(f"{name}.{part}", module)
+    return Parts(name, norm1, attention, scale1, norm2, mlp, scale2, **local)
 
 
-def _convolutions(name: str, lpi: Any) -> tuple[Branch, Branch]:
+def _local(name: str, block: Any, branch: Branch) -> dict[str, Any]:
+    """The parts of local patch interaction, where a block has it."""
+    if getattr(block, branch.module) is None:
+        return {}
+    norm = getattr(block, branch.norm)
+    _token_wise(f"{name}.{branch.norm}", norm)
+    lpi, scale = _branch(name, block, branch)
+    path = f"{name}.{branch.module}"
+    return {"norm3": norm, "lpi": _convolutions(path, lpi, branch.classes), "scale3": scale}
+
+
+def _convolutions(name: str, lpi: Any, classes: Modules) -> tuple[BranchCall, BranchCall]:
     """Local patch interaction up to its second convolution, and that convolution."""
     if type(lpi) is PackedLPI:
         return lpi.ahead, lpi.second
-    if type(lpi) not in {LPI, timm_xcit.LPI}:
+    if type(lpi) not in classes:
         raise UsageError(
             f"{name} is a {type(lpi).__name__}, and the engine knows XCiT's local patch "
             "interaction alone"
@@ -387,40 +377,28 @@ def _convolutions(name: str, lpi: Any) -> tuple[Branch, Branch]:
     return lambda grid: lpi.bn(lpi.act(lpi.conv1(grid))), lpi.conv2
 
 
-def _branch(module: Any, scale: Tensor | None) -> tuple[Any, Tensor | None]:
-    """A branch and its layer scale, which in an optimized model lie in one module where the scale
-    could not be folded.
+def _branch(name: str, block: Any, branch: Branch) -> tuple[Any, Tensor | None]:
+    """The module of a branch and its layer scale (D,), which in an optimized model lie in one
+    module where the scale could not be folded.
     """
-    if not isinstance(module, Added):
+    module = getattr(block, branch.module)
+    if isinstance(module, Added):
+        return module.branch, module.scale
+    scale = None if branch.scale is None else getattr(block, branch.scale, None)
+    if not isinstance(scale, nn.Module):
         return module, scale
-    return module.branch, module.scale
-
-
-def _parts(
-    name: str, block: Any, scale1: Tensor | None, scale2: Tensor | None, **more: Any
-) -> Parts:
-    attention, scale1 = _branch(block.attn, scale1)
-    mlp, scale2 = _branch(block.mlp, scale2)
-    if type(attention) not in {Attention, PackedAttention, *CLASSES.values()}:
+    if type(scale) not in {LayerScale, nn.Identity}:
         raise UsageError(
-            f"{name}.attn is a {type(attention).__name__}: only softless attention is streamed; "
-            "exchange it with softless.swap(model, op=…)"
+            f"{name}.{branch.scale} is a {type(scale).__name__}, and the engine knows LayerScale "
+            "alone"
         )
-    for companion in ("v_conv", "reduction"):
-        if getattr(attention, companion) is not None:
-            raise UsageError(
-                f"{name}.attn has {companion}, a convolution over the whole grid, which is not "
-                "streamed: build it without"
-            )
-    for part, module in (("norm1", block.norm1), ("norm2", block.norm2), ("mlp", mlp)):
-        _token_wise(f"{name}.{part}", module)
-    return Parts(name, block.norm1, attention, scale1, block.norm2, mlp, scale2, **more)
+    return module, scale.gamma if isinstance(scale, LayerScale) else None
 
 
 def _token_wise(name: str, module: nn.Module) -> None:
     """Refuse a module that may look at more than one token at a time."""
     convolved = isinstance(module, Mlp | GluMlp) and any(
-        isinstance(one, nn.Conv2d) for one in module.fc1.modules()
+        isinstance(layer, nn.Conv2d) for layer in module.fc1.modules()
     )
     if type(module) not in TOKEN_WISE or convolved:
         raise UsageError(

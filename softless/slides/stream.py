@@ -29,7 +29,7 @@ from softless.saliency.viewer import Picture, Size, size_of, viewer_of
 from softless.slides import store as stores
 from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory
 from softless.slides.files import Choice
-from softless.slides.hosts import Host, host_of
+from softless.slides.hosts import StreamedHost, host_of
 from softless.slides.lattice import Lattice, Origin
 from softless.slides.masks import mask_of
 from softless.slides.prints import image_print, tensor_print
@@ -269,7 +269,7 @@ class _Run:
 
     def __init__(
         self,
-        host: Host,
+        host: StreamedHost,
         source: Source,
         chunk: int,
         store: str | Path | None,
@@ -390,7 +390,7 @@ def _micrometres(model: nn.Module, mpp: float | str | None) -> float | None:
     return mpp
 
 
-def _lattice(host: Host, source: Source, origin: Origin) -> Lattice:
+def _lattice(host: StreamedHost, source: Source, origin: Origin) -> Lattice:
     down, across = (-(-side // patch) for side, patch in zip(source.size, host.patch, strict=True))
     return Lattice((down, across), host.patch, source.size, source.placement, origin)
 
@@ -434,7 +434,7 @@ def _counting(
 # What a folder is told of its run
 
 
-def _model_print(host: Host) -> str:
+def _model_print(host: StreamedHost) -> str:
     """A digest of the weights, their names, and what the model computes with them."""
     digest = hashlib.sha256(repr(host.model).encode())
     for name, values in _weights(host.model):

@@ -21,7 +21,7 @@ from softless.attention.streaming import Summary, Tokens, add
 from softless.errors import UsageError
 from softless.layers import ClassAttention
 from softless.layers.class_attention import EPS
-from softless.slides.hosts import Host, ViTHost
+from softless.slides.hosts import StreamedHost
 from softless.slides.layer import Layer, TokenSequence
 
 State = dict[str, Tensor]  # what one job hands to the next
@@ -219,13 +219,13 @@ class Mean(Stage):
 class Tail:
     """The stages behind the last layer of a host, and the head."""
 
-    def __init__(self, host: Host, sequence: TokenSequence) -> None:
+    def __init__(self, host: StreamedHost, sequence: TokenSequence) -> None:
         self.host, self.model, self.sequence = host, host.model, sequence
         blocks: tuple[ClassBlock, ...] = ()
-        for block in () if isinstance(host, ViTHost) else self.model.cls_attn_blocks:
+        for block in host.class_blocks:
             blocks += (ClassBlock(block, blocks, sequence),)
         self.blocks = blocks
-        self.averages = not getattr(host, "distilled", False) and self.model.global_pool == "avg"
+        self.averages = host.averages
         inside = getattr(self.model, "pool_include_prefix", False)
         self.stages: list[Stage] = [
             *blocks,

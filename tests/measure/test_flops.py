@@ -10,8 +10,7 @@ from torch.utils import flop_counter
 
 import softless
 from softless.measure import FlopCounter, cost
-
-HOSTS = ("deit_tiny_patch16_224", "xcit_nano_12_p16_224", "cvt_13_224", "soft_pyramid_tiny_224")
+from tests.models.kinds import FIRST
 
 
 @pytest.mark.parametrize("size", [224, 1536])
@@ -30,7 +29,7 @@ def test_processor_and_meta_count_alike(op: str) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", FIRST)
 def test_every_operator_that_runs_has_a_formula_or_no_product(host: str) -> None:
     """Of every host with every operator that has a place in it, with gradients and without."""
     unknown: dict[str, set[str]] = {}

@@ -12,23 +12,15 @@ from softless.cli.main import main
 from softless.errors import SoftlessError, UsageError
 from softless.models import ENTRIES, load_weights
 from softless.models.nearest import build_of, nearest
-from softless.models.variants import VARIANTS
-
-SMALLEST = [
-    "deit_tiny_patch16_224",
-    "xcit_nano_12_p16_224",
-    "xcit_nano_12_p8_224",
-    "cvt_13_224",
-    "soft_pyramid_tiny_224",
-]
+from softless.models.variants import Variant
+from tests.models.kinds import kinds_of_hosts
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-def test_every_host_is_known_by_its_tensors(name: str) -> None:
-    row = next(row for row in VARIANTS if row.name == name)
-    made = softless.create_model(name, op=row.operators[0])
+@pytest.mark.parametrize("row", kinds_of_hosts(), ids=lambda row: row.name)
+def test_every_host_is_known_by_its_tensors(row: Variant) -> None:
+    made = softless.create_model(row.name, op=row.operators[0])
     shown, same = nearest(made.state_dict()) or ("", False)
-    assert (ENTRIES[shown].variant.name, same) == (name, True)
+    assert (ENTRIES[shown].variant.name, same) == (row.name, True)
 
 
 @pytest.mark.bar("C7", "weights of another architecture: the nearest named model is said")

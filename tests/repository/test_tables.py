@@ -176,7 +176,8 @@ def test_the_table_of_models():
     from softless.models import ENTRIES
 
     shown = tables.models()
-    assert set(ENTRIES) <= set(re.findall(r"`(\w+)`", shown))
+    unlisted = set(ENTRIES) - set(re.findall(r"`(\w+)`", shown))
+    assert not unlisted, f"run `python -m lab models --record`, then `make tables`: {unlisted}"
     rows = tables.read_csv(ROOT / "benchmarks" / "models.csv")
     assert [row["model"] for row in rows] == listed()
     assert "| `deit_small_patch16_224` (timm) | 22,050,664 |" in shown

@@ -26,20 +26,19 @@ from softless.tasks.loaded import load_run
 from softless.tasks.segmentation.model import segmenter
 from softless.training import fit
 from tests.convert.test_swap import SMALL as SWAPPED
+from tests.models.kinds import FIRST, FIRST_ENTRIES, SMALLEST
 
 SIZE = (64, 96)
-# of the last layer's queries
-GRIDS = {"vit": (4, 6), "xcit": (4, 6), "cvt": (4, 6), "pyramid": (2, 3)}
-SMALL: dict[str, dict[str, Any]] = {
-    "vit": {"depth": 2, "embed_dim": 48, "num_heads": 4},
-    "xcit": {"depth": 2, "embed_dim": 48, "num_heads": 4, "cls_attn_layers": 1, "eta": 1.0},
-    "cvt": {"depths": (1, 1, 1), "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)},
-    "pyramid": {"depths": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32), "num_heads": (1, 1, 2, 2)},
-}
 
 
 def image(height: int, width: int) -> Tensor:
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(5))
+
+
+def grid_of(model: Any, layer: int) -> tuple[int, int]:
+    """Of the queries of a layer, by what the model tells of its features."""
+    side = model.feature_info[layer]["reduction"]
+    return SIZE[0] // side, SIZE[1] // side
 
 
 def check(found: Saliency, grid: tuple[int, int], keys: tuple[int, int]) -> None:
@@ -55,10 +54,8 @@ def check(found: Saliency, grid: tuple[int, int], keys: tuple[int, int]) -> None
 )
 def test_every_registered_model(name: str) -> None:
     host = ENTRIES[name].variant.host
-    grid = GRIDS[host]
-    if "_p8_" in name:
-        grid = (8, 12)
-    model = create_model(name, num_classes=3, **SMALL[host]).eval()
+    model = create_model(name, num_classes=3, **SMALLEST[host]).eval()
+    grid = grid_of(model, -1)
     for number, layer in enumerate(m for m in model.modules() if isinstance(m, Attention)):
         found = explain(model, image(*SIZE), layer=number)
         assert found.operator == layer.op.name
@@ -69,18 +66,16 @@ def test_every_registered_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-@pytest.mark.parametrize(
-    "host", ["deit_tiny_patch16_224", "xcit_nano_12_p16_224", "cvt_13_224", "soft_pyramid_tiny_224"]
-)
+@pytest.mark.parametrize("host", FIRST)
 def test_every_operator_in_every_host(host: str, op: str) -> None:
     kind = next(variant.host for variant in VARIANTS if variant.name == host)
     try:
-        model = create_model(host, op=op, num_classes=3, img_size=SIZE, **SMALL[kind]).eval()
+        model = create_model(host, op=op, num_classes=3, img_size=SIZE, **SMALLEST[kind]).eval()
     except UsageError as error:
         pytest.skip(str(error))
     first = next(m for m in model.modules() if isinstance(m, Attention))
     found = explain(model, image(*SIZE), layer=0)
-    grid = (16, 24) if kind in {"cvt", "pyramid"} else (4, 6)
+    grid = grid_of(model, 0)
     check(found, grid, first.key_grid(*grid))
 
 
@@ -119,9 +114,9 @@ def outputs(model: nn.Module, paths: list[str], x: Tensor) -> list[Tensor]:
 
 
 def test_cvt_has_its_keys_on_their_own_grid() -> None:
-    model = create_model("sima_cvt_13_224", num_classes=3, **SMALL["cvt"]).eval()
+    model = create_model("sima_cvt_13_224", num_classes=3, **SMALLEST["cvt"]).eval()
     q, k = outputs(
-        model, ["stage2.blocks.0.attn.proj_q", "stage2.blocks.0.attn.proj_k"], image(*SIZE)
+        model, ["stage2.blocks.1.attn.proj_q", "stage2.blocks.1.attn.proj_k"], image(*SIZE)
     )
     found = explain(model, image(*SIZE))
     torch.testing.assert_close(found.query, norms(q, (4, 6), 1), atol=1e-5, rtol=1e-5)
@@ -165,10 +160,10 @@ def test_rotary_positions_turn_what_is_shown() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["sima_deit_tiny_patch16_224", "sima_xcit_nano_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"],
+    FIRST_ENTRIES,
 )
 def test_an_optimized_model_shows_what_its_model_shows(name: str) -> None:
-    model = create_model(name, num_classes=3, **SMALL[ENTRIES[name].variant.host]).eval()
+    model = create_model(name, num_classes=3, **SMALLEST[ENTRIES[name].variant.host]).eval()
     plain, fast = (
         explain(model, image(*SIZE)),
         explain(optimize(model, torch.float32), image(*SIZE)),
@@ -178,7 +173,7 @@ def test_an_optimized_model_shows_what_its_model_shows(name: str) -> None:
 
 
 def test_of_a_detector_the_host_is_shown_as_it_sees_the_image() -> None:
-    args = {**SMALL["xcit"], "op": "sima", "depth": 4}
+    args = {**SMALLEST["xcit"], "op": "sima", "depth": 4}
     model = detector(
         "xcit_nano_12_p16_224", args, classes=2, width=16, min_size=64, max_size=200
     ).eval()
@@ -194,7 +189,7 @@ def test_of_a_detector_the_host_is_shown_as_it_sees_the_image() -> None:
 
 
 def test_of_a_segmenter_the_host_is_shown() -> None:
-    args = {**SMALL["pyramid"], "op": "sima"}
+    args = {**SMALLEST["pyramid"], "op": "sima"}
     model = segmenter("soft_pyramid_tiny_224", args, classes=2, width=16).eval()
     found = explain(model, image(50, 70), layer=0)
     check(found, (16, 24), (16, 24))
@@ -222,7 +217,7 @@ def test_runs_of_every_task(recipe: str, tmp_path: Path) -> None:
 
 
 def test_forms_of_an_image_that_are_none() -> None:
-    model = create_model("sima_deit_tiny_patch16_224", **SMALL["vit"])
+    model = create_model("sima_deit_tiny_patch16_224", **SMALLEST["vit"])
     for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8)):
         with pytest.raises(UsageError, match=r"give bytes \(uint8\)"):
             explain(model, wrong)

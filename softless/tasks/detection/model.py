@@ -118,7 +118,7 @@ def detector(
             norm_layer,
             sides,
             masks=head == "maskrcnn",
-            given={
+            limits={
                 "rpn_pre_nms_top_n_train": 2 * proposals,
                 "rpn_post_nms_top_n_train": 2 * proposals,
                 "rpn_pre_nms_top_n_test": proposals,
@@ -128,7 +128,7 @@ def detector(
                 "box_score_thresh": min_score,
             },
         )
-    net.transform = Sizes(min_size, max_size, max(32, backbone.features.divisor))
+    net.transform = EvaluationSizes(min_size, max_size, max(32, backbone.features.divisor))
     return Detector(net, tuple(categories or range(1, classes + 1)))
 
 
@@ -157,16 +157,16 @@ class Detector(nn.Module):
     @property
     def features(self) -> Features:
         """The host with its adapters."""
-        found: Features = self.net.backbone.features
-        return found
+        features: Features = self.net.backbone.features
+        return features
 
     def framed(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Images of one size (B, C, h, w) as the host sees them: in evaluation resized, then filled
         up at the right and below.
         """
         net: Any = self.net
-        seen: Tensor = net.transform(list(images))[0].tensors
-        return seen
+        framed: Tensor = net.transform(list(images))[0].tensors
+        return framed
 
     def seen_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to which an image of so many pixels is resized in evaluation."""
@@ -218,14 +218,16 @@ class Detector(nn.Module):
         """
         batch, sizes = self._together(images)
         maps = self.net.backbone(batch)
-        told = [{**target, "labels": target["labels"] + self.background} for target in targets]
+        counted_targets = [
+            {**target, "labels": target["labels"] + self.background} for target in targets
+        ]
         if isinstance(self.net, RetinaNet):
-            return self._retinanet_loss(batch, sizes, list(maps.values()), told)
+            return self._retinanet_loss(batch, sizes, list(maps.values()), counted_targets)
         parts = []
-        for place, target in enumerate(told):
+        for index, target in enumerate(counted_targets):
             with _seeded(int(target["key"]), batch.device):
-                mine = {name: map_[place : place + 1] for name, map_ in maps.items()}
-                parts.append(self._rcnn_loss(batch[place : place + 1], sizes[place], mine, target))
+                mine = {name: map_[index : index + 1] for name, map_ in maps.items()}
+                parts.append(self._rcnn_loss(batch[index : index + 1], sizes[index], mine, target))
         return torch.stack(parts).mean()
 
     def _together(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -282,9 +284,10 @@ class Backbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, C, h, w) -> five maps by name, (B, width, h / s, w / s) each."""
         maps = self.features(images)[self.first :]
         pyramid: dict[str, Tensor] = self.fpn(
-            OrderedDict((str(place), map_) for place, map_ in enumerate(maps))
+            OrderedDict((str(index), map_) for index, map_ in enumerate(maps))
         )
         return pyramid
 
@@ -297,6 +300,7 @@ class Everywhere(nn.Module):
         self.backbone, self.head, self.divisor = backbone, head, divisor
 
     def forward(self, images: Tensor) -> Any:
+        """Images (B, C, h, w), padded to multiples of the divisor -> what the head answers."""
         return self.head(list(self.backbone(pad(images, self.divisor)).values()))
 
 
@@ -310,13 +314,14 @@ class P6P7(LastLevelP6P7):
     def forward(
         self, p: list[Tensor], c: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
+        """The maps p and c, of which the last of c (B, C, h, w) is read -> p with two more."""
         self.use_P5 = False
         with torch.autocast(c[-1].device.type, enabled=False):
             maps: tuple[list[Tensor], list[str]] = super().forward(p, [c[-1].float()], names)
         return maps
 
 
-class Sizes(GeneralizedRCNNTransform):
+class EvaluationSizes(GeneralizedRCNNTransform):
     """torchvision's resizing in evaluation and back, of images that come normalised; masks become
     bool at once, as 300 of floats at 1,024 pixels are 1.3 GB.
 
@@ -331,9 +336,11 @@ class Sizes(GeneralizedRCNNTransform):
         self.as_given = min_size is None
 
     def normalize(self, image: Tensor) -> Tensor:
+        """An image (C, h, w) as it is: it comes normalised."""
         return image
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        """An image (C, h, w), with its target, at the size of evaluation."""
         if self.as_given:
             return image, target
         resized: tuple[Tensor, Any] = super().resize(image, target)
@@ -345,8 +352,11 @@ class Sizes(GeneralizedRCNNTransform):
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        for answer, seen, size in zip(result, image_shapes, original_image_sizes, strict=True):
-            answer["boxes"] = resize_boxes(answer["boxes"], seen, size)
+        """Answers in the pixels of the original images: boxes (n, 4), masks (n, h, w) bool."""
+        for answer, framed_size, size in zip(
+            result, image_shapes, original_image_sizes, strict=True
+        ):
+            answer["boxes"] = resize_boxes(answer["boxes"], framed_size, size)
             if "masks" in answer:
                 answer["masks"] = _pasted(answer["masks"], answer["boxes"], size)
         return result
@@ -354,13 +364,13 @@ class Sizes(GeneralizedRCNNTransform):
 
 def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Probabilities (n, 1, 28, 28) in boxes as masks (n, h, w) of the image."""
-    whole = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+    pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
     larger, scale = expand_masks(masks, padding=1)
-    for place, (mask, box) in enumerate(
+    for index, (mask, box) in enumerate(
         zip(larger, expand_boxes(boxes, scale).long(), strict=True)
     ):
-        whole[place] = paste_mask_in_image(mask[0], box, *size) > 0.5
-    return whole
+        pasted[index] = paste_mask_in_image(mask[0], box, *size) > 0.5
+    return pasted
 
 
 def parameter_parts(model: Detector) -> dict[str, int]:
@@ -399,7 +409,7 @@ def _rcnn(
     sides: Sequence[float],
     *,
     masks: bool,
-    given: dict[str, Any],
+    limits: dict[str, Any],
 ) -> Any:
     hidden, outputs = 4 * width, classes + 1
     parts: dict[str, Any] = {
@@ -410,12 +420,12 @@ def _rcnn(
         "box_predictor": FastRCNNPredictor(hidden, outputs),
     }
     if not masks:
-        return FasterRCNN(backbone, **parts, **given)
+        return FasterRCNN(backbone, **parts, **limits)
     parts |= {
         "mask_head": MaskRCNNHeads(width, (width,) * 4, 1, norm_layer=norm_layer),
         "mask_predictor": MaskRCNNPredictor(width, width, outputs),
     }
-    return MaskRCNN(backbone, **parts, **given)
+    return MaskRCNN(backbone, **parts, **limits)
 
 
 def _retinanet(
@@ -424,12 +434,12 @@ def _retinanet(
     width: int,
     norm_layer: Any,
     sides: Sequence[float],
-    given: dict[str, Any],
+    limits: dict[str, Any],
 ) -> Any:
     sizes = tuple(tuple(side * step for step in OCTAVE) for side in sides)
     anchors = AnchorGenerator(sizes, (RATIOS,) * len(sides))
     head = RetinaNetHead(width, len(OCTAVE) * len(RATIOS), classes, norm_layer=norm_layer)
-    return RetinaNet(backbone, classes, anchor_generator=anchors, head=head, **given)
+    return RetinaNet(backbone, classes, anchor_generator=anchors, head=head, **limits)
 
 
 def _groups(channels: int) -> nn.Module:

@@ -83,28 +83,36 @@ class SelfDistillation(nn.Module):
     def forward(
         self, views: Sequence[Tensor], teacher_temp: float, part: tuple[int, int] = (0, 1)
     ) -> Tensor:
+        """Views, each (B, C, h, w), the two global ones first -> the loss ().
+
+        Args:
+            views: of the same B images.
+            teacher_temp: the teacher's temperature.
+            part: which part of a step's images this is, and of how many: the centre moves after the
+                last one.
+        """
         with torch.no_grad():
             taught = self.teacher(torch.cat(list(views[:GLOBAL]))).chunk(GLOBAL)
-        said = [*self.student(torch.cat(list(views[:GLOBAL]))).chunk(GLOBAL)]
+        answers = [*self.student(torch.cat(list(views[:GLOBAL]))).chunk(GLOBAL)]
         if local := list(views[GLOBAL:]):
-            said += self.student(torch.cat(local)).chunk(len(local))
+            answers += self.student(torch.cat(local)).chunk(len(local))
         before = self.loss.center.clone()  # the loss moves it in place
         with autocast_off(views[0].device.type):
             value: Tensor = self.loss(
-                [_wide(x) for x in taught], [_wide(x) for x in said], teacher_temp=teacher_temp
+                [_wide(x) for x in taught], [_wide(x) for x in answers], teacher_temp=teacher_temp
             )
         self._move_centre(before, *part)
         return value
 
-    def _move_centre(self, before: Tensor, place: int, count: int) -> None:
+    def _move_centre(self, before: Tensor, index: int, count: int) -> None:
         """Where a step's images come in several parts the centre stands until the last, and moves
         by their mean.
         """
         if count == 1:
             return
         share = self.loss.center / count
-        moved = share if place == 0 or self._moved is None else self._moved + share
-        last = place == count - 1
+        moved = share if index == 0 or self._moved is None else self._moved + share
+        last = index == count - 1
         self._moved = None if last else moved
         self.loss.center.copy_(moved if last else before)
 

@@ -81,6 +81,7 @@ class Segmenter(nn.Module):
         return pad(images, self.divisor if min(images.shape[-2:]) > STRIDES[-1] else STRIDES[-1])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, h, w) -> logits (B, classes, h, w)."""
         height, width = images.shape[-2:]
         padded = self.framed(images)
         logits = self.head(self.decode(self.features(padded)))
@@ -91,7 +92,7 @@ class Segmenter(nn.Module):
         return logits[..., :height, :width]
 
     def decode(self, maps: list[Tensor]) -> Tensor:
-        """Maps of the host to one map of the decoder's width."""
+        """Maps (B, C_i, h_i, w_i) of the host to one map (B, C, h', w'), which the head reads."""
         fused: Tensor = (
             self.decoder(maps, [None] * len(maps))
             if self.needs_prefix
@@ -123,7 +124,8 @@ def segmenter(
         classes: number of logits per pixel.
         decoder: "upernet", or "dpt".
         layers: for hosts of one grid, the four layers (counted from 1) whose tokens are taken; None
-        takes 1/3, 1/2, 2/3 and all of them. width: channels of the decoder.
+            takes 1/3, 1/2, 2/3 and all of them.
+        width: channels of the decoder.
         values: what label images call the classes, in index order; None is 0, 1, …
 
     Raises:
