@@ -6,8 +6,8 @@ from pathlib import Path
 
 from softless.cli.cost import size_of
 from softless.errors import UsageError
-from softless.measure import Audit
-from softless.measure import audit as watch
+from softless.measure.audit import Audit
+from softless.measure.audit import audit as watch
 from softless.tasks.opened import model_and_size
 
 

@@ -2,8 +2,8 @@
 
 from softless.compare.papers import PaperTable, paper_table
 from softless.errors import UsageError
-from softless.measure import Cost
-from softless.measure import cost as count
+from softless.measure.cost import Cost
+from softless.measure.cost import cost as count
 from softless.tasks.opened import model_and_size
 
 

@@ -5,18 +5,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from softless.data import open_parts, open_splits, shared_loader
+from softless.data.datasets import open_parts, open_splits
 from softless.data.folder import class_places
 from softless.data.given import GIVEN, data_given, is_dataset, parts_of
+from softless.data.loader import shared_loader
 from softless.data.samples import Samples
 from softless.data.sources import opened_for_all
 from softless.errors import DataError, UsageError, located, need, unknown
-from softless.evaluation import Evaluation, LoadedRun, evaluate
-from softless.evaluation.evaluate import chosen_amp, precision_of
+from softless.evaluation.evaluate import Evaluation, chosen_amp, evaluate, precision_of
 from softless.evaluation.features import Probe, extract, output
 from softless.evaluation.knn import nearest
 from softless.evaluation.linear import LinearSettings, probe
-from softless.evaluation.run import MOST_AT_ONCE
+from softless.evaluation.run import MOST_AT_ONCE, LoadedRun
 from softless.experiment.assignments import assignments
 from softless.experiment.groups import DENSE, DataSpec, TableSpec
 from softless.experiment.measures import MEASURES, beside

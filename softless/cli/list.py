@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 import softless.models  # noqa: F401 - registers them
 from softless import OPERATORS
-from softless.attention import Backend, Dims, Operator
+from softless.attention.record import Backend, Dims, Operator
 from softless.errors import UsageError, unknown
 from softless.experiment.fields import FieldRow, shown, walk
+from softless.experiment.names import ALIASES, canonical
 from softless.layers.companions import COMPANIONS
-from softless.recipes import ALIASES, RECIPES, canonical, get_recipe
+from softless.recipes import RECIPES, get_recipe
 
 KINDS = ("models", "operators", "recipes", "backends")
 

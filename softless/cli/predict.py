@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from softless.data.samples import FileSamples
 from softless.data.sources import images_for_all
 from softless.errors import UsageError, located
-from softless.evaluation import LoadedRun
 from softless.evaluation.evaluate import chosen_amp
+from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import DENSE
 from softless.prediction.answers import readable
 from softless.prediction.results import Results

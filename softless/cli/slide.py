@@ -17,10 +17,11 @@ from softless.cli.output import plain
 from softless.cli.sizes import as_channels, as_mpp, as_size, as_token_scale
 from softless.data.notices import notice
 from softless.errors import DataError, SoftlessError, UsageError, located
-from softless.inference import optimize
-from softless.models import create_model, load_weights
+from softless.inference.optimize import optimize
+from softless.models.create import create_model
 from softless.models.durable import make_folder, remove_empty, write_picture, write_text
 from softless.models.scale import set_token_scale, trained_as_configured
+from softless.models.weights import load_weights
 from softless.prediction.results import writable
 from softless.saliency.viewer import declared, normalisation
 from softless.slides.files import Choice

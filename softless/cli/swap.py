@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from softless.convert import Swapped
-from softless.convert import swap as exchange
+from softless.convert.swap import Swapped
+from softless.convert.swap import swap as exchange
 from softless.data.folder import images_at
 from softless.errors import SoftlessError, UsageError, located
 from softless.experiment.assignments import assignments
 from softless.experiment.fields import literal
-from softless.measure import Audit
-from softless.measure import audit as watch
-from softless.models import create_model, load_weights
-from softless.models.create import of_channels
+from softless.measure.audit import Audit
+from softless.measure.audit import audit as watch
+from softless.models.create import create_model, of_channels
 from softless.models.durable import write_tensors
+from softless.models.weights import load_weights
 from softless.saliency.viewer import channels_of, declared, evaluation_transform
 
 

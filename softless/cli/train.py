@@ -7,17 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from softless.compare import throughput
+from softless.compare.throughput import throughput
 from softless.data.given import data_given, is_dataset, parts_of
 from softless.errors import ResumeMismatch, UsageError, located
 from softless.experiment.assignments import assignments
 from softless.experiment.folder import RunFolder
+from softless.experiment.names import canonical
+from softless.experiment.recipe import Recipe
 from softless.models.given import model_given
-from softless.recipes import canonical, get_recipe
+from softless.recipes import get_recipe
 from softless.tasks import page
-from softless.training import Recipe, Result, fit
 from softless.training.epoch_state import OnEpoch
 from softless.training.folds import FOLDS, Folds, fit_folds, held_recipe
+from softless.training.loop import fit
 from softless.training.own_data import (
     with_data,
     with_datasets,
@@ -25,6 +27,7 @@ from softless.training.own_data import (
     with_model,
     with_table,
 )
+from softless.training.result import Result
 from softless.training.world import choose_device
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softless.attention import OPERATORS
+from softless.attention.registry import OPERATORS
 from softless.compare.models import (
     checked_operators,
     host_and_operator,

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from softless.compare.models import checked_operators, left_out, with_operator
 from softless.compare.record import record_path, write_csv
 from softless.compare.training import prepared, run_folder, trained
-from softless.data import Pipeline, Samples, eval_loader, open_parts
+from softless.data.datasets import open_parts
+from softless.data.loader import eval_loader
 from softless.data.pictures import for_people
+from softless.data.samples import Samples
+from softless.data.transforms import Pipeline
 from softless.errors import UsageError, need
-from softless.evaluation import wilson
 from softless.evaluation.features import Reading, extract, layers, output
+from softless.evaluation.intervals import wilson
 from softless.evaluation.knn import K, nearest
 from softless.experiment.recipe import Recipe
 from softless.report.groups import operator_title

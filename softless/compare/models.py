@@ -5,7 +5,7 @@ operators understand.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from softless.attention import OPERATORS, get
+from softless.attention.registry import OPERATORS, get
 from softless.errors import UsageError
 from softless.experiment.groups import ModelSpec
 from softless.experiment.recipe import Recipe

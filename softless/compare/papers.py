@@ -10,8 +10,8 @@ import torch
 
 from softless.data.progress import track
 from softless.errors import unknown
-from softless.measure import cost
-from softless.models import create_model
+from softless.measure.cost import cost
+from softless.models.create import create_model
 from softless.tasks.assemble import assemble
 from softless.tasks.detection import model as detectors
 from softless.tasks.segmentation import model as segmenters

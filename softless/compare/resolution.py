@@ -9,17 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softless.attention import OPERATORS
+from softless.attention.registry import OPERATORS
 from softless.compare.models import with_operator
 from softless.compare.record import record_path, write_csv
 from softless.compare.resolution_chart import Point, draw_resolution
 from softless.compare.training import prepared, run_folder, trained
-from softless.data import Samples, eval_loader, eval_transform, open_parts
+from softless.data.datasets import open_parts
+from softless.data.loader import eval_loader
+from softless.data.samples import Samples
+from softless.data.transforms import eval_transform
 from softless.errors import UsageError
-from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, paired_bootstrap
+from softless.evaluation.evaluate import evaluate
+from softless.evaluation.intervals import bootstrap_mean, paired_bootstrap
+from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import DataSpec
 from softless.experiment.recipe import Recipe
-from softless.layers import Attention, ClassAttention
+from softless.layers.attention import Attention
+from softless.layers.class_attention import ClassAttention
 from softless.models.hosts import tokens_ahead
 from softless.models.sizes import sides
 from softless.tasks.loaded import load_run

@@ -14,7 +14,7 @@ from softless.experiment.assignments import assignments
 from softless.experiment.recipe import Recipe
 from softless.ranks import Done
 from softless.recipes import get_recipe
-from softless.training import fit
+from softless.training.loop import fit
 from softless.training.own_data import with_data
 from softless.training.world import choose_device
 

@@ -16,7 +16,7 @@ from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.xcit import XCA
 from torch import Tensor, nn
 
-from softless.attention import Operator
+from softless.attention.record import Operator
 from softless.convert.modules import (
     Joined,
     ReducedAttention,
@@ -25,7 +25,8 @@ from softless.convert.modules import (
     WithBias,
     features_of,
 )
-from softless.layers import Attention, ClassAttention
+from softless.layers.attention import Attention
+from softless.layers.class_attention import ClassAttention
 from softless.layers.plain import Weights, give, weights_of
 
 Options = Mapping[str, Any]

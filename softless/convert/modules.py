@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from softless.attention.record import Grid
 from softless.errors import UsageError
-from softless.layers import Attention
+from softless.layers.attention import Attention
 from softless.layers.leaf import leaf
 
 

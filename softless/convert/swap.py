@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from softless.attention import Operator, get
 from softless.attention.checks import check_options
+from softless.attention.record import Operator
+from softless.attention.registry import get
 from softless.convert.adapters import (
     ADAPTERS,
     CLASS_TOKEN_LATER,
@@ -26,7 +27,8 @@ from softless.convert.adapters import (
 from softless.convert.calibrate import branches, fitted, multiplied
 from softless.convert.modules import ReducedAttention
 from softless.errors import UsageError, need_module
-from softless.layers import Attention, SharedGrid
+from softless.layers.attention import Attention
+from softless.layers.grid import SharedGrid
 from softless.layers.plain import absent, place_of, refuse_empty, sharded, why_changed
 from softless.models.hosts import tokens_ahead
 from softless.modes import in_evaluation

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from softless.attention import OPERATORS, get
 from softless.attention.checks import check_options
+from softless.attention.registry import OPERATORS, get
 from softless.errors import UsageError
 from softless.experiment.fields import FieldSetting, NumberRange, fits, literal, readings, typed
 from softless.experiment.groups import ModelSpec, RunFields

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from softless.attention.record import Grid
 from softless.inference.layers import PackedAttention
-from softless.layers import Attention
+from softless.layers.attention import Attention
 
 
 class PackedBlock(nn.Module):

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention import attend_packed, output_matrix
+from softless.attention.attend import attend_packed, output_matrix
 from softless.attention.packed import unpacked
 from softless.attention.record import Grid
 from softless.inference.packed import Activation, FusedConv, PackedLinear
-from softless.layers import Attention
+from softless.layers.attention import Attention
 from softless.layers.grid import Kept
 from softless.layers.plain import CONV, NORM, give, is_nothing, watched, weights_of, why_called
 

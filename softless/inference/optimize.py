@@ -36,7 +36,7 @@ from softless.inference.layers import (
 )
 from softless.inference.model import InferenceModel, inference_class, reads_first
 from softless.inference.packed import DTYPES, NONE, FusedConv, PackedLinear, activation_of, why_not
-from softless.layers import Attention
+from softless.layers.attention import Attention
 from softless.layers.conv_attention import ConvProjection
 from softless.layers.plain import (
     CONV,

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.attention import OPERATORS, Operator, attend, get
 from softless.attention import rotary as turning
+from softless.attention.attend import attend
 from softless.attention.checks import check_options
-from softless.attention.record import Grid
-from softless.attention.registry import registered
+from softless.attention.record import Grid, Operator
+from softless.attention.registry import OPERATORS, get, registered
 from softless.attention.streaming import ChunkPosition
 from softless.errors import UsageError
 from softless.layers.class_docs import docstring

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention import Operator, get, output_matrix
+from softless.attention.attend import output_matrix
 from softless.attention.call import autocast_off
 from softless.attention.checks import check_options
 from softless.attention.linear import gain
 from softless.attention.overflow import in_range
 from softless.attention.packed import unpacked
-from softless.attention.record import Dims
+from softless.attention.record import Dims, Operator
 from softless.attention.recording import recording
+from softless.attention.registry import get
 from softless.errors import UsageError
 from softless.layers.leaf import leaf
 from softless.layers.plain import refuse_absent, why_called

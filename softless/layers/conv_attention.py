@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention import Operator
-from softless.attention.record import Grid
+from softless.attention.record import Grid, Operator
 from softless.errors import UsageError
 from softless.layers.attention import Attention
 from softless.layers.plain import refuse_absent

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention import Operator
+from softless.attention.record import Operator
 from softless.attention.recording import recording
 from softless.attention.transforms import transformed
 from softless.errors import UsageError

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention import Operator
 from softless.attention.learned import drawn, starting
 from softless.attention.options import Learned, Options, Sizes
+from softless.attention.record import Operator
 
 SEEDING = 64  # numbers of a drawn tensor that the next draw hangs on
 

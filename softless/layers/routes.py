@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.attention import Operator, attend_packed, attend_projected, output_matrix
+from softless.attention.attend import attend_packed, attend_projected, output_matrix
 from softless.attention.call import autocast_off
 from softless.attention.choose import backend_of
 from softless.attention.kernels import native
 from softless.attention.packed import absorbed, product, unpacked
-from softless.attention.record import Dims
+from softless.attention.record import Dims, Operator
 from softless.attention.recording import recording
 from softless.layers.companions import GATES
 from softless.layers.plain import called, is_nothing, weights_of, why_changed

@@ -18,7 +18,7 @@ import timm
 from timm.models import model_entrypoint
 from torch import nn
 
-from softless.attention import get
+from softless.attention.registry import get
 from softless.models.create import check_host
 from softless.models.options import ACTIVATIONS, COMPANIONS
 from softless.models.variants import ENTRIES, HOSTS, VARIANTS

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from softless.attention import OPERATORS
+from softless.attention.registry import OPERATORS
 from softless.errors import DataError, UsageError
 from softless.models.options import Construction
 from softless.models.variants import ENTRIES, VARIANTS

@@ -15,10 +15,10 @@ from timm.models import is_model, model_entrypoint
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from softless.attention import Operator, get
-from softless.attention.registry import registered
+from softless.attention.record import Operator
+from softless.attention.registry import get, registered
 from softless.errors import DataError, UsageError, located, nearest, unknown
-from softless.layers import Attention, operator_class
+from softless.layers.attention import Attention, operator_class
 from softless.models import config, digests, vit
 from softless.models.download import downloaded
 from softless.models.files import CONFIG, FILE

@@ -14,7 +14,7 @@ from timm.layers import QuickGELU
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from softless.layers import ConvAttention
+from softless.layers.conv_attention import ConvAttention
 from softless.models.host import Host, WeightLayout
 from softless.models.options import host_arguments, take_companions, take_operator_options
 from softless.models.pyramid import PRE_NORM, PreNormBlock, Pyramid, Stage, ramp, start_bias

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from softless.layers import Attention, ClassAttention
+from softless.layers.attention import Attention
+from softless.layers.class_attention import ClassAttention
 
 SOFTMAX = "softmax"
 

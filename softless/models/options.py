@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from softless.attention import OPERATORS, get
 from softless.attention.checks import check_options
+from softless.attention.registry import OPERATORS, get
 from softless.errors import UsageError, unknown
 from softless.layers.companions import Filters, Gate
 from softless.models.kept import softmax_kept, told

@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from softless.attention.record import Grid
 from softless.attention.recording import known
 from softless.errors import UsageError
-from softless.layers import Attention, check_size
-from softless.layers.patch_embed import fitting
+from softless.layers.attention import Attention
+from softless.layers.patch_embed import check_size, fitting
 from softless.models.host import BlockKind, Branch, KnownClasses
 
 Norm = Callable[[int], nn.Module]

@@ -15,7 +15,8 @@ from torch import nn
 
 from softless.attention.checks import check_options
 from softless.errors import UsageError
-from softless.layers import Attention, ClassAttention
+from softless.layers.attention import Attention
+from softless.layers.class_attention import ClassAttention
 from softless.modes import evaluating
 
 FOREIGN = 4.0  # times as many tokens as in training, or as few, beyond which a size is foreign

@@ -17,8 +17,8 @@ from timm.layers import GELUTanh
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from softless.attention import get
-from softless.layers import Attention
+from softless.attention.registry import get
+from softless.layers.attention import Attention
 from softless.models.host import Host, WeightLayout
 from softless.models.options import host_arguments, take_companions, take_operator_options
 from softless.models.pyramid import PRE_NORM, PostNormBlock, PreNormBlock, Pyramid, Stage, ramp

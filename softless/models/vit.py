@@ -17,7 +17,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from softless.attention.recording import known
-from softless.layers import Attention, SharedGrid, operator_class
+from softless.layers.attention import Attention, operator_class
+from softless.layers.grid import SharedGrid
 from softless.layers.leaf import leaf, noted
 from softless.layers.patch_embed import fitting, refuse_empty
 from softless.layers.plain import refuse_absent

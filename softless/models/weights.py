@@ -18,7 +18,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from softless.errors import DataError, UsageError, located, need_module
-from softless.layers import Attention
+from softless.layers.attention import Attention
 from softless.models import config, digests
 from softless.models.files import CONFIG, FILE, check_finite, has_checksums, read_tensors
 from softless.models.host import WeightLayout

@@ -28,18 +28,15 @@ from timm.models.xcit import ConvPatchEmbed as TimmConvPatchEmbed
 from timm.models.xcit import Xcit as TimmXcit
 from torch import Tensor, nn
 
-from softless.attention import get
 from softless.attention.recording import known
+from softless.attention.registry import get
 from softless.errors import UsageError
-from softless.layers import (
-    LPI,
-    Attention,
-    ClassAttention,
-    ConvPatchEmbed,
-    FourierPosition,
-    operator_class,
-)
+from softless.layers.attention import Attention, operator_class
+from softless.layers.class_attention import ClassAttention
 from softless.layers.leaf import tracer_of
+from softless.layers.lpi import LPI
+from softless.layers.patch_embed import ConvPatchEmbed
+from softless.layers.position import FourierPosition
 from softless.models.host import (
     BlockKind,
     Branch,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from softless.attention import OPERATORS
+from softless.attention.registry import OPERATORS
 from softless.experiment.folder import as_json
 from softless.report.places import is_place, shortened
 from softless.report.runs import RunRecord

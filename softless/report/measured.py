@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from softless.evaluation import Evaluation
-from softless.evaluation.evaluate import evaluated
+from softless.evaluation.evaluate import Evaluation, evaluated
 from softless.evaluation.metrics import BINS, second_class
 from softless.evaluation.spread import Estimate
 from softless.report.groups import FEW, Group

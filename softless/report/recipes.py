@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from softless.attention import OPERATORS
+from softless.attention.registry import OPERATORS
 from softless.report.groups import Comparison, Group, compare_recipes
 from softless.report.html import Html, details, tag
 from softless.report.numbers import MINUS, plain

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softless.attention import OPERATORS
+from softless.attention.registry import OPERATORS
 from softless.errors import DataError, UsageError
 from softless.experiment.about import read_about
 from softless.experiment.candidates import AVERAGED, RAW

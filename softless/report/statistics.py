@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from softless.evaluation import bootstrap_mean, paired_bootstrap, wilson
+from softless.evaluation.intervals import bootstrap_mean, paired_bootstrap, wilson
 from softless.report.groups import Group
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention import attend
+from softless.attention.attend import attend
 from softless.layers.class_attention import ClassAttention
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from softless.attention.record import Grid
 from softless.data.notices import notice
 from softless.errors import UsageError
-from softless.evaluation import LoadedRun
-from softless.layers import Attention, ClassAttention
+from softless.evaluation.run import LoadedRun
+from softless.layers.attention import Attention
+from softless.layers.class_attention import ClassAttention
 from softless.models.hosts import tokens_ahead
 from softless.models.scale import Foreign, foreign
 from softless.modes import in_evaluation

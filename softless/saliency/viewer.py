@@ -16,7 +16,7 @@ from softless.data.images import MODES
 from softless.data.reading import read_image
 from softless.data.transforms import eval_transform, plain_transform
 from softless.errors import UsageError, located
-from softless.evaluation import LoadedRun
+from softless.evaluation.run import LoadedRun
 from softless.experiment.ranges import Range
 from softless.inference.layers import PatchProjection
 from softless.models import config

@@ -29,8 +29,7 @@ from softless.inference.layers import (
     PatchProjection,
 )
 from softless.inference.model import kind_of
-from softless.layers import Attention
-from softless.layers.attention import CLASSES
+from softless.layers.attention import CLASSES, Attention
 from softless.layers.patch_embed import check_size
 from softless.layers.plain import computes_weight, hooks_on_all, refuse_parts, why_changed
 from softless.layers.position import fourier_table

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from softless.saliency import Saliency, figure
+from softless.saliency.figure import figure
+from softless.saliency.maps import Saliency
 from softless.saliency.overlay import enlarge
 from softless.slides.stream import StreamResult
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from softless.data.notices import notice
 from softless.data.progress import track
 from softless.errors import NothingReadable, UsageError, located
-from softless.evaluation import LoadedRun
+from softless.evaluation.run import LoadedRun
 from softless.inference.packed import PackedLinear
 from softless.layers.plain import weights_of
 from softless.models.scale import TRAINING, Foreign, foreign, other_resolution, trained_mpp

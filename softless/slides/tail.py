@@ -19,8 +19,7 @@ from softless.attention.norms import root
 from softless.attention.packed import unpacked
 from softless.attention.streaming import Summary, Tokens, add
 from softless.errors import UsageError
-from softless.layers import ClassAttention
-from softless.layers.class_attention import EPS
+from softless.layers.class_attention import EPS, ClassAttention
 from softless.slides.hosts import StreamedHost
 from softless.slides.layer import Layer, TokenSequence
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softless.measure import Cost, cost
+from softless.measure.cost import Cost, cost
 from softless.report.groups import FEW, Group
 from softless.report.html import Html, tag
 from softless.report.numbers import count, duration, ratio, short, size

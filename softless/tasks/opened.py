@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from softless.data.notices import notice
 from softless.errors import UsageError, located
 from softless.evaluation.run import LoadedRun
-from softless.models import create_model
+from softless.models.create import create_model
 from softless.saliency import maps
 from softless.saliency.maps import Saliency
 from softless.saliency.viewer import Picture, Size

@@ -14,7 +14,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
+from softless.data.datasets import Splits
+from softless.data.loader import EpochLoader, eval_loader, train_loader
+from softless.data.samples import Samples
+from softless.data.transforms import Pipeline
 from softless.experiment.recipe import Recipe
 from softless.models.kept import operators_of
 from softless.models.scale import scale_of

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention import Operator, Sizes, implied_matrix
+from softless.attention.chunks import implied_matrix
 from softless.attention.norms import TokenNorm
+from softless.attention.options import Sizes
+from softless.attention.record import Operator
 from softless.attention.samples import dims_of, draw
 from softless.errors import UsageError
 from softless.layers.masks import token_mask
-from softless.measure import TranscendentalCounter
+from softless.measure.exps import TranscendentalCounter
 from softless.measure.flops import FlopCounter
 from softless.testing.comparing import CROSS, SHAPES, error, exact, reference, run, shapes_of
 from softless.testing.faults import Fault

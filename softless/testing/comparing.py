@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention import Backend, Operator, attend
+from softless.attention.attend import attend
+from softless.attention.record import Backend, Operator
 from softless.attention.samples import given_options
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

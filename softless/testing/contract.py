@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from softless.attention import Operator, get
 from softless.attention.admission import check_record
+from softless.attention.record import Operator
+from softless.attention.registry import get
 from softless.errors import UsageError
 from softless.testing import claims, graphs, modules, mutants, streams, values
 from softless.testing.faults import ContractBroken, Fault, Meter, measured

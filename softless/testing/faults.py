@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from softless.attention import Operator
+from softless.attention.record import Operator
 from softless.errors import SoftlessError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention import Operator
+from softless.attention.record import Operator
 from softless.attention.samples import draw, given_options
 from softless.testing.comparing import SHAPES, error, exact, run, sides
 from softless.testing.faults import Fault

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention import Operator
+from softless.attention.record import Operator
 from softless.attention.samples import draw, given_options, grid_of
 from softless.errors import UsageError
-from softless.layers import Attention, ClassAttention
+from softless.layers.attention import Attention
+from softless.layers.class_attention import ClassAttention
 from softless.testing.comparing import SHAPES, error, exact, run
 from softless.testing.faults import Fault
 

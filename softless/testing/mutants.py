@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention import Backend, Bounds, Operator
+from softless.attention.record import Backend, Bounds, Operator
 from softless.testing.faults import Fault, measured
 from softless.testing.values import masked, neighbours, values
 

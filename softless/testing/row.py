@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from softless.attention import Operator
+from softless.attention.record import Operator
 from softless.attention.samples import dims_of, draw
 from softless.testing.comparing import SHAPES, able, error, exact, run
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from softless.attention import Operator, Tokens, attend_chunks, implied_matrix
-from softless.attention.chunks import split
+from softless.attention.chunks import attend_chunks, implied_matrix, split
 from softless.attention.kernels import native
+from softless.attention.record import Operator
 from softless.attention.samples import draw, given_options
+from softless.attention.streaming import Tokens
 from softless.attention.weights import pull, row
 from softless.errors import UsageError
 from softless.testing.comparing import DTYPES, error, exact

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention import Backend, Operator, attend_packed, attend_projected, output_matrix
+from softless.attention.attend import attend_packed, attend_projected, output_matrix
 from softless.attention.packed import unpacked
+from softless.attention.record import Backend, Operator
 from softless.attention.samples import dims_of, draw, given_options
 from softless.errors import BackendRefused, UsageError
 from softless.testing.comparing import (

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from softless import origin
-from softless.data import Samples
 from softless.data.given import name_of
 from softless.data.pictures import size_of
+from softless.data.samples import Samples
 from softless.experiment.folder import ABOUT
 from softless.training.run import Run
 

@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from softless.data import open_parts
-from softless.data.datasets import cut_parts
+from softless.data.datasets import cut_parts, open_parts
 from softless.errors import DataError, Interrupted, ResumeMismatch, UsageError, need
 from softless.experiment.claim import holder
 from softless.experiment.folder import REPORT, RunFolder, as_json, differences, restored

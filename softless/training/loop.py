@@ -20,7 +20,7 @@ from softless.experiment.candidates import best_of
 from softless.experiment.claim import clear_dead
 from softless.experiment.folder import RunFolder
 from softless.experiment.recipe import Recipe
-from softless.layers import stepped
+from softless.layers.own_tensors import stepped
 from softless.training import checkpoint, keep, opening, optim
 from softless.training.agreement import agree_on_command
 from softless.training.epoch_state import OnEpoch

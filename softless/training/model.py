@@ -14,7 +14,7 @@ from softless.evaluation.run import CLASSES, fill, read_weights
 from softless.experiment.files import read_classes
 from softless.experiment.folder import WEIGHTS
 from softless.experiment.recipe import Recipe
-from softless.layers import check_size
+from softless.layers.patch_embed import check_size
 from softless.models.arguments import takes
 from softless.models.files import FILE
 from softless.models.given import GIVEN, given_model

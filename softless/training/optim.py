@@ -11,7 +11,7 @@ from softless.experiment import rules
 from softless.experiment.groups import SCHEDULES, OptimSpec
 from softless.experiment.recipe import Recipe
 from softless.layers.own_tensors import OwnTensors
-from softless.models import no_weight_decay
+from softless.models.create import no_weight_decay
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Splits
-from softless.data.loader import mix
+from softless.data.datasets import Splits
+from softless.data.loader import EpochLoader, mix
 from softless.experiment.checkpoints import Checkpoints
 from softless.experiment.claim import Claim
 from softless.experiment.folder import RunFolder

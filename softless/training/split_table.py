@@ -3,7 +3,7 @@
 import csv
 import io
 
-from softless.data import Splits
+from softless.data.datasets import Splits
 from softless.words import as_cell
 
 

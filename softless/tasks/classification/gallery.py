@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from softless.data import Samples, open_parts
-from softless.data.datasets import cut_parts
+from softless.data.datasets import cut_parts, open_parts
+from softless.data.samples import Samples
 from softless.errors import DataError, SoftlessError
 from softless.experiment.recipe import Recipe
 from softless.report.choose import chosen
@@ -18,7 +18,9 @@ from softless.report.html import Html, tag
 from softless.report.numbers import percent
 from softless.report.pictures import inline
 from softless.report.runs import Predictions
-from softless.saliency import Saliency, explain, overlay, picture
+from softless.saliency.figure import picture
+from softless.saliency.maps import Saliency, explain
+from softless.saliency.overlay import overlay
 from softless.tasks.loaded import load_run
 
 

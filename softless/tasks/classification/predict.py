@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from softless import ranks
-from softless.data import shared_loader
+from softless.data.loader import shared_loader
 from softless.data.progress import track
 from softless.data.samples import Samples
 from softless.errors import UsageError
-from softless.evaluation import LoadedRun
 from softless.evaluation.evaluate import autocast
+from softless.evaluation.run import LoadedRun
 from softless.models.durable import write_picture, write_stream
 from softless.modes import evaluating
 from softless.prediction.answers import Answers
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
-from softless.saliency import explain, figure, picture
+from softless.saliency.figure import figure, picture
+from softless.saliency.maps import explain
 from softless.words import aligned, as_cell
 
 AT_ONCE = 16  # images whose maps are drawn together

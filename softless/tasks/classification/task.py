@@ -19,10 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, Samples, build_transforms, open_splits
+from softless.data.datasets import open_splits
+from softless.data.loader import EpochLoader
 from softless.data.resolution import seen_mpp
+from softless.data.samples import Samples
+from softless.data.transforms import Pipeline, build_transforms
 from softless.errors import UsageError, unknown
-from softless.evaluation import Evaluation, evaluate
+from softless.evaluation.evaluate import Evaluation, evaluate
 from softless.experiment.groups import AugmentSpec
 from softless.experiment.recipe import Recipe
 from softless.models.arguments import takes

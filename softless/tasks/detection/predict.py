@@ -13,7 +13,7 @@ from softless.data.notices import notice
 from softless.data.pictures import for_people, size_of
 from softless.data.progress import track
 from softless.data.samples import FileSamples
-from softless.evaluation import LoadedRun
+from softless.evaluation.run import LoadedRun
 from softless.models.durable import storing, write_picture, write_stream
 from softless.models.scale import farthest
 from softless.prediction.answers import Answers

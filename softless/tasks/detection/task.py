@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, Samples, Splits
+from softless.data.datasets import Splits
+from softless.data.loader import EpochLoader
+from softless.data.samples import Samples
+from softless.data.transforms import Pipeline
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
 from softless.tasks.detection.measure import Detections, evaluate

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from softless.data import Samples, eval_loader, open_parts
+from softless.data.datasets import open_parts
+from softless.data.loader import eval_loader
 from softless.data.pictures import for_people
+from softless.data.samples import Samples
 from softless.errors import SoftlessError
 from softless.evaluation.features import Probe, as_it_is, extract
 from softless.evaluation.knn import K, nearest, neighbours

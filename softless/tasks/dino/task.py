@@ -19,7 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, Samples, eval_transform
+from softless.data.loader import EpochLoader
+from softless.data.samples import Samples
+from softless.data.transforms import Pipeline, eval_transform
 from softless.errors import DataError, UsageError
 from softless.evaluation.features import as_it_is, extract
 from softless.experiment.recipe import Recipe

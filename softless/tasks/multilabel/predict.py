@@ -3,7 +3,7 @@
 import numpy as np
 
 from softless.data.samples import Samples
-from softless.evaluation import LoadedRun
+from softless.evaluation.run import LoadedRun
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
 from softless.tasks.classification.predict import Predictions, Words, answered

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Samples, open_splits
+from softless.data.datasets import open_splits
+from softless.data.loader import EpochLoader
+from softless.data.samples import Samples
 from softless.errors import DataError, UsageError
 from softless.experiment.recipe import Recipe
 from softless.tasks.classification.task import Classification, asked_weights

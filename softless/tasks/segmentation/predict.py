@@ -17,8 +17,8 @@ from softless.data.pictures import for_people, size_of
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
-from softless.evaluation import LoadedRun
 from softless.evaluation.evaluate import autocast
+from softless.evaluation.run import LoadedRun
 from softless.models.durable import write_picture
 from softless.models.scale import farthest
 from softless.prediction.answers import Answers

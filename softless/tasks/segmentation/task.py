@@ -17,8 +17,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, Samples, Splits
+from softless.data.datasets import Splits
+from softless.data.loader import EpochLoader
 from softless.data.pictures import size_of
+from softless.data.samples import Samples
+from softless.data.transforms import Pipeline
 from softless.errors import UsageError, need
 from softless.experiment.recipe import Recipe
 from softless.tasks.classification.task import asked_weights, class_weights
