@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 PROGRAM = "softless"
@@ -42,3 +43,8 @@ def command() -> str:
 def _git(root: Path, *words: str) -> str:
     done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)  # noqa: S603, S607
     return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a run's numbers."""
+    return {name: version(name) for name in ("softless", "torch", "timm")}

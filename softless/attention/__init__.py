@@ -3,6 +3,7 @@
 Who writes a record of an operator of one's own finds all of its parts here.
 """
 
+from softless.attention import ops, registry
 from softless.attention.attend import attend, attend_packed, attend_projected, output_matrix
 from softless.attention.choice import use_backend
 from softless.attention.chunks import attend_chunks, implied_matrix
@@ -54,3 +55,6 @@ __all__ = [
     "product",
     "use_backend",
 ]
+
+for _name in ops.__all__:
+    registry.add(getattr(ops, _name))

@@ -1,5 +1,5 @@
-"""The list of operators: every record that `softless.attention.ops` holds, and those that
-`softless.register` adds.
+"""The list of operators: every record that `softless.attention.ops` holds, put here when
+`softless.attention` is imported, and those that `softless.register` adds.
 
 Examples:
     >>> "sima" in softless.OPERATORS, softless.OPERATORS["sima"].paper
@@ -12,13 +12,11 @@ import copyreg
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from softless.attention import ops
 from softless.attention.record import Operator
 from softless.errors import UsageError, unknown
 
-_records = {
-    name: record for name in ops.__all__ if isinstance(record := getattr(ops, name), Operator)
-}
+# filled by the package, once the operators' files are there
+_records: dict[str, Operator] = {}
 OPERATORS: Mapping[str, Operator] = MappingProxyType(_records)
 
 

@@ -9,7 +9,7 @@ from softless.attention.registry import OPERATORS, get
 from softless.errors import UsageError
 from softless.experiment.groups import ModelSpec
 from softless.experiment.recipe import Recipe
-from softless.models.sizes import sides
+from softless.models.sides import sides
 from softless.models.variants import BUILT_HERE, ENTRIES
 from softless.recipes import get_recipe
 

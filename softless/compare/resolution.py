@@ -27,7 +27,7 @@ from softless.experiment.recipe import Recipe
 from softless.layers.attention import Attention
 from softless.layers.class_attention import ClassAttention
 from softless.models.hosts import tokens_ahead
-from softless.models.sizes import sides
+from softless.models.sides import sides
 from softless.tasks.loaded import load_run
 from softless.training.model import build_model
 from softless.training.world import choose_device

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from softless.compare.timing import Spread, interleaved
 from softless.experiment.recipe import Recipe
 from softless.measure.cost import cost
-from softless.models.sizes import sides
+from softless.models.sides import sides
 from softless.training.model import build_model
 from softless.training.optim import optimizer
 

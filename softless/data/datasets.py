@@ -19,10 +19,10 @@ from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.data.tables import table_parts
 from softless.errors import DataError, UsageError, located, unknown
+from softless.experiment.data_rules import check_scaling
 from softless.experiment.groups import DataSpec, TableSpec
 from softless.experiment.ranges import FIELD as RANGE
 from softless.experiment.ranges import Range
-from softless.experiment.rules import check_scaling
 from softless.words import few
 
 PIXELS = "pixels of"  # begins the entries of a fingerprint that older runs have not

@@ -13,7 +13,7 @@ import numpy as np
 from softless.data.findings import Fault
 from softless.data.samples import Samples
 from softless.errors import DataError, need
-from softless.experiment.rules import compiled
+from softless.experiment.data_rules import compiled
 from softless.words import clipped, counted, few
 
 FEW = 12  # groups: so few are cut in every way there is

@@ -25,8 +25,8 @@ from softless.data.images import MODES
 from softless.data.pictures import Picture, scaled, tensor_of
 from softless.errors import UsageError
 from softless.experiment.augmentation import check_augmentation
-from softless.experiment.recipe import Recipe
-from softless.models.sizes import sides
+from softless.experiment.groups import RunFields
+from softless.models.sides import sides
 
 Step = Callable[[Any], Any]
 
@@ -75,7 +75,7 @@ class Pipeline:
 
 
 def build_transforms(
-    recipe: Recipe, mean: Sequence[float], std: Sequence[float], *, train: bool
+    recipe: RunFields, mean: Sequence[float], std: Sequence[float], *, train: bool
 ) -> Pipeline:
     """The pipeline image -> float tensor (C, S, S), normalised by `mean` and `std` (of pixels
     scaled to 0..1).
@@ -102,7 +102,7 @@ def build_transforms(
     return _tensor_pipeline(recipe, mean, std)
 
 
-def _deep(recipe: Recipe) -> bool:
+def _deep(recipe: RunFields) -> bool:
     """Whether images are floats in 0..1 in place of 8 bits."""
     return recipe.data.range is not None
 
@@ -169,7 +169,7 @@ def plain_transform(
     return Pipeline([Normalised(mean, std)], [], fixed=True)
 
 
-def _timm_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _timm_pipeline(recipe: RunFields, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     data, augment = recipe.data, recipe.augment
     compose = create_transform(
         (data.in_chans, *sides(data.image_size)),
@@ -191,7 +191,7 @@ def _timm_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) 
     return Pipeline([], [_mended(step) for step in compose.transforms], fixed=False)
 
 
-def _affine_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _affine_pipeline(recipe: RunFields, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     data, augment = recipe.data, recipe.augment
     assert augment.affine is not None
     flips = _flips(recipe)
@@ -225,7 +225,7 @@ def _affine_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]
     return Pipeline(head, [*tail, Normalised(mean, std), *_erasing(recipe)], fixed=False)
 
 
-def _tensor_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _tensor_pipeline(recipe: RunFields, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     augment = recipe.augment
     crop = tv.RandomResizedCrop(
         sides(recipe.data.image_size),
@@ -252,7 +252,7 @@ def _frame(size: int | Sequence[int], crop_pct: float, interpolation: str) -> li
     return [resize, tv.CenterCrop(size)]
 
 
-def _flips(recipe: Recipe) -> list[Step]:
+def _flips(recipe: RunFields) -> list[Step]:
     chances = (
         (recipe.augment.hflip, tv.RandomHorizontalFlip),
         (recipe.augment.vflip, tv.RandomVerticalFlip),
@@ -260,12 +260,12 @@ def _flips(recipe: Recipe) -> list[Step]:
     return [flip(p=chance) for chance, flip in chances if chance > 0]
 
 
-def _colours(recipe: Recipe) -> list[Step]:
+def _colours(recipe: RunFields) -> list[Step]:
     strength = recipe.augment.color_jitter
     return [tv.ColorJitter(*[strength] * 3)] if strength else []
 
 
-def _erasing(recipe: Recipe) -> list[Step]:
+def _erasing(recipe: RunFields) -> list[Step]:
     augment = recipe.augment
     if not augment.reprob:
         return []

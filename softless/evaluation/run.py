@@ -15,7 +15,7 @@ from softless.experiment.ranges import Range
 from softless.experiment.recipe import Recipe
 from softless.models.features import without_cut_parts
 from softless.models.files import read_safetensors
-from softless.models.sizes import sides
+from softless.models.sides import sides
 
 MOST_AT_ONCE = 256  # images, where nobody says
 BEST, WEIGHTS, CLASSES, RECIPE = "best.json", "best.safetensors", "classes.json", "recipe.json"

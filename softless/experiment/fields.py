@@ -17,7 +17,6 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from softless.errors import UsageError, nearest
@@ -47,10 +46,6 @@ class TaskSettings:
         Raises:
             UsageError: they do not.
         """
-
-    def shrunk(self, recipe: Any, folder: Path) -> Any:
-        """The recipe on images generated into `folder`, with a small model and two steps."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

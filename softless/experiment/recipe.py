@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import tempfile
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,21 @@ from softless.errors import UsageError
 from softless.experiment import augmentation, model_fields, rules
 from softless.experiment.fields import KEY, FieldSetting, group_of, literal, no_field, typed, walk
 from softless.experiment.groups import RunFields, ScheduleSpec
-from softless.tasks.classification import small
+from softless.tasks.classification import small as classification
+from softless.tasks.detection import small as detection
+from softless.tasks.dino import small as dino
+from softless.tasks.segmentation import small as segmentation
 from softless.words import clipped
 
 _log = logging.getLogger("softless.training")
+# task -> the run on generated data, with a small model and two steps
+SHRINK: Mapping[str, Callable[[Any, Path], Any]] = {
+    "classification": classification.shrunk,
+    "multilabel": classification.shrunk,
+    "detection": detection.shrunk,
+    "segmentation": segmentation.shrunk,
+    "dino": dino.shrunk,
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,9 @@ class Recipe(RunFields):
         """The same run in seconds: two steps of generated images (written into `folder`, or a
         temporary one) and a small model.
         """
-        shrink = small.shrunk if self.settings is None else self.settings.shrunk
-        shrunk: Recipe = shrink(self, Path(folder or tempfile.mkdtemp(prefix="softless-quick-")))
+        shrunk: Recipe = SHRINK[self.task](
+            self, Path(folder or tempfile.mkdtemp(prefix="softless-quick-"))
+        )
         # generated images have 8 bits, and no groups
         data = replace(shrunk.data, range=None, group=None, folds=None, fold=None)
         return replace(shrunk, data=data, table=None)

@@ -3,19 +3,18 @@
 The range of a field by itself stands with the field.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 from timm.optim import get_optimizer_info, list_optimizers
 
 from softless.errors import UsageError, unknown
-from softless.experiment.groups import DataSpec, OptimSpec, RunFields
+from softless.experiment.data_rules import check_scaling, compiled
+from softless.experiment.groups import OptimSpec, RunFields
 from softless.experiment.model_fields import judged
 from softless.experiment.ranges import Range
 from softless.models.arguments import takes
 from softless.models.given import GIVEN, given_model
-from softless.words import clipped, counted
 
 # one kernel for all tensors, on CPU too: 5 times less time per step for a small model
 FUSED = {"adam", "adamw"}
@@ -119,25 +118,6 @@ def scaling(recipe: RunFields) -> None:
     Range.of(recipe.data.range)
 
 
-def check_scaling(spec: DataSpec) -> None:
-    """Whether mean and standard deviation are both given or both measured, with a number for each
-    channel.
-
-    Raises:
-        UsageError: they are not.
-    """
-    if (spec.mean is None) != (spec.std is None):
-        raise UsageError(
-            "set data.mean and data.std together, or neither to have them measured on the "
-            "training images"
-        )
-    for name, values in (("mean", spec.mean), ("std", spec.std)):
-        if values is not None and len(values) != spec.in_chans:
-            raise UsageError(
-                f"data.{name} has {len(values)} numbers for data.in_chans={spec.in_chans} channels"
-            )
-
-
 def parts(recipe: RunFields) -> None:
     """Groups and folds go with images that can be cut by them.
 
@@ -168,27 +148,6 @@ def parts(recipe: RunFields) -> None:
             raise UsageError(
                 f"data.folds={data.folds} is for classification; this recipe is for {recipe.task}"
             )
-
-
-def compiled(pattern: str) -> re.Pattern[str]:
-    """The pattern.
-
-    Raises:
-        UsageError: it is none, or has not exactly one capture group.
-    """
-    try:
-        rule = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(
-            f"data.group={clipped(pattern)} is no regular expression: {error}"
-        ) from error
-    if rule.groups != 1:
-        raise UsageError(
-            f"data.group={clipped(pattern)} has {counted(rule.groups, 'capture group')}: "
-            "brackets around one part of the path say what the group is, "
-            r"for example data.group='/(p\d+)_'"
-        )
-    return rule
 
 
 def optimiser(recipe: RunFields) -> None:

@@ -19,8 +19,8 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from softless.attention.registry import get
-from softless.models.create import check_host
 from softless.models.options import ACTIVATIONS, COMPANIONS
+from softless.models.reach import check_host
 from softless.models.variants import ENTRIES, HOSTS, VARIANTS
 
 BUILDER = "build_model_with_cfg"  # timm's: who calls it names the class

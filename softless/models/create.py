@@ -5,34 +5,31 @@ construction.
 import logging
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
-from timm.models import is_model, model_entrypoint
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from softless.attention.record import Operator
-from softless.attention.registry import get, registered
-from softless.errors import DataError, UsageError, located, nearest, unknown
-from softless.layers.attention import Attention, operator_class
+from softless.attention.registry import registered
+from softless.errors import DataError, UsageError, located, unknown
+from softless.layers.attention import Attention
 from softless.models import config, digests, vit
+from softless.models.arguments import arguments
 from softless.models.download import downloaded
 from softless.models.files import CONFIG, FILE
 from softless.models.hosts import HOSTS
 from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
+from softless.models.reach import check_host
 from softless.models.scale import trained_as_configured
 from softless.models.variants import BUILT_HERE, ENTRIES, RegisteredModel
 from softless.models.weights import fill, load_weights
 
 _log = logging.getLogger("softless.models")
 FOLDER = "local-dir:"  # as timm says it
-# timm's modules whose models take attn_layer=
-TIMM_MODULES = {module for host in HOSTS.values() for module in host.timm_modules}
 
 
 def create_model(
@@ -115,9 +112,6 @@ def _unknown_option(
     """What a builder said of a keyword that it does not know, with the nearest that it does; None
     of another error.
     """
-    # it asks this module whether there is such a model
-    from softless.models.arguments import arguments
-
     match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if match is None or match[1] not in kwargs:
         return None
@@ -136,51 +130,6 @@ def _named(name: str, op: str | None, kwargs: dict[str, Any], *, pretrained: boo
     if op is None:
         return _timms(name, pretrained, kwargs)
     return _host(name, op, pretrained, kwargs)
-
-
-def check_host(name: str, op: str | None) -> None:
-    """Whether there are such a model and such an operator, and one has a place for the other.
-
-    Raises:
-        UsageError: there are not (nearest name offered), or it has none.
-    """
-    if op is not None:
-        get(op)
-    if name in ENTRIES:
-        entry = ENTRIES[name]
-        if entry.name != entry.variant.name and op not in {None, entry.op}:
-            raise UsageError(
-                f"'{name}' has operator '{entry.op}': for op='{op}' name the host, "
-                f"'{entry.variant.name}'"
-            )
-        return
-    if op is None:
-        if name in BUILT_HERE and not is_model(name):
-            raise UsageError(
-                f"'{name}' is a host without an operator of its own: pass op=, for example "
-                "op='soft'"
-            )
-        _known(name)
-    elif name not in BUILT_HERE:
-        _known(name)
-        listed = f"Hosts: ViT and DeiT models of timm, and {', '.join(sorted(BUILT_HERE))}"
-        if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in TIMM_MODULES:
-            raise UsageError(f"'{name}' has no place for another attention. {listed}")
-        if not _exchanges(name):
-            raise UsageError(
-                f"'{name}' has no place for another attention: its blocks compute it together "
-                f"with their MLP, and would keep softmax. {listed}"
-            )
-
-
-@cache
-def _exchanges(name: str) -> bool:
-    """Whether a ViT of timm has blocks that take `attn_layer`: parallel ones compute attention
-    themselves, and would keep softmax.
-    """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = timm.create_model(name, depth=1, attn_layer=operator_class("sima"))
-    return any(isinstance(module, Attention) for module in model.modules())
 
 
 def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -297,15 +246,6 @@ def of_channels(preparation: Mapping[str, Any], channels: int) -> dict[str, Any]
     }
     size = preparation.get("input_size")
     return {**changed, **({"input_size": (channels, *size[1:])} if size else {})}
-
-
-def _known(name: str) -> None:
-    if not is_model(name):
-        near = nearest(name, [*ENTRIES, *timm.list_models()])
-        raise UsageError(
-            f"no model named '{name}'. {near}`softless list models` shows ours, "
-            "timm.list_models() the hosts"
-        )
 
 
 def no_weight_decay(model: nn.Module) -> set[str]:

@@ -11,6 +11,7 @@ import torch
 from softless.errors import UsageError
 from softless.models.create import UnknownOption, create_model
 from softless.models.scale import OPTION, TRAINING, queries
+from softless.models.sides import sides
 
 _log = logging.getLogger("softless.models")
 
@@ -20,16 +21,6 @@ ANY: tuple[dict[str, bool], ...] = (
     {"strict_img_size": False},
     {},
 )
-
-
-def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of what `data.image_size` says: the side of a square, or both.
-
-    >>> sides(224), sides((96, 160))
-    ((224, 224), (96, 160))
-    """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return int(height), int(width)
 
 
 def any_size(architecture: str, args: Mapping[str, Any], pixels: int) -> dict[str, Any]:

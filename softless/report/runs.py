@@ -18,7 +18,7 @@ from softless.experiment.folder import ABOUT
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe
 from softless.experiment.stored import read_stored
-from softless.models.sizes import sides
+from softless.models.sides import sides
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from softless.models.config import noted
 from softless.models.outline import check_fits
 from softless.models.records import is_number
 from softless.models.scale import set_training_size
-from softless.models.sizes import sides
+from softless.models.sides import sides
 from softless.tasks.assemble import assemble
 
 

@@ -21,7 +21,7 @@ from softless.data.transforms import Pipeline
 from softless.experiment.recipe import Recipe
 from softless.models.kept import operators_of
 from softless.models.scale import scale_of
-from softless.models.sizes import sides
+from softless.models.sides import sides
 from softless.tasks.lengths import Fitted
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from softless import origin
 from softless.errors import UsageError
 from softless.experiment.folder import as_json, flat
 from softless.experiment.recipe import Recipe
 from softless.tasks.table import open_task
 from softless.tasks.task import Task
-from softless.training import checkpoint
 from softless.training.settle import from_root
 from softless.training.world import World
 
@@ -33,7 +33,7 @@ def agree_on_command(
         UsageError: one was asked something else; the rank and the field are named.
     """
     mine = {
-        **checkpoint.versions(),
+        **origin.versions(),
         "out": from_root(run_dir),
         "resume": resume,
         "overwrite": overwrite,
@@ -51,7 +51,7 @@ def agree_on_arguments(world: World, arguments: Mapping[str, Any]) -> None:
     Raises:
         UsageError: one was asked something else; the rank and the argument are named.
     """
-    mine = {**checkpoint.versions(), **arguments, "threads": torch.get_num_threads()}
+    mine = {**origin.versions(), **arguments, "threads": torch.get_num_threads()}
     _agree(world, mine, "give every rank the same command, software and threads")
 
 

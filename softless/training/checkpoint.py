@@ -23,8 +23,8 @@ from softless.experiment.epochs import from_one
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe
 from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, one_of, or_none, whole
+from softless.origin import versions
 from softless.training import optim
-from softless.training.faults import check_finite
 from softless.training.run import Run
 from softless.words import few
 
@@ -32,7 +32,7 @@ from softless.words import few
 def save(run: Run) -> None:
     """Write the state after `run.step` steps of epoch `run.epoch`."""
     position = (run.updates, run.epoch)
-    check_finite(run)
+    run.check_finite()
     if run.saved != position:
         run.checkpoints.save(state(run), position, {"epoch_step": run.step, "versions": versions()})
     run.saved, run.saved_at = position, time.monotonic()
@@ -349,10 +349,3 @@ TENSORS: Rule = (
 def _alone(run: Run) -> str:
     """The weights that an older softless chose from."""
     return AVERAGED if run.recipe.ema_evaluate else RAW
-
-
-def versions() -> dict[str, str]:
-    """Of what decides a run's numbers."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("softless", "torch", "timm")}

@@ -81,24 +81,6 @@ def judge(run: Run, outcome: StepOutcome, step: int) -> bool:
     return False
 
 
-def check_finite(run: Run) -> None:
-    """An update may overflow although loss and gradient were finite: such weights are never kept.
-
-    Raises:
-        DivergedError: names the first weights that are not finite.
-    """
-    averaged = [] if run.ema is None else run.ema.module.state_dict().items()
-    for name, tensor in (*run.model.state_dict().items(), *averaged):
-        if not bool(tensor.isfinite().all()):
-            raise DivergedError(
-                f"the weights {name} are not finite after step {run.step or len(run.loader)} of "
-                f"epoch {run.epoch + bool(run.step)} "
-                f"(lr {run.optimizer.param_groups[0]['lr']:.2e}); they were not kept, the states "
-                f"in {run.folder.path} are from before. "
-                "Try a lower optim.lr"
-            )
-
-
 def buffers(run: Run) -> list[Tensor] | None:
     """Copies of the model's buffers before a step that may be left out: a forward pass moves
     running means. None where no step is ever left out.

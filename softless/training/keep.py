@@ -17,13 +17,12 @@ from softless.experiment.epochs import COUNTED
 from softless.experiment.folder import MODEL, RESULT
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
-from softless.models.sizes import sides
+from softless.models.sides import sides
 from softless.tasks.task import Outcome
 from softless.training import checkpoint
 from softless.training.batch_norm import alone
 from softless.training.best import take_best
 from softless.training.epoch_state import EpochState
-from softless.training.faults import check_finite
 from softless.training.result import Result
 from softless.training.run import Run
 from softless.words import rate
@@ -49,7 +48,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
         UsageError: the recipe's measure has no value on this validation split.
         DivergedError: weights that are not finite.
     """
-    check_finite(run)
+    run.check_finite()
     candidate = best_of(line, run.recipe.metric)
     if np.isfinite(candidate["loss"]) and not finite(candidate):
         raise UsageError(

@@ -18,7 +18,7 @@ from softless.layers.patch_embed import check_size
 from softless.models.arguments import takes
 from softless.models.files import FILE
 from softless.models.given import GIVEN, given_model
-from softless.models.sizes import sides
+from softless.models.sides import sides
 from softless.tasks.assemble import assemble
 from softless.tasks.classification.task import model_args
 from softless.tasks.task import Task

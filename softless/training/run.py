@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from softless.data.datasets import Splits
 from softless.data.loader import EpochLoader, mix
+from softless.errors import DivergedError
 from softless.experiment.checkpoints import Checkpoints
 from softless.experiment.claim import Claim
 from softless.experiment.folder import RunFolder
@@ -98,3 +99,20 @@ class Run:
     def rest(self) -> AbstractContextManager[None]:
         """A stretch in which nothing of the state moves, so that a signal may break it off."""
         return self.signals.interruptible(alone=self.world.size == 1)
+
+    def check_finite(self) -> None:
+        """An update may overflow although loss and gradient were finite: such weights are never kept.
+
+        Raises:
+            DivergedError: names the first weights that are not finite.
+        """
+        averaged = [] if self.ema is None else self.ema.module.state_dict().items()
+        for name, tensor in (*self.model.state_dict().items(), *averaged):
+            if not bool(tensor.isfinite().all()):
+                raise DivergedError(
+                    f"the weights {name} are not finite after step {self.step or len(self.loader)} of "
+                    f"epoch {self.epoch + bool(self.step)} "
+                    f"(lr {self.optimizer.param_groups[0]['lr']:.2e}); they were not kept, the states "
+                    f"in {self.folder.path} are from before. "
+                    "Try a lower optim.lr"
+                )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from softless import origin
 from softless.errors import CheckpointError
 from softless.experiment import claim
 from softless.experiment.checkpoints import Checkpoints
@@ -151,9 +152,7 @@ def _describe(run: Run) -> None:
     run.folder.rewind_log(run.epoch)
     fitted = {name: new_value for name, (_, new_value) in run.task.fitted.changed.items()}
     content = {**as_json(run.requested), "fitted": fitted}
-    run.folder.write_json(
-        RECIPE, {**content, **checkpoint.versions(), "machine": machine(run.device)}
-    )
+    run.folder.write_json(RECIPE, {**content, **origin.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
     write_about(run)
     write_text(run.folder.path / SPLITS, split_table.written(run.splits), errors="backslashreplace")

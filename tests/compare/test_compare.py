@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from softless.attention import OPERATORS, get
-from softless.compare import compare
+from softless.compare.comparison import compare
 from softless.compare.models import in_comparison, in_small_vit
 from softless.compare.steps import peak_bytes
 from softless.errors import DivergedError, UsageError

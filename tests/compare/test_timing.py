@@ -2,7 +2,7 @@
 
 import pytest
 
-from softless.compare import Spread, interleaved
+from softless.compare.timing import Spread, interleaved
 from softless.errors import UsageError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from softless.compare import compare, twins
+from softless.compare.comparison import compare, twins
 from softless.compare.finished import finished
 from softless.compare.models import left_out, with_operator
 from softless.compare.outcome import Compared

@@ -14,8 +14,8 @@ from torch import Tensor
 import softless
 from softless import UsageError
 from softless.layers import Attention
-from softless.models.create import check_host
 from softless.models.kept import softmax_kept
+from softless.models.reach import check_host
 from softless.tasks.segmentation.model import segmenter
 from tests.models.lively import lively
 from tests.ops.draw import assert_near, error

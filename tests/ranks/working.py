@@ -16,6 +16,7 @@ from torch import nn
 
 import softless.cli.slide
 import softless.evaluation.run
+from softless import origin
 from softless.cli.main import main
 from softless.training import agreement, checkpoint, loop
 
@@ -57,7 +58,7 @@ def slowly(folder: Path) -> None:
 def differ(how: str) -> None:
     """Make this rank another."""
     if how == "version":
-        told = {**checkpoint.versions(), "timm": "1.0.0"}
+        told = {**origin.versions(), "timm": "1.0.0"}
         checkpoint.versions = lambda: told
     elif how.startswith("data="):
         opened = agreement.open_task

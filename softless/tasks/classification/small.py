@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from softless.models.durable import make_folder, write_picture, write_stream
-from softless.models.sizes import sides
+from softless.models.sides import sides
 from softless.tasks.small import CLASSES, COUNTS, SMALL, shortened
 
 

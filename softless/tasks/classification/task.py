@@ -30,7 +30,8 @@ from softless.experiment.groups import AugmentSpec
 from softless.experiment.recipe import Recipe
 from softless.models.arguments import takes
 from softless.models.given import GIVEN
-from softless.models.sizes import sides, with_training_scale
+from softless.models.sides import sides
+from softless.models.sizes import with_training_scale
 from softless.tasks.classification.measure import validate
 from softless.tasks.task import Loss, Task
 

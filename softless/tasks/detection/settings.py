@@ -1,12 +1,10 @@
 """The settings of detection: the group `detection` of a recipe."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from softless.errors import UsageError, unknown
 from softless.experiment.fields import CHANCE, COUNT, SIDE, TaskSettings, setting
-from softless.tasks.detection import small
 
 # what can be measured on the training boxes (`sizes`)
 MEASURABLE = ("anchors", "resize", "canvas", "scale")
@@ -79,10 +77,6 @@ class DetectionSpec(TaskSettings):
         "stop",
         "annotations that cannot be used: stop, leave them out, or cut those that reach outside",
     )
-
-    def shrunk(self, recipe: Any, folder: Path) -> Any:
-        """The recipe on generated data, with a small model and two steps."""
-        return small.shrunk(recipe, folder)
 
     def check(self, recipe: Any = None) -> None:
         """Whether the fields of training go together.

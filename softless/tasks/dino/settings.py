@@ -1,11 +1,8 @@
 """The settings of self-supervision: the group `dino` of a recipe."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from softless.experiment.fields import CHANCE, COUNT, SHARE, SIDE, SOME, TaskSettings, setting
-from softless.tasks.dino import small
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,3 @@ class DinoSpec(TaskSettings):
         (0.1, 2.0), "width of the blur", "(0, 1000]", unit="pixels", rising=True
     )
     solarize: float = setting(0.2, "chance of solarisation for the second global crop", CHANCE)
-
-    def shrunk(self, recipe: Any, folder: Path) -> Any:
-        """The recipe on generated data, with a small model and two steps."""
-        return small.shrunk(recipe, folder)

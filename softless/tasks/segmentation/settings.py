@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from softless.errors import UsageError
 from softless.experiment.fields import CHANCE, SHARE, WEIGHT, TaskSettings, setting
-from softless.tasks.segmentation import small
 from softless.tasks.segmentation.meanings import checked_values
 
 
@@ -72,10 +70,6 @@ class SegmentationSpec(TaskSettings):
         "others",
         WEIGHT,
     )
-
-    def shrunk(self, recipe: Any, folder: Path) -> Any:
-        """The recipe on generated data, with a small model and two steps."""
-        return small.shrunk(recipe, folder)
 
     def check(self, recipe: Any = None) -> None:
         """Whether the fields of training go together.
