@@ -133,7 +133,7 @@ def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool =
     Raises:
         UsageError: an unknown name.
     """
-    from softless.models.reach import check_host
+    from softless.models.variants import check_host
 
     target = record_path("counts") if record else None
     planned = list(dict.fromkeys(_planned(names, ops)))

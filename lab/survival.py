@@ -115,6 +115,7 @@ def _steps(folder: Path) -> dict[str, Callable[[], Any]]:
     seeds, wishes and judgement.
     """
     from softless.recipes import get_recipe
+    from softless.tasks.table import open_task
     from softless.training import loop
     from softless.training.run import Run
     from softless.training.setup import set_up
@@ -125,7 +126,15 @@ def _steps(folder: Path) -> dict[str, Callable[[], Any]]:
     torch.set_num_threads(1)
     world = World(0, 1, torch.device("cpu"))
     runs = [
-        set_up(recipe, folder / name, world, Signals(), resume=False, overwrite=False)
+        set_up(
+            recipe,
+            folder / name,
+            world,
+            Signals(),
+            open_task=open_task,
+            resume=False,
+            overwrite=False,
+        )
         for name in ("ours", "plain")
     ]
     images, targets = next(iter(runs[0].loader))

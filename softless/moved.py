@@ -21,7 +21,7 @@ MOVED = {  # before -> now
     "softless.evaluation.detection": "softless.tasks.detection.measure",
     "softless.evaluation.multilabel": "softless.tasks.multilabel.measure",
     "softless.evaluation.segmentation": "softless.tasks.segmentation.measure",
-    "softless.models.assemble": "softless.tasks.assemble",
+    "softless.models.assemble": "softless.tasks.loaded",
     "softless.models.detectors": "softless.tasks.detection.model",
     "softless.models.segmenters": "softless.tasks.segmentation.model",
     "softless.models.self_supervised": "softless.tasks.dino.model",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention.call import HALF, Call, widen
-from softless.attention.checks import check_call, check_options, extras_of, keys_of
+from softless.attention.call import HALF, Call, check_call, extras_of, widen
+from softless.attention.checks import check_options, keys_of
 from softless.attention.choice import asked_for
 from softless.attention.kernels import native
 from softless.attention.packed import unpacked

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from softless.attention.attend import attend
-from softless.attention.call import HALF, Call, widen
-from softless.attention.checks import check_options, extras_of
+from softless.attention.call import HALF, Call, extras_of, widen
+from softless.attention.checks import check_options
 from softless.attention.kernels import native
 from softless.attention.overflow import in_range
 from softless.attention.record import Dims, Grid, Operator

@@ -9,21 +9,18 @@ The norms divide the small D x E product instead of the tokens:
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softless.attention.kernels import linear as kernel
-from softless.attention.kernels import native, projected
 from softless.attention.moments import number
 from softless.attention.norms import EPS, Norm, divisor, keep, magnitude, normalise, product, settle
 from softless.attention.options import Option
-from softless.attention.record import TOLERANCE, Backend, Bounds, Dims, Roads
+from softless.attention.record import Dims
 from softless.attention.recording import recording
-from softless.attention.streaming import Streaming, Summary, Sweep, Tokens
+from softless.attention.streaming import Summary, Tokens
 
 # up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
 HALF_TOKENS = 2048
@@ -103,16 +100,6 @@ def summarise(
         summary |= {"q": magnitude(q, norm), "k": magnitude(k, norm)}
     if token_scale is not None:
         summary["queries"] = number(q, tokens.query_mask)
-    return summary
-
-
-def native_sums(
-    tokens: Tokens, *, norm: Norm, token_scale: str | float | None, **_: Any
-) -> Summary:
-    """`summarise` by the native kernels."""
-    summary = kernel.summed(tokens.q, tokens.k, tokens.v, tokens.mask, tokens.query_mask, norm=norm)
-    if token_scale is not None:
-        summary["queries"] = number(tokens.q, tokens.query_mask)
     return summary
 
 
@@ -199,21 +186,6 @@ def tokens_first(d: Dims, order: str) -> bool:
     return d.N * d.M * (d.D + d.E) < d.D * d.E * (d.N + d.M)
 
 
-def native_refuses(q: Tensor, k: Tensor, v: Tensor, *, order: str, **_: Any) -> list[str]:
-    """Why the native kernels cannot run a call: what they are, and the order of the products.
-    Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E).
-    """
-    reasons = native.refuses(q, k, v)
-    if not reasons and tokens_first(Dims.of(q, k, v), order):
-        why = (
-            "order='tokens' was asked for"
-            if order == "tokens"
-            else "q^ k^^T is the cheaper product at this size"
-        )
-        reasons.append(f"sums over tokens first, and {why}")
-    return reasons
-
-
 def half_refusal(d: Dims, *, token_scale: str | float | None, **_: Any) -> str | None:
     """Why float16 cannot hold this output: q^ is of the order of 1/N, so it sinks below the
     smallest float16 numbers.
@@ -246,59 +218,6 @@ def class_row(q: Tensor, k: Tensor, *, norm: Norm, eps: float) -> Tensor:
     for x in (q, k) if norm != "none" else ():
         first = first / divisor(magnitude(x, norm), norm, eps)
     return first @ k.mT
-
-
-def streaming(norm: Norm, **fixed: Any) -> Streaming:
-    """One sweep, D + D + D x E sums per head; `fixed` are options the operator does not offer."""
-    fixed["norm"] = norm
-    return Streaming(
-        sweeps=(
-            Sweep(
-                partial(summarise, **fixed),
-                partial(finish, **fixed),
-                native=partial(native_sums, **fixed),
-            ),
-        ),
-        read=partial(read, **fixed),
-        holds="k^T v (D x E)"
-        if norm == "none"
-        else "|q| (D), |k| (D) and k^T v (D x E), sums over tokens",
-        merges="plain addition",
-    )
-
-
-def backends(
-    norm: Norm, tolerance: Mapping[torch.dtype, float] = TOLERANCE, **fixed: Any
-) -> tuple[Backend, ...]:
-    """The backends of a member of the family; `fixed` are options that the operator does not
-    offer.
-    """
-    fixed["norm"] = norm
-    swept = Backend(
-        name="native",
-        fn=partial(kernel.run, **fixed),
-        refuses=native_refuses,
-        bounds=Bounds(
-            native_half=True,
-            tolerance=tolerance,
-        ),
-        roads=Roads(
-            packed=partial(kernel.run_packed, **fixed),
-            matrix=partial(matrix, **fixed, summed=kernel.summed),
-            projected=partial(projected.run, **fixed),
-        ),
-        here=native.here,
-    )
-    return swept, Backend(
-        name="eager",
-        fn=partial(eager, **fixed),
-        bounds=Bounds(
-            tolerance=tolerance,
-        ),
-        roads=Roads(
-            matrix=partial(matrix, **fixed),
-        ),
-    )
 
 
 def flops(d: Dims) -> int:

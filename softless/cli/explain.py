@@ -13,8 +13,9 @@ from softless.errors import located
 from softless.models.durable import write_picture
 from softless.models.scale import Foreign, set_token_scale
 from softless.prediction.results import Results
-from softless.saliency.figure import figure, picture
+from softless.saliency.figure import figure
 from softless.saliency.maps import explain as look
+from softless.saliency.overlay import picture
 from softless.saliency.viewer import Viewer, eyes, viewer_of
 from softless.tasks.opened import opened
 from softless.training.sharing import see_one_folder, sharing

@@ -14,7 +14,7 @@ from softless.experiment.claim import holder
 from softless.experiment.files import read_log, read_result
 from softless.experiment.folder import CHECKPOINTS, FOLDERS, LOG, RECIPE, RESULT, STATE
 from softless.experiment.measures import MEASURES, against
-from softless.experiment.stored import read_stored
+from softless.experiment.recipe import read_stored
 from softless.models.records import read_json
 from softless.words import table, visible
 

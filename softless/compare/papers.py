@@ -12,8 +12,8 @@ from softless.data.progress import track
 from softless.errors import unknown
 from softless.measure.cost import cost
 from softless.models.create import create_model
-from softless.tasks.assemble import assemble
 from softless.tasks.detection import model as detectors
+from softless.tasks.loaded import assemble
 from softless.tasks.segmentation import model as segmenters
 from softless.words import table
 

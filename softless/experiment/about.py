@@ -6,6 +6,8 @@ from typing import Any
 from softless.errors import DataError
 from softless.models.records import SIDES, TABLE, TEXT, Rule, check, read_json, whole
 
+ABOUT = "about.json"  # command, date, commit and what the data hold
+
 COUNTS: Rule = (
     lambda value: isinstance(value, dict) and all(map(whole(0)[0], value.values())),
     "a table of whole numbers",

@@ -4,14 +4,15 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
+from softless.experiment.about import ABOUT
 from softless.experiment.files import read_log, read_recipe
 from softless.experiment.names import canonical
-from softless.experiment.recipe import Recipe, recipe_from
+from softless.experiment.recipe import Recipe, as_json, restored
 from softless.models.durable import (
     append,
     delete,
@@ -31,7 +32,6 @@ RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"
 PREDICTIONS = ("predictions.npz", "predictions.json")  # of classification and of detection
 LABELS = "predictions"  # of segmentation, a label image each
 STATE, LOCK = "state.json", "lock"
-ABOUT = "about.json"  # command, date, commit and what the data hold
 LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
 SPLITS = "splits.csv"  # file, part and group of each image
 FILES = (
@@ -290,27 +290,6 @@ class RunFolder:
             )
 
 
-def restored(stored: Mapping[str, Any], *, strict: bool = True) -> Recipe:
-    """The recipe that was written: JSON has lists alone, and the model's arguments tuples.
-
-    Args:
-        stored: the content of recipe.json.
-        strict: refuse fields that recipes do not have; otherwise they are passed over.
-
-    Raises:
-        UsageError: a field that recipes do not have, or a value of another type.
-    """
-    recipe = recipe_from(stored, strict=strict)
-    args = {name: _tuples(value) for name, value in recipe.model.args.items()}
-    return replace(recipe, model=replace(recipe.model, args=args))
-
-
-def as_json(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it reads back from recipe.json."""
-    content: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return content
-
-
 def may_change(name: str, stored: Any, requested: Any) -> bool:
     """Whether a run that is continued may have this value of a field in place of the one it started
     with.
@@ -360,10 +339,6 @@ def _same_place(name: str, stored: Any, requested: Any) -> bool:
         and None not in {stored, requested}
         and Path(stored).expanduser().resolve() == Path(requested).resolve()
     )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from softless.errors import UsageError
 from softless.experiment.fields import FieldSetting, NumberRange, fits, literal, readings, typed
 from softless.experiment.groups import ModelSpec, RunFields
 from softless.models.arguments import Argument, arguments, takes
+from softless.models.given import GIVEN, given_model
 from softless.models.scale import OPTION, TRAINING
 from softless.models.variants import ENTRIES
 
@@ -95,6 +96,24 @@ def _foreign(model: ModelSpec, accepted: Mapping[str, Argument], name: str, valu
     raise UsageError(
         f"'{model.name}'{with_op} takes no argument '{PREFIX}{name}'. {near}It takes: {listed}"
     )
+
+
+def check_model(recipe: RunFields) -> None:
+    """The model is known and takes its arguments, and stochastic depth where it is set.
+
+    Raises:
+        UsageError: it does not.
+    """
+    spec = recipe.model
+    if spec.name == GIVEN:
+        given_model(spec.args, copied=False)
+        return
+    judged(spec, spec.args)
+    if recipe.drop_path and not takes(spec.name, spec.op, "drop_path_rate"):
+        raise UsageError(
+            f"drop_path={recipe.drop_path:g}: '{spec.name}' has no stochastic depth; set "
+            "drop_path=0"
+        )
 
 
 def chosen(own: ModelSpec, new: ModelSpec, user_fields: Mapping[str, Any]) -> ModelSpec:

@@ -5,17 +5,19 @@ transforms. Fields are set from the command line as `--set optim.lr=3e-4`.
 """
 
 import dataclasses
+import json
 import logging
 import tempfile
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from softless.errors import UsageError
+from softless.errors import DataError, UsageError
 from softless.experiment import augmentation, model_fields, rules
 from softless.experiment.fields import KEY, FieldSetting, group_of, literal, no_field, typed, walk
+from softless.experiment.files import MEND, read_recipe
 from softless.experiment.groups import RunFields, ScheduleSpec
 from softless.tasks.classification import small as classification
 from softless.tasks.detection import small as detection
@@ -24,13 +26,15 @@ from softless.tasks.segmentation import small as segmentation
 from softless.words import clipped
 
 _log = logging.getLogger("softless.training")
+# of what made the run: its names in recipe.json
+VERSIONS = ("softless", "torch", "timm", "torchvision", "numpy", "python")
 # task -> the run on generated data, with a small model and two steps
 SHRINK: Mapping[str, Callable[[Any, Path], Any]] = {
     "classification": classification.shrunk,
     "multilabel": classification.shrunk,
     "detection": detection.shrunk,
     "segmentation": segmentation.shrunk,
-    "dino": dino.shrunk,
+    "dino": lambda recipe, folder: dino.shrunk(classification.shrunk(recipe, folder)),
 }
 
 
@@ -88,6 +92,7 @@ class Recipe(RunFields):
         """
         for row in walk(self):
             typed(row.value, row.hint, row.name, row.setting)
+        model_fields.check_model(self)
         rules.check(self)
         check = augmentation.check if self.settings is None else self.settings.check
         check(self)
@@ -242,3 +247,63 @@ def _replace(spec: Any, path: list[str], value: Any, full_name: str) -> Any:
         if entry.name == head
     )
     return replace(spec, **{head: typed(value, hints[head], full_name, field_setting)})
+
+
+def restored(stored: Mapping[str, Any], *, strict: bool = True) -> Recipe:
+    """The recipe that was written: JSON has lists alone, and the model's arguments tuples.
+
+    Args:
+        stored: the content of recipe.json.
+        strict: refuse fields that recipes do not have; otherwise they are passed over.
+
+    Raises:
+        UsageError: a field that recipes do not have, or a value of another type.
+    """
+    recipe = recipe_from(stored, strict=strict)
+    args = {name: _tuples(value) for name, value in recipe.model.args.items()}
+    return replace(recipe, model=replace(recipe.model, args=args))
+
+
+@dataclass(frozen=True)
+class StoredRecipe:
+    """What recipe.json says of a run."""
+
+    recipe: Recipe
+    fitted: Mapping[str, Any]  # dotted field -> what the run took in place of the recipe's
+    versions: Mapping[str, str]  # package -> version
+    machine: Mapping[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """The epochs that the run is meant to have."""
+        epochs = self.fitted.get("schedule.epochs")
+        return epochs if type(epochs) is int else self.recipe.schedule.epochs
+
+
+def read_stored(path: Path) -> StoredRecipe:
+    """Read recipe.json. Fields that only another softless has are passed over.
+
+    Raises:
+        DataError: missing, damaged, or no recipe.
+    """
+    content = read_recipe(path)
+    try:
+        recipe = restored(content, strict=False)
+    except (UsageError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {error}; {MEND}") from error
+    return StoredRecipe(
+        recipe=recipe,
+        fitted=content.get("fitted") or {},
+        versions={name: str(content[name]) for name in VERSIONS if name in content},
+        machine=content.get("machine") or {},
+    )
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it reads back from recipe.json."""
+    content: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return content
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

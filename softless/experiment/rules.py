@@ -11,10 +11,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from softless.errors import UsageError, unknown
 from softless.experiment.data_rules import check_scaling, compiled
 from softless.experiment.groups import OptimSpec, RunFields
-from softless.experiment.model_fields import judged
 from softless.experiment.ranges import Range
-from softless.models.arguments import takes
-from softless.models.given import GIVEN, given_model
 
 # one kernel for all tensors, on CPU too: 5 times less time per step for a small model
 FUSED = {"adam", "adamw"}
@@ -91,24 +88,6 @@ def averages(recipe: RunFields) -> None:
     if recipe.ema_evaluate and recipe.ema_decay is None:
         raise UsageError(
             "ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99"
-        )
-
-
-def model(recipe: RunFields) -> None:
-    """The model is known and takes its arguments, and stochastic depth where it is set.
-
-    Raises:
-        UsageError: it does not.
-    """
-    spec = recipe.model
-    if spec.name == GIVEN:
-        given_model(spec.args, copied=False)
-        return
-    judged(spec, spec.args)
-    if recipe.drop_path and not takes(spec.name, spec.op, "drop_path_rate"):
-        raise UsageError(
-            f"drop_path={recipe.drop_path:g}: '{spec.name}' has no stochastic depth; set "
-            "drop_path=0"
         )
 
 
@@ -207,7 +186,6 @@ def squares(recipe: RunFields) -> None:
 
 RULES: tuple[Callable[[RunFields], None], ...] = (
     squares,
-    model,
     rates,
     lengths,
     averages,

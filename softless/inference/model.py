@@ -3,7 +3,7 @@ its answer does not need.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.layers import LayerNorm, RmsNorm
@@ -14,12 +14,10 @@ from softless.attention.transforms import transformed
 from softless.errors import UsageError
 from softless.inference.blocks import PackedBlock
 from softless.inference.layers import PackedAttention, cast
+from softless.inference.optimized import Optimized
 from softless.inference.packed import NO_GRADIENTS
 from softless.layers.plain import watched, why_called
 from softless.models.vit import HOST
-
-if TYPE_CHECKING:
-    from softless.inference.optimize import Optimized
 
 NORMS = (nn.Identity, nn.LayerNorm, LayerNorm, nn.RMSNorm, RmsNorm)  # of single tokens
 
@@ -27,7 +25,7 @@ NORMS = (nn.Identity, nn.LayerNorm, LayerNorm, nn.RMSNorm, RmsNorm)  # of single
 class InferenceModel(nn.Module):
     """Mixed into the class of a model that `optimize` made. `optimized` tells what was done."""
 
-    optimized: "Optimized"
+    optimized: Optimized
     outside: torch.dtype  # what it takes and answers in
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

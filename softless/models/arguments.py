@@ -20,8 +20,7 @@ from torch import nn
 
 from softless.attention.registry import get
 from softless.models.options import ACTIVATIONS, COMPANIONS
-from softless.models.reach import check_host
-from softless.models.variants import ENTRIES, HOSTS, VARIANTS
+from softless.models.variants import ENTRIES, HOSTS, VARIANTS, check_host
 
 BUILDER = "build_model_with_cfg"  # timm's: who calls it names the class
 PRIVATE = frozenset({"self", "variant", "name", "op", "op_options", "pretrained", "args", "kwargs"})

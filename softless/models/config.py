@@ -17,7 +17,7 @@ from torch import nn
 
 from softless.attention.registry import OPERATORS
 from softless.errors import DataError, UsageError
-from softless.models.options import Construction
+from softless.models.construction import Construction
 from softless.models.variants import ENTRIES, VARIANTS
 
 LARGEST = 1 << 20  # bytes of the file, and of a number in it

@@ -18,14 +18,14 @@ from softless.errors import DataError, UsageError, located, unknown
 from softless.layers.attention import Attention
 from softless.models import config, digests, vit
 from softless.models.arguments import arguments
+from softless.models.construction import constructed
 from softless.models.download import downloaded
 from softless.models.files import CONFIG, FILE
 from softless.models.hosts import HOSTS
-from softless.models.options import COMPANIONS, constructed, host_arguments
+from softless.models.options import COMPANIONS, host_arguments
 from softless.models.outline import check_fits
-from softless.models.reach import check_host
 from softless.models.scale import trained_as_configured
-from softless.models.variants import BUILT_HERE, ENTRIES, RegisteredModel
+from softless.models.variants import BUILT_HERE, ENTRIES, RegisteredModel, check_host
 from softless.models.weights import fill, load_weights
 
 _log = logging.getLogger("softless.models")

@@ -3,7 +3,6 @@ the number of heads.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -12,7 +11,6 @@ from softless.attention.checks import check_options
 from softless.attention.registry import OPERATORS, get
 from softless.errors import UsageError, unknown
 from softless.layers.companions import Filters, Gate
-from softless.models.kept import softmax_kept, told
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -56,44 +54,6 @@ def take_operator_options(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     return check_options(
         record, {name: kwargs.pop(name) for name in record.options if name in kwargs}
     )
-
-
-@dataclass(frozen=True)
-class Construction:
-    """How a model was made, `create_model(name, op, **arguments)`; the model has it as
-    `construction`. Prints as a line or two.
-    """
-
-    name: str
-    op: str | None
-    arguments: Mapping[str, Any]
-    # path -> class of what keeps softmax beside another operator
-    softmax: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        line = self.name if self.op is None else f"{self.name} with '{self.op}'"
-        line += "".join(
-            f", {key}={self.arguments[key]!r}" for key in COMPANIONS if self.arguments.get(key)
-        )
-        return f"{line}; softmax is kept in {told(self.softmax)}" if self.softmax else line
-
-
-# of weights, for timm
-PLACES = frozenset({
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "pretrained_model_args",
-    "cache_dir",
-})
-
-
-def constructed(
-    model: nn.Module, name: str, op: str | None, kwargs: Mapping[str, Any]
-) -> nn.Module:
-    """The model, which knows from now on how it was made."""
-    arguments = {key: value for key, value in kwargs.items() if key not in PLACES}
-    model.construction = Construction(name, op, arguments, softmax_kept(model))  # type: ignore[assignment]
-    return model
 
 
 # arguments of layers.Attention that every host hands on, with their types

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from softless.errors import UsageError, located, need_module
 from softless.models import config, digests
+from softless.models.construction import Construction
 from softless.models.create import create_model
 from softless.models.durable import write_folder, write_tensors, write_text
 from softless.models.files import CONFIG, FILE, check_finite
-from softless.models.options import Construction
 
 OF_TRAINING = (nn.Dropout, DropPath, nn.Identity)  # modules that a model without drop rates has not
 

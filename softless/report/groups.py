@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from softless.attention.registry import OPERATORS
-from softless.experiment.folder import as_json
+from softless.experiment.recipe import as_json
 from softless.report.places import is_place, shortened
 from softless.report.runs import RunRecord
 

@@ -11,7 +11,7 @@ from softless.report.groups import FEW, Group
 from softless.report.html import Html, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
-from softless.report.statistics import Estimate, accuracy, agreement, difference
+from softless.report.statistics import ONE_SEED, Estimate, accuracy, agreement, difference
 from softless.report.tables import table
 
 
@@ -29,12 +29,6 @@ def headline(groups: Sequence[Group]) -> Html:
         return tag("div", sentence, _ranking(groups, estimates, differences))
     cards = [*_accuracy_cards(groups, estimates), *_difference_cards(differences, base)]
     return tag("div", sentence, tag("div", cards, class_="cards"))
-
-
-ONE_SEED = (
-    " This is one seed, and one seed decides nothing: what another would change is not in "
-    "the interval."
-)
 
 
 def verdict(

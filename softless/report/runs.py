@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from softless.attention.registry import OPERATORS
 from softless.errors import DataError, UsageError
-from softless.experiment.about import read_about
+from softless.experiment.about import ABOUT, read_about
 from softless.experiment.candidates import AVERAGED, RAW
 from softless.experiment.files import read_best, read_classes, read_log, read_result
-from softless.experiment.folder import ABOUT
 from softless.experiment.measures import MEASURES
-from softless.experiment.recipe import Recipe
-from softless.experiment.stored import read_stored
+from softless.experiment.recipe import Recipe, read_stored
 from softless.models.sides import sides
 
 

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from softless.evaluation.intervals import bootstrap_mean, paired_bootstrap, wilson
 from softless.report.groups import Group
 
+ONE_SEED = (
+    " This is one seed, and one seed decides nothing: what another would change is not in "
+    "the interval."
+)
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -2,33 +2,18 @@
 where there is one.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from softless.saliency.colours import colourise
-from softless.saliency.maps import Saliency
 from softless.saliency.overlay import overlay
+from softless.saliency.saliency import Saliency
 from softless.words import visible
 
 SIDE = 360  # pixels of a panel's longer side
 MARGIN, HEAD, FOOT = 24, 84, 58
 INK, FAINT, PAPER = (28, 30, 36), (108, 112, 122), (255, 255, 255)
-
-
-def picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """A model's input (C, H, W) back as a picture: scaling undone; three channels in colour, any
-    other number as their mean.
-    """
-    pixels = image.detach().cpu().double().numpy()
-    pixels = pixels * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
-    bytes_HWC = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
-    if bytes_HWC.shape[-1] == 3:
-        return Image.fromarray(bytes_HWC)
-    return Image.fromarray(bytes_HWC.mean(-1).round().astype(np.uint8)).convert("RGB")
 
 
 def figure(

@@ -23,9 +23,10 @@ from softless.evaluation.run import LoadedRun
 from softless.layers.attention import Attention
 from softless.layers.class_attention import ClassAttention
 from softless.models.hosts import tokens_ahead
-from softless.models.scale import Foreign, foreign
+from softless.models.scale import foreign
 from softless.modes import in_evaluation
 from softless.saliency.class_row import class_attention_row, class_row
+from softless.saliency.saliency import Saliency
 from softless.saliency.viewer import Picture, Size, Viewer, eyes, tensor_of, viewer_of
 
 MOST_AHEAD = (
@@ -33,27 +34,6 @@ MOST_AHEAD = (
     # are others
     16
 )
-
-
-@dataclass(frozen=True)
-class Saliency:
-    """Maps of one attention layer for a batch of images, on the processor, float32."""
-
-    query: Tensor  # (B, h, w) in 0..1
-    key: Tensor  # (B, h, w) in 0..1; of a coarser grid where keys are reduced (CvT, PVT)
-    grid: tuple[int, int]  # h, w of the queries, in tokens
-    # on the keys' grid, in -1..1: the class token's row of the attention matrix, divided by its
-    # largest size
-    class_row: Tensor | None
-    operator: str
-    layer: int  # counted from 0 among the attention layers
-    layers: int
-    normalised: bool  # False: the operator leaves q and k alone, and the maps show their own norms
-    foreign: Foreign | None = None  # where the images are far from the training size
-
-    @property
-    def caption(self) -> str:
-        return f"{self.operator}, attention layer {self.layer + 1} of {self.layers}"
 
 
 @torch.no_grad()

@@ -1,8 +1,11 @@
 """A map laid over its image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
+from torch import Tensor
 
 from softless.saliency.colours import colourise
 
@@ -39,3 +42,15 @@ def overlay(
     opacity = (0.15 + 0.7 * np.abs(large) if signed else 0.32 + 0.45 * large)[..., None]
     blended = grey * (1 - opacity) + colourise(large, signed=signed) * opacity
     return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """A model's input (C, H, W) back as a picture: scaling undone; three channels in colour, any
+    other number as their mean.
+    """
+    pixels = image.detach().cpu().double().numpy()
+    pixels = pixels * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
+    bytes_HWC = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    if bytes_HWC.shape[-1] == 3:
+        return Image.fromarray(bytes_HWC)
+    return Image.fromarray(bytes_HWC.mean(-1).round().astype(np.uint8)).convert("RGB")

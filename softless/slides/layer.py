@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention import weights
-from softless.attention.call import HALF, Call, widen
-from softless.attention.checks import check_options, extras_of
+from softless.attention.call import HALF, Call, extras_of, widen
+from softless.attention.checks import check_options
 from softless.attention.chunks import summed, wide
 from softless.attention.norms import EPS, TokenNorm, keep, root
 from softless.attention.packed import absorbed, product

@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 from softless.saliency.figure import figure
-from softless.saliency.maps import Saliency
 from softless.saliency.overlay import enlarge
+from softless.saliency.saliency import Saliency
 from softless.slides.stream import StreamResult
 
 

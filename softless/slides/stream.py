@@ -24,7 +24,8 @@ from softless.inference.packed import PackedLinear
 from softless.layers.plain import weights_of
 from softless.models.scale import TRAINING, Foreign, foreign, other_resolution, trained_mpp
 from softless.modes import evaluating
-from softless.saliency.maps import Saliency, signed_unit, unit
+from softless.saliency.maps import signed_unit, unit
+from softless.saliency.saliency import Saliency
 from softless.saliency.viewer import Picture, Size, size_of, viewer_of
 from softless.slides import store as stores
 from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory

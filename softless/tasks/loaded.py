@@ -1,27 +1,36 @@
-"""The run in a folder, loaded: its model built anew, and the weights of its best epoch in it."""
+"""The run in a folder, loaded: its model assembled anew from what `best.json` notes, and the weights
+of its best epoch in it.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from softless.data.transforms import eval_transform, plain_transform
-from softless.errors import DataError, located
-from softless.evaluation.run import LoadedRun, fill, read_weights
+from softless.errors import DataError, located, unknown
+from softless.evaluation.run import LoadedRun
 from softless.experiment.files import read_best, read_classes
 from softless.experiment.folder import BEST, CLASSES, RECIPE, WEIGHTS
-from softless.experiment.groups import DENSE
-from softless.experiment.recipe import Recipe
-from softless.experiment.stored import read_stored
+from softless.experiment.groups import DENSE, TASKS
+from softless.experiment.recipe import Recipe, read_stored
 from softless.models import digests
 from softless.models.config import noted
+from softless.models.create import create_model
+from softless.models.given import GIVEN, given_model
 from softless.models.outline import check_fits
 from softless.models.records import is_number
 from softless.models.scale import set_training_size
 from softless.models.sides import sides
-from softless.tasks.assemble import assemble
+from softless.models.state import fill, read_weights
+from softless.tasks.detection.model import detector
+from softless.tasks.segmentation.model import segmenter
+
+# task -> what builds a head around a host; the others train a model as `create_model` makes it
+HEADS: Mapping[str, Callable[..., nn.Module]] = {"detection": detector, "segmentation": segmenter}
 
 
 def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
@@ -133,3 +142,32 @@ def _check_same_weights(file: Path, expected: str | None) -> None:
             "while it wrote them: `softless train --resume` writes both anew (of a finished run "
             "once its result.json is deleted)"
         )
+
+
+def assemble(
+    task: str,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    head: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The model of a task.
+
+    Args:
+        task: "classification", "multilabel", "detection", "segmentation" or "dino" (the backbone
+            that it trained, without a head).
+        architecture: a registered model or a host; "given" is the one that `models.given` holds.
+        model_args: further arguments of `create_model`, among them `op`, `num_classes` and
+            `in_chans`.
+        head: what is built around a host for dense prediction: arguments of `detector` or
+            `segmenter`.
+
+    Raises:
+        UsageError: no such task or model, or arguments that do not fit.
+    """
+    if architecture == GIVEN:
+        return given_model(model_args)
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    if task in HEADS:
+        return HEADS[task](architecture, model_args, **(head or {}))
+    return create_model(architecture, **model_args)

@@ -12,7 +12,7 @@ from softless.errors import UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.models.create import create_model
 from softless.saliency import maps
-from softless.saliency.maps import Saliency
+from softless.saliency.saliency import Saliency
 from softless.saliency.viewer import Picture, Size
 from softless.tasks.loaded import load_run
 

@@ -102,7 +102,7 @@ class Task(ABC):
 
     @abstractmethod
     def construction(self) -> dict[str, Any]:
-        """The keyword arguments of `tasks.assemble` that build the model, of JSON's types."""
+        """The keyword arguments of `loaded.assemble` that build the model, of JSON's types."""
 
     def surround(self, model: nn.Module) -> nn.Module:
         """The module that is trained and continued after an interruption: the model, or what

@@ -14,7 +14,7 @@ from softless import origin
 from softless.data.given import name_of
 from softless.data.pictures import size_of
 from softless.data.samples import Samples
-from softless.experiment.folder import ABOUT
+from softless.experiment.about import ABOUT
 from softless.training.run import Run
 
 LOOKED_AT = 40  # training images whose size is read

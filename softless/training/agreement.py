@@ -6,7 +6,7 @@ another number of steps wait for each other for ever.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import torch
 
 from softless import origin
 from softless.errors import UsageError
-from softless.experiment.folder import as_json, flat
-from softless.experiment.recipe import Recipe
-from softless.tasks.table import open_task
+from softless.experiment.folder import flat
+from softless.experiment.recipe import Recipe, as_json
 from softless.tasks.task import Task
 from softless.training.settle import from_root
 from softless.training.world import World
@@ -55,7 +54,7 @@ def agree_on_arguments(world: World, arguments: Mapping[str, Any]) -> None:
     _agree(world, mine, "give every rank the same command, software and threads")
 
 
-def opened_alike(world: World, recipe: Recipe) -> Task:
+def opened_alike(world: World, recipe: Recipe, open_task: Callable[[Recipe], Task]) -> Task:
     """The data, opened by every rank and compared; mean and deviation are measured by the first
     rank alone.
 

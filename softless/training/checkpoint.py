@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from softless.data.datasets import PIXELS
 from softless.errors import CheckpointError, DataError, ResumeMismatch
-from softless.evaluation.run import mismatches
 from softless.experiment.candidates import AVERAGED, RAW
 from softless.experiment.epochs import from_one
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe
 from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, one_of, or_none, whole
+from softless.models.state import mismatches
 from softless.origin import versions
 from softless.training import optim
 from softless.training.run import Run

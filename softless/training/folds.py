@@ -24,9 +24,9 @@ from typing import Any
 from softless.data.datasets import cut_parts, open_parts
 from softless.errors import DataError, Interrupted, ResumeMismatch, UsageError, need
 from softless.experiment.claim import holder
-from softless.experiment.folder import REPORT, RunFolder, as_json, differences, restored
+from softless.experiment.folder import REPORT, RunFolder, differences
 from softless.experiment.measures import MEASURES
-from softless.experiment.recipe import Recipe
+from softless.experiment.recipe import Recipe, as_json, restored
 from softless.models.durable import make_folder, write_text
 from softless.models.records import TABLE, check, read_json, whole
 from softless.training.loop import fit

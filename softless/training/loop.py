@@ -21,6 +21,7 @@ from softless.experiment.claim import clear_dead
 from softless.experiment.folder import RunFolder
 from softless.experiment.recipe import Recipe
 from softless.layers.own_tensors import stepped
+from softless.tasks.table import open_task
 from softless.training import checkpoint, keep, opening, optim
 from softless.training.agreement import agree_on_command
 from softless.training.epoch_state import OnEpoch
@@ -98,6 +99,7 @@ def fit(
                 folder.path,
                 world,
                 signals,
+                open_task=open_task,
                 resume=resume,
                 overwrite=overwrite,
                 stored_recipe=stored_recipe,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.errors import SoftlessError, UsageError
-from softless.evaluation.run import CLASSES, fill, read_weights
+from softless.evaluation.run import CLASSES
 from softless.experiment.files import read_classes
 from softless.experiment.folder import WEIGHTS
 from softless.experiment.recipe import Recipe
@@ -19,8 +19,9 @@ from softless.models.arguments import takes
 from softless.models.files import FILE
 from softless.models.given import GIVEN, given_model
 from softless.models.sides import sides
-from softless.tasks.assemble import assemble
+from softless.models.state import fill, read_weights
 from softless.tasks.classification.task import model_args
+from softless.tasks.loaded import assemble
 from softless.tasks.task import Task
 from softless.words import few
 

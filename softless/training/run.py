@@ -110,9 +110,8 @@ class Run:
         for name, tensor in (*self.model.state_dict().items(), *averaged):
             if not bool(tensor.isfinite().all()):
                 raise DivergedError(
-                    f"the weights {name} are not finite after step {self.step or len(self.loader)} of "
-                    f"epoch {self.epoch + bool(self.step)} "
-                    f"(lr {self.optimizer.param_groups[0]['lr']:.2e}); they were not kept, the states "
-                    f"in {self.folder.path} are from before. "
-                    "Try a lower optim.lr"
+                    f"the weights {name} are not finite after step "
+                    f"{self.step or len(self.loader)} of epoch {self.epoch + bool(self.step)} "
+                    f"(lr {self.optimizer.param_groups[0]['lr']:.2e}); they were not kept, the "
+                    f"states in {self.folder.path} are from before. Try a lower optim.lr"
                 )

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from softless.experiment.folder import (
     RESULT,
     SPLITS,
     RunFolder,
-    as_json,
 )
-from softless.experiment.recipe import Recipe
+from softless.experiment.recipe import Recipe, as_json
 from softless.models.durable import delete, write_text
+from softless.tasks.task import Task
 from softless.training import checkpoint, optim, split_table
 from softless.training.about import write_about
 from softless.training.agreement import agree_on_steps, opened_alike
@@ -42,19 +43,21 @@ def set_up(
     world: World,
     signals: Signals,
     *,
+    open_task: Callable[[Recipe], Task],
     resume: bool,
     overwrite: bool,
     stored_recipe: Recipe | None = None,
 ) -> Run:
     """Open the data, build the model, take the folder; continue from its checkpoint if `resume`.
 
-    `stored_recipe` is what lay in the folder when the command began, on the first rank, where it
-    is continued. Nothing in the folder is touched before data and model are known to be usable.
+    `open_task` opens a recipe's data. `stored_recipe` is what lay in the folder when the command
+    began, on the first rank, where it is continued. Nothing in the folder is touched before data
+    and model are known to be usable.
     """
     if resume:
         data_are_there(recipe, path)
     with signals.interruptible(alone=world.size == 1):
-        run = _assembled(recipe, RunFolder(path), world, signals)
+        run = _assembled(recipe, RunFolder(path), world, signals, open_task)
     world.first(lambda: _take(run, stored_recipe, resume=resume, overwrite=overwrite))
     try:
         if resume:
@@ -67,8 +70,14 @@ def set_up(
     return run
 
 
-def _assembled(requested: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
-    task = opened_alike(world, requested)
+def _assembled(
+    requested: Recipe,
+    folder: RunFolder,
+    world: World,
+    signals: Signals,
+    open_task: Callable[[Recipe], Task],
+) -> Run:
+    task = opened_alike(world, requested, open_task)
     recipe = task.recipe = world.first(lambda: with_loaders(task.recipe, task, world))
     requested = replace(requested, data=recipe.data)  # with the loaders that were settled on
     model = world.synced(build_for(task).to(world.device))

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import softless.cli.slide
-import softless.evaluation.run
+import softless.tasks.loaded
 from softless.cli.main import main
 
 SEEN: list[str] = []
@@ -31,7 +31,7 @@ def noting() -> None:
     """Every classifier of a run notes the images that it is given, and `slide` the images that it
     streams.
     """
-    fill, stream = softless.evaluation.run.fill, softless.cli.slide.stream
+    fill, stream = softless.tasks.loaded.fill, softless.cli.slide.stream
 
     def filled(model: nn.Module, *rest: Any) -> None:
         fill(model, *rest)
@@ -43,7 +43,7 @@ def noting() -> None:
         SEEN.append(str(image))
         return stream(model, image, **options)
 
-    softless.evaluation.run.fill = filled  # type: ignore[assignment]
+    softless.tasks.loaded.fill = filled  # type: ignore[assignment]
     softless.cli.slide.stream = streamed
 
 

@@ -13,9 +13,8 @@ from softless.compare.models import left_out, with_operator
 from softless.compare.outcome import Compared
 from softless.compare.record import provenance
 from softless.errors import UsageError
-from softless.experiment.folder import as_json
 from softless.experiment.groups import ModelSpec
-from softless.experiment.recipe import Recipe
+from softless.experiment.recipe import Recipe, as_json
 from softless.recipes import get_recipe
 from softless.report.groups import flat
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from softless.errors import UsageError
-from softless.tasks.assemble import assemble
 from softless.tasks.detection.model import Detector, detector, parameter_parts
+from softless.tasks.loaded import assemble
 
 XCIT = (
     "xcit_nano_12_p16_224",

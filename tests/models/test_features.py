@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from softless.errors import UsageError
-from softless.evaluation.run import fill
 from softless.models.features import Features, adapter, pad
+from softless.models.state import fill
 
 SMALL_XCIT = {"op": "sima", "embed_dim": 32, "depth": 6, "num_heads": 2}
 SMALL_VIT = {"op": "sima", "embed_dim": 32, "depth": 4, "num_heads": 2, "dynamic_img_size": True}

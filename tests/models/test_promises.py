@@ -15,7 +15,7 @@ import softless
 from softless import UsageError
 from softless.layers import Attention
 from softless.models.kept import softmax_kept
-from softless.models.reach import check_host
+from softless.models.variants import check_host
 from softless.tasks.segmentation.model import segmenter
 from tests.models.lively import lively
 from tests.ops.draw import assert_near, error

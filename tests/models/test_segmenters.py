@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from softless.errors import MissingExtra, UsageError
-from softless.tasks.assemble import assemble
+from softless.tasks.loaded import assemble
 from softless.tasks.segmentation.model import Segmenter, segmenter
 
 SMALL = {"embed_dim": 16, "depth": 4, "num_heads": 2}

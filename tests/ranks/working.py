@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 import softless.cli.slide
-import softless.evaluation.run
+import softless.tasks.loaded
 from softless import origin
 from softless.cli.main import main
-from softless.training import agreement, checkpoint, loop
+from softless.training import loop
 
 PAUSE = 0.3  # seconds of each image or step
 
@@ -28,7 +28,7 @@ def slowly(folder: Path) -> None:
     is counted.
     """
     done = 0
-    fill, step, stream = softless.evaluation.run.fill, loop.train_step, softless.cli.slide.stream
+    fill, step, stream = softless.tasks.loaded.fill, loop.train_step, softless.cli.slide.stream
 
     def count() -> None:
         nonlocal done
@@ -50,7 +50,7 @@ def slowly(folder: Path) -> None:
         count()
         return stream(model, *given, **options)
 
-    softless.evaluation.run.fill = filled  # type: ignore[assignment]
+    softless.tasks.loaded.fill = filled  # type: ignore[assignment]
     softless.cli.slide.stream = streamed  # type: ignore[assignment]
     loop.train_step = stepped  # type: ignore[assignment]
 
@@ -59,11 +59,11 @@ def differ(how: str) -> None:
     """Make this rank another."""
     if how == "version":
         told = {**origin.versions(), "timm": "1.0.0"}
-        checkpoint.versions = lambda: told
+        origin.versions = lambda: told
     elif how.startswith("data="):
-        opened = agreement.open_task
+        opened = loop.open_task
         place = how.removeprefix("data=")
-        agreement.open_task = lambda recipe: opened(
+        loop.open_task = lambda recipe: opened(
             replace(recipe, data=replace(recipe.data, path=place))
         )
 

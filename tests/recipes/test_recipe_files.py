@@ -8,7 +8,8 @@ import pytest
 import softless
 from softless.cli.data import data
 from softless.errors import UsageError
-from softless.experiment.folder import RunFolder, as_json
+from softless.experiment.folder import RunFolder
+from softless.experiment.recipe import as_json
 from softless.recipes import get_recipe
 from tests.data.making import split_folders
 

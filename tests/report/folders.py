@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from softless.data import open_parts
-from softless.experiment.folder import as_json
 from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
-from softless.experiment.recipe import Recipe
+from softless.experiment.recipe import Recipe, as_json
 
 ARGS = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

@@ -66,3 +66,14 @@ def test_it_prints_each(root: Path, capsys: pytest.CaptureFixture[str]):
     said = capsys.readouterr().out
     assert "circles of files                 1" in said
     assert "  softless.middle:2 imports softless.room.low" in said
+
+
+def test_what_was_won_stays():
+    """Of the house itself: imports stand at the top and run down, no file closes a circle, and the
+    counts only go down.
+    """
+    counted = stairs.table(ROOT)
+    assert counted["imports within functions"] == []
+    assert counted["imports for types alone"] == []
+    assert counted["circles of files"] == []
+    assert len(counted["longest chain of imports"]) <= 26

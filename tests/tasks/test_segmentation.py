@@ -21,8 +21,7 @@ from softless.cli.predict import predict
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import AugmentSpec
 from softless.recipes import get_recipe
-from softless.tasks.assemble import assemble
-from softless.tasks.loaded import load_run
+from softless.tasks.loaded import assemble, load_run
 from softless.tasks.page import write
 from softless.tasks.segmentation.measure import Scores, Tally, confusion_of, evaluate
 from softless.tasks.segmentation.samples import IGNORE

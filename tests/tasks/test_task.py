@@ -11,9 +11,9 @@ from softless.errors import UsageError
 from softless.experiment.groups import TASKS as NAMES
 from softless.experiment.measures import MEASURES, describe
 from softless.experiment.recipe import Recipe
-from softless.tasks.assemble import assemble
 from softless.tasks.detection.settings import DetectionSpec
 from softless.tasks.dino.settings import DinoSpec
+from softless.tasks.loaded import assemble
 from softless.tasks.segmentation.settings import SegmentationSpec
 from softless.tasks.table import TASKS, open_task
 from softless.tasks.task import TrainingProgress, facts

@@ -29,9 +29,8 @@ from softless.experiment.fields import (
     typed,
     walk,
 )
-from softless.experiment.folder import as_json
 from softless.experiment.groups import TableSpec
-from softless.experiment.recipe import Recipe, recipe_from
+from softless.experiment.recipe import Recipe, as_json, recipe_from
 from softless.recipes import RECIPES, get_recipe
 
 EVERY = [pytest.param(row, id=row.name) for row in walk(Recipe)]

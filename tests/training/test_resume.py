@@ -13,7 +13,8 @@ import pytest
 import softless
 from softless.cli.main import main
 from softless.errors import DataError, ResumeMismatch, UsageError
-from softless.experiment.folder import RunFolder, as_json
+from softless.experiment.folder import RunFolder
+from softless.experiment.recipe import as_json
 from softless.training import Recipe, fit
 from tests.training.conftest import tiny_recipe, write_npz
 from tests.training.test_loop import same, state, untimed

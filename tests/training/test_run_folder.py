@@ -26,8 +26,9 @@ from softless.errors import (
 from softless.experiment import checkpoints as store
 from softless.experiment.checkpoints import Checkpoints
 from softless.experiment.claim import Claim
-from softless.experiment.folder import RunFolder, as_json, differences
+from softless.experiment.folder import RunFolder, differences
 from softless.experiment.groups import DataSpec
+from softless.experiment.recipe import as_json
 from softless.models.durable import write_whole
 from softless.tasks.loaded import load_run
 from softless.training import Recipe, fit, loop, setup

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from softless.attention.kernels import native
 from softless.attention.kernels.formulas import register_flop_formula
+from softless.attention.linear import eager
 from softless.attention.norms import STILL, Norm
 from softless.attention.packed import unpacked
 from softless.attention.transforms import transformed
@@ -328,8 +329,6 @@ def formula(
     """The operator's value by torch alone, which can be differentiated as often as one likes:
     (B,H,N,E).
     """
-    from softless.attention.linear import eager  # which holds the kernels in this file
-
     name: Any = next(name for name, number in NORMS.items() if number == norm)
     widened = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in qkv)
     scale = "tokens" if token_scale == BY_COUNT else token_scale

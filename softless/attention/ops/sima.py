@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from softless.attention import linear
+from softless.attention import linear, linear_record
 from softless.attention.norms import EPS, TokenNorm
 from softless.attention.record import Claims, Half, Identity, Operator, Views
 
@@ -59,7 +59,7 @@ SPEC = Operator(
         implied_matrix=True,
         cross=True,
     ),
-    streaming=linear.streaming("l1"),
+    streaming=linear_record.streaming("l1"),
     options={"token_scale": linear.TOKEN_SCALE, "order": linear.ORDER, "eps": linear.FLOOR},
     half=Half(
         half_refusal=linear.half_refusal,
@@ -69,5 +69,5 @@ SPEC = Operator(
         hat=TokenNorm("l1"),
         class_row=partial(linear.class_row, norm="l1"),
     ),
-    own=linear.backends("l1"),
+    own=linear_record.backends("l1"),
 )

@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
-from softless.attention import linear
+from softless.attention import linear, linear_record
 from softless.attention.norms import EPS, TokenNorm
 from softless.attention.record import Claims, Identity, Operator, Views
 
@@ -49,11 +49,11 @@ SPEC = Operator(
         implied_matrix=True,
         cross=True,
     ),
-    streaming=linear.streaming("l2", token_scale=None),
+    streaming=linear_record.streaming("l2", token_scale=None),
     options={"order": linear.ORDER, "eps": linear.FLOOR},
     views=Views(
         hat=TokenNorm("l2"),
         class_row=partial(linear.class_row, norm="l2"),
     ),
-    own=linear.backends("l2", token_scale=None),
+    own=linear_record.backends("l2", token_scale=None),
 )

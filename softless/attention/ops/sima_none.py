@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from softless.attention import linear
+from softless.attention import linear, linear_record
 from softless.attention.norms import EPS
 from softless.attention.record import TOLERANCE, Claims, Identity, Operator, Views
 
@@ -57,12 +57,12 @@ SPEC = Operator(
         implied_matrix=True,
         cross=True,
     ),
-    streaming=linear.streaming("none", token_scale=None, eps=EPS),
+    streaming=linear_record.streaming("none", token_scale=None, eps=EPS),
     options={"order": linear.ORDER},
     views=Views(
         class_row=partial(linear.class_row, norm="none"),
     ),
-    own=linear.backends(
+    own=linear_record.backends(
         "none",
         # without norms, channels of all sizes cancel in one sum
         {**TOLERANCE, torch.float32: 5e-6},

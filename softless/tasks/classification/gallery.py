@@ -18,9 +18,9 @@ from softless.report.html import Html, tag
 from softless.report.numbers import percent
 from softless.report.pictures import inline
 from softless.report.runs import Predictions
-from softless.saliency.figure import picture
-from softless.saliency.maps import Saliency, explain
-from softless.saliency.overlay import overlay
+from softless.saliency.maps import explain
+from softless.saliency.overlay import overlay, picture
+from softless.saliency.saliency import Saliency
 from softless.tasks.loaded import load_run
 
 

@@ -24,8 +24,9 @@ from softless.modes import evaluating
 from softless.prediction.answers import Answers
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
-from softless.saliency.figure import figure, picture
+from softless.saliency.figure import figure
 from softless.saliency.maps import explain
+from softless.saliency.overlay import picture
 from softless.words import aligned, as_cell
 
 AT_ONCE = 16  # images whose maps are drawn together

@@ -1,18 +1,14 @@
-"""Self-supervision in seconds, on the images of a small classification."""
+"""A small head for self-supervision in seconds, on the images of a small classification."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from softless.tasks.classification import small
 
-
-def shrunk(recipe: Any, folder: Path) -> Any:
-    """The recipe on generated images, with a small model and a small head."""
-    shrunk = small.shrunk(recipe, folder)
+def shrunk(recipe: Any) -> Any:
+    """The recipe, which has a small model and generated images already, with a small head."""
     return replace(
-        shrunk,
-        model=replace(shrunk.model, args={**shrunk.model.args, "cls_attn_layers": 1}),
+        recipe,
+        model=replace(recipe.model, args={**recipe.model.args, "cls_attn_layers": 1}),
         dino=replace(
             recipe.dino, outputs=64, hidden=32, bottleneck=16, local_crops=2, local_size=16
         ),

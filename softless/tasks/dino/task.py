@@ -26,11 +26,11 @@ from softless.errors import DataError, UsageError
 from softless.evaluation.features import as_it_is, extract
 from softless.experiment.recipe import Recipe
 from softless.models.sizes import any_size
-from softless.tasks.assemble import assemble
 from softless.tasks.dino.model import SelfDistillation, entropy, spread
 from softless.tasks.dino.samples import open_unlabelled
 from softless.tasks.dino.settings import DinoSpec
 from softless.tasks.dino.transforms import multi_crop
+from softless.tasks.loaded import assemble
 from softless.tasks.task import Task, TrainingProgress
 
 COLLAPSED = 0.02  # spread of features below which all images look alike

@@ -20,11 +20,10 @@ from softless.experiment.measures import MEASURES
 from softless.experiment.ranges import Range
 from softless.experiment.recipe import Recipe
 from softless.report.groups import Group, without_places
-from softless.report.headline import ONE_SEED
 from softless.report.html import Html, enlarged, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
-from softless.report.statistics import Estimate
+from softless.report.statistics import ONE_SEED, Estimate
 from softless.report.tables import table
 from softless.tasks.segmentation.layout import IGNORE, Layout, layout_of
 from softless.tasks.segmentation.measure import COUNTS, FOLDER, Scores
