@@ -128,7 +128,7 @@ class Averages:
 
 
 def averages(
-    recipe: str | Recipe,
+    recipe: str | Recipe = "digits",
     limits: Sequence[int] = (),
     *,
     data: str | Path | None = None,

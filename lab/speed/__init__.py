@@ -24,7 +24,7 @@ __all__ = ["Case", "Study", "Work", "speed"]
 
 
 def speed(
-    figure: str | None,
+    figure: str | None = None,
     *,
     threads: int | None = None,
     out: str | Path | None = None,

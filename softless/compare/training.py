@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab.speed.memory import OPERATORS
+from softless.attention.registry import OPERATORS
 from softless.compare.models import left_out
 from softless.errors import DivergedError, UsageError
 from softless.experiment.assignments import assignments

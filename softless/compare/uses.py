@@ -121,7 +121,7 @@ class Used:
 
 
 def uses(
-    recipe: str | Recipe,
+    recipe: str | Recipe = "digits",
     ops: Sequence[str] = (),
     *,
     data: str | Path | None = None,

@@ -56,7 +56,7 @@ def test_whatever_trains_takes_data_epochs_and_fields(kind):
         (["bench"], "needs its kind first: twins, compare"),
         (["bench", "--seeds", "3"], "needs its kind first"),
         (["bench", "twin"], "no kind of bench named 'twin'. Did you mean 'twins'?"),
-        (["bench", "compare", "--ops", "sima"], "two operators"),
+        (["bench", "compare", "--ops", "sima"], "at least two different operators"),
         (["bench", "twins", "--ops", "sima"], "softless bench twins has no option '--ops'"),
         (["bench", "operators"], "python -m lab operators"),
         (["bench", "latency"], "name some"),

@@ -92,7 +92,7 @@ def test_one_that_diverges_is_told_and_the_others_go_on(monkeypatch, tmp_path):
             raise DivergedError("the loss is nan at step 3")
         return right(recipe, *rest, **named)
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr("softless.compare.training.fit", fit)
     found = compare(short(), ("sima_none", "sima", "softmax"), out=tmp_path / "out", device="cpu")
     assert [row["operator"] for row in found.rows() if row["kind"] == "mean"] == ["sima", "softmax"]
     told = [row for row in found.rows() if row["kind"] == "diverged"]
@@ -107,7 +107,7 @@ def test_nothing_to_compare_where_every_run_diverges(monkeypatch, tmp_path):
     def fit(*_, **__):
         raise DivergedError("the loss is nan at step 3")
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr("softless.compare.training.fit", fit)
     with pytest.raises(DivergedError, match="every run diverged: the loss is nan"):
         compare(short(), ("sima", "softmax"), out=tmp_path / "out", device="cpu")
 
@@ -119,7 +119,7 @@ def test_data_and_epochs_reach_the_runs(monkeypatch, tmp_path):
         seen.append((recipe.data.path, recipe.schedule.epochs, recipe.model.name))
         raise DivergedError("enough")
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr("softless.compare.training.fit", fit)
     with pytest.raises(DivergedError):
         compare(
             "medmnist",

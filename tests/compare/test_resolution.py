@@ -156,7 +156,7 @@ def test_a_seed_that_diverges_is_left_out_and_told(monkeypatch, tmp_path, outcom
         (["--image-size", "40"], "choose a multiple of 16"),
         (["--image-size", "0"], "image_size=0"),
         (["--seeds", "0"], "at least one"),
-        (["--op", "sima"], "no use for --op"),
+        (["--op", "sima"], "has no option '--op'"),
     ],
 )
 def test_refusals(words, message, tmp_path, capsys):
@@ -166,7 +166,7 @@ def test_refusals(words, message, tmp_path, capsys):
 
 def test_image_size_belongs_to_resolution(capsys):
     assert main(["bench", "twins", "--image-size", "32"]) == 2
-    assert "bench twins has no use for --image-size" in capsys.readouterr().err
+    assert "bench twins has no option '--image-size'" in capsys.readouterr().err
 
 
 def test_a_pyramid_is_refused():

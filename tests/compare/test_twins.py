@@ -178,9 +178,9 @@ def test_twins_of_every_task_by_one_command(name, tmp_path):
 
 
 def test_provenance_holds_no_folder_of_this_machine(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/somewhere/bin/softless", "bench", "operators"])
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/softless", "bench", "runs"])
     where = provenance()
-    assert where["command"] == "python -m lab operators"
+    assert where["command"] == "softless bench runs"
     assert str(Path.home()) not in "".join(where.values())
 
 

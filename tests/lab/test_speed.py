@@ -628,17 +628,19 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(figures, "FIGURES", {"block": short})
     assert (
-        main([
-            "bench",
-            "speed",
-            "--figure",
-            "block",
-            "--threads",
-            "2",
-            "--out",
-            str(tmp_path),
-            "--json",
-        ])
+        main(
+            [
+                "speed",
+                "--figure",
+                "block",
+                "--threads",
+                "2",
+                "--out",
+                str(tmp_path),
+                "--json",
+            ],
+            run=run,
+        )
         == 0
     )
     found = json.loads(capsys.readouterr().out)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import __main__ as lab
 from softless import errors
 from softless.cli.bench import bench
 from softless.errors import MissingExtra, need
@@ -48,12 +49,18 @@ def test_the_digits_need_theirs(absent):
 
 
 @pytest.mark.parametrize(
-    ("what", "module"), [("resolution", "matplotlib"), ("speed", "matplotlib"), ("dino", "sklearn")]
+    ("kind", "module"), [("resolution", "matplotlib"), ("dino", "sklearn"), ("dino", "lightly")]
 )
-def test_a_benchmark_asks_for_what_it_uses_last(what, module, absent):
+def test_a_comparison_asks_for_what_it_uses_last(kind, module, absent):
     absent(module)
     with pytest.raises(MissingExtra, match=errors.EXTRAS[module][0]):
-        bench(what)
+        bench(kind)
+
+
+def test_a_figure_of_the_laboratory_asks_too(absent):
+    absent("matplotlib")
+    with pytest.raises(MissingExtra, match=errors.EXTRAS["matplotlib"][0]):
+        lab.run(["speed", "--figure", "block"])
 
 
 def test_the_message_of_a_checkout_and_of_an_installed_package(
