@@ -97,11 +97,11 @@ def slides(*, data: str | Path | None = None, rounds: int = 15, record: bool = F
 
 
 def _readings(path: Path, rounds: int) -> list[Reading]:
-    from softless.slides.files import Slide, Stored
+    from softless.slides.files import Slide, StoredLevel
 
     readers: dict[str, Callable[[], Any]] = {
         PLAIN: lambda: _read(Slide(path, 0, 3)),
-        "tifffile": lambda: _read(Stored(path, 0, 3)),
+        "tifffile": lambda: _read(StoredLevel(path, 0, 3)),
     }
     size = readers[PLAIN]()
     timed = interleaved(readers, rounds=rounds, warmup=1, clock=time.process_time)

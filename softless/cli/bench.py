@@ -11,7 +11,7 @@ from softless.errors import UsageError, need, unknown
 from softless.ranks import Done, shared
 
 
-class Kind(NamedTuple):
+class Comparison(NamedTuple):
     """A comparison."""
 
     function: str  # module:function, whose arguments are its options
@@ -19,16 +19,16 @@ class Kind(NamedTuple):
     extras: tuple[str, ...] = ()  # packages that are used at its end
 
 
-KINDS: Mapping[str, Kind] = {
-    "twins": Kind("softless.compare.comparison:twins", trains=True),
-    "compare": Kind("softless.compare.comparison:compare", trains=True),
-    "uses": Kind("softless.compare.uses:uses", trains=True),
-    "dino": Kind("softless.compare.dino:dino", trains=True, extras=("lightly", "sklearn")),
-    "resolution": Kind(
+KINDS: Mapping[str, Comparison] = {
+    "twins": Comparison("softless.compare.comparison:twins", trains=True),
+    "compare": Comparison("softless.compare.comparison:compare", trains=True),
+    "uses": Comparison("softless.compare.uses:uses", trains=True),
+    "dino": Comparison("softless.compare.dino:dino", trains=True, extras=("lightly", "sklearn")),
+    "resolution": Comparison(
         "softless.compare.resolution:resolution", trains=True, extras=("matplotlib",)
     ),
-    "runs": Kind("softless.compare.finished:finished", trains=False),
-    "latency": Kind("softless.compare.latency:latency", trains=False),
+    "runs": Comparison("softless.compare.finished:finished", trains=False),
+    "latency": Comparison("softless.compare.latency:latency", trains=False),
 }
 # what measures this repository, and stands beside it
 LAB = (

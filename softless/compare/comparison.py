@@ -23,7 +23,7 @@ from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
 from softless.report.groups import grouped
 from softless.report.runs import read_run
-from softless.report.statistics import Estimate, accuracy, difference
+from softless.report.statistics import ShareEstimate, accuracy, difference
 from softless.tasks import page
 
 
@@ -202,7 +202,7 @@ def _compared(
     return compared
 
 
-def _known(estimate: Estimate | None, recipe: Recipe) -> Estimate:
+def _known(estimate: ShareEstimate | None, recipe: Recipe) -> ShareEstimate:
     if estimate is None:
         raise UsageError(
             f"the data of recipe '{recipe.name}' have no test split, so there is nothing to "

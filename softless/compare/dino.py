@@ -41,7 +41,7 @@ STRENGTHS = tuple(10.0**power for power in range(-5, 2))
 
 
 @dataclass(frozen=True)
-class Row:
+class FeatureScores:
     """One kind of features of the test images, and what they are worth."""
 
     model: str
@@ -64,7 +64,7 @@ class SelfSupervised:
     """Pixels, untrained networks, and the same networks after DINO."""
 
     recipe: str
-    rows_: tuple[Row, ...]
+    rows_: tuple[FeatureScores, ...]
     images: Mapping[str, int]  # part -> number
     only: Mapping[str, Mapping[str, Any]]  # operator -> options of the recipe that it does not have
     diverged: Mapping[str, str]
@@ -264,7 +264,7 @@ class Labelled:
         model: nn.Module,
         transform: Pipeline,
         folder: Path | None = None,
-    ) -> Row:
+    ) -> FeatureScores:
         """A network's features."""
 
         def of(read: Reading) -> list[tuple[Tensor, Tensor]]:
@@ -282,7 +282,7 @@ class Labelled:
             name, op, recipe.seed, run is not None, of(output), of(layers), epochs, seconds
         )
 
-    def pixels(self) -> Row:
+    def pixels(self) -> FeatureScores:
         """The images themselves, reduced."""
         parts = [self.train, self.train_without_val, self.val, self.test]
         raw = [
@@ -317,12 +317,12 @@ class Labelled:
         deep: Any,
         epochs: int,
         seconds: float,
-    ) -> Row:
+    ) -> FeatureScores:
 
         bank, _, _, test_part = shallow
         probe = nearest(bank, test_part, self.classes, min(K, len(bank[0])))
         correct, images, strength = logistic(*deep)
-        return Row(
+        return FeatureScores(
             model=name,
             operator=op,
             trained=trained,

@@ -8,7 +8,7 @@ from typing import Any
 from softless.compare.steps import StepCost
 from softless.report.groups import Group
 from softless.report.runs import RunRecord
-from softless.report.statistics import Estimate
+from softless.report.statistics import ShareEstimate
 from softless.tasks.cost import Speed
 from softless.words import table
 
@@ -21,8 +21,8 @@ class Compared:
 
     recipe: str
     groups: tuple[Group, ...]
-    accuracies: tuple[Estimate, ...]
-    differences: tuple[Estimate, ...]  # of each group but the last, to the last
+    accuracies: tuple[ShareEstimate, ...]
+    differences: tuple[ShareEstimate, ...]  # of each group but the last, to the last
     speeds: Mapping[Path, Speed]
     only: Mapping[str, Mapping[str, Any]]  # operator -> options of the recipe that it does not have
     report: Path
@@ -121,7 +121,7 @@ def _run_row(
 
 
 def _summary_row(
-    recipe: str, kind: str, name: str, group: Group, estimate: Estimate
+    recipe: str, kind: str, name: str, group: Group, estimate: ShareEstimate
 ) -> dict[str, Any]:
     values = {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
     return {

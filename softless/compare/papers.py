@@ -19,7 +19,7 @@ from softless.words import table
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One row of a table, as printed, and the model that stands for it here."""
 
     group: str
@@ -40,11 +40,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperSizes:
     """A table of a paper."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
 
 
 SINGLE = {"op": "sima", "num_heads": 1}
@@ -63,13 +63,13 @@ AUXILIARY = (
 PYRAMID = "soft_pyramid_tiny_224"
 
 
-def _attentions(group: str) -> tuple[Row, ...]:
+def _attentions(group: str) -> tuple[PaperRow, ...]:
     """Rows that the papers' Table 2 share: attentions in SOFT's Tiny pyramid."""
     return (
-        Row(
+        PaperRow(
             group, "Transformer", "13M", "3.9B", "HN^2", PYRAMID, {"op": "softmax"}, note=NOT_KNOWN
         ),
-        Row(
+        PaperRow(
             group,
             "Linformer",
             "13M",
@@ -79,8 +79,8 @@ def _attentions(group: str) -> tuple[Row, ...]:
             {"op": "linformer", "reduction": "grid"},
             note="a strided convolution makes its keys and values",
         ),
-        Row(group, "Performer", "13M", "2.2B", "ND", PYRAMID, {"op": "performer"}),
-        Row(
+        PaperRow(group, "Performer", "13M", "2.2B", "ND", PYRAMID, {"op": "performer"}),
+        PaperRow(
             group,
             "Nystroemformer",
             "13M",
@@ -90,7 +90,7 @@ def _attentions(group: str) -> tuple[Row, ...]:
             {"op": "nystrom", "pooling": "grid"},
             note="counted with the steps of its inverse and the sums that make its landmarks",
         ),
-        Row(group, "SOFT", "13M", "1.9B", "HN^2", "soft_tiny_224"),
+        PaperRow(group, "SOFT", "13M", "1.9B", "HN^2", "soft_tiny_224"),
     )
 
 
@@ -99,13 +99,15 @@ COCO = 80  # classes
 
 def _mask_rcnn(
     name: str, params: str, exps: str, model: str, args: Mapping[str, Any] | None = None
-) -> Row:
+) -> PaperRow:
     head = {"head": "maskrcnn", "classes": COCO}
-    return Row("Mask R-CNN", name, params, "", exps, model, args or {}, 0, "", "detection", head)
+    return PaperRow(
+        "Mask R-CNN", name, params, "", exps, model, args or {}, 0, "", "detection", head
+    )
 
 
-def _retinanet(name: str, params: str, model: str) -> Row:
-    return Row(
+def _retinanet(name: str, params: str, model: str) -> PaperRow:
+    return PaperRow(
         "RetinaNet",
         name,
         params,
@@ -120,17 +122,17 @@ def _retinanet(name: str, params: str, model: str) -> Row:
     )
 
 
-def _upernet(name: str, params: str, model: str) -> Row:
+def _upernet(name: str, params: str, model: str) -> PaperRow:
     head = {"decoder": "upernet", "width": 512, "classes": 150}
-    return Row("UperNet", name, params, "", "", model, {}, 0, AUXILIARY, "segmentation", head)
+    return PaperRow("UperNet", name, params, "", "", model, {}, 0, AUXILIARY, "segmentation", head)
 
 
-TABLES: Mapping[str, Table] = {
-    "sima-table1": Table(
+TABLES: Mapping[str, PaperSizes] = {
+    "sima-table1": PaperSizes(
         "SimA (arXiv:2206.08898), Table 1: ImageNet classification",
         (
-            Row("CNN", "ResNet18", "12M", "1.8B", "0", "resnet18"),
-            Row(
+            PaperRow("CNN", "ResNet18", "12M", "1.8B", "0", "resnet18"),
+            PaperRow(
                 "transformer",
                 "XCiT-T24/16",
                 "12M",
@@ -140,7 +142,7 @@ TABLES: Mapping[str, Table] = {
                 {"op": "xca"},
                 note=ONE_QUERY,
             ),
-            Row(
+            PaperRow(
                 "transformer",
                 "XCiT-T24/16 -> SimA",
                 "12M",
@@ -148,7 +150,7 @@ TABLES: Mapping[str, Table] = {
                 "0",
                 "sima_xcit_tiny_24_p16_224",
             ),
-            Row(
+            PaperRow(
                 "transformer",
                 "XCiT-T12/8",
                 "7M",
@@ -158,8 +160,10 @@ TABLES: Mapping[str, Table] = {
                 {"op": "xca"},
                 note=ONE_QUERY,
             ),
-            Row("transformer", "XCiT-T12/8 -> SimA", "7M", "4.8B", "0", "sima_xcit_tiny_12_p8_224"),
-            Row(
+            PaperRow(
+                "transformer", "XCiT-T12/8 -> SimA", "7M", "4.8B", "0", "sima_xcit_tiny_12_p8_224"
+            ),
+            PaperRow(
                 "CNN",
                 "ResNet50 RA",
                 "25M",
@@ -168,7 +172,7 @@ TABLES: Mapping[str, Table] = {
                 "resnet50",
                 note="SOFT's Table 3 prints 4.1 for the same model",
             ),
-            Row(
+            PaperRow(
                 "CNN",
                 "EfficientNet-B5 RA",
                 "30M",
@@ -178,15 +182,19 @@ TABLES: Mapping[str, Table] = {
                 size=456,
                 note="timm's model; why it counts more is not known",
             ),
-            Row("CNN", "RegNetY-4GF", "21M", "4.0B", "0", "regnety_040"),
-            Row("CNN", "ConvNeXt-T", "29M", "4.5B", "0", "convnext_tiny"),
-            Row("MLP", "ResMLP-S24", "30M", "6.0B", "0", "resmlp_24_224"),
-            Row("MLP", "MS-MLP-T", "28M", "4.9B", "0"),
-            Row("MLP", "Hire-MLP-S", "33M", "4.2B", "0"),
-            Row("hybrid", "Twins-SVT-S", "24M", "3.7B", "HM^2N", "twins_svt_small", note=TWINS),
-            Row("hybrid", "CvT-13", "20M", "4.5B", "HN^2", "cvt_13_224"),
-            Row("hybrid", "CvT-13 -> SimA", "20M", "4.5B", "0", "sima_cvt_13_224", note=CHEAPER),
-            Row(
+            PaperRow("CNN", "RegNetY-4GF", "21M", "4.0B", "0", "regnety_040"),
+            PaperRow("CNN", "ConvNeXt-T", "29M", "4.5B", "0", "convnext_tiny"),
+            PaperRow("MLP", "ResMLP-S24", "30M", "6.0B", "0", "resmlp_24_224"),
+            PaperRow("MLP", "MS-MLP-T", "28M", "4.9B", "0"),
+            PaperRow("MLP", "Hire-MLP-S", "33M", "4.2B", "0"),
+            PaperRow(
+                "hybrid", "Twins-SVT-S", "24M", "3.7B", "HM^2N", "twins_svt_small", note=TWINS
+            ),
+            PaperRow("hybrid", "CvT-13", "20M", "4.5B", "HN^2", "cvt_13_224"),
+            PaperRow(
+                "hybrid", "CvT-13 -> SimA", "20M", "4.5B", "0", "sima_cvt_13_224", note=CHEAPER
+            ),
+            PaperRow(
                 "transformer",
                 "Swin-T",
                 "29M",
@@ -195,12 +203,12 @@ TABLES: Mapping[str, Table] = {
                 "swin_tiny_patch4_window7_224",
                 note="28.3M, which Swin's own paper prints as 29M too",
             ),
-            Row("transformer", "PVT-S", "24M", "4.0B", "HN^2/R"),
-            Row("transformer", "T2T-ViT-14", "21M", "5.2B", "HN^2"),
-            Row("transformer", "CaiT-XS24", "26M", "19.3B", "HN^2", "cait_xs24_384", size=384),
-            Row("transformer", "SOFT-S", "24M", "3.3B", "HN^2", "soft_small_224"),
-            Row("transformer", "DeiT-S", "22M", "4.6B", "HN^2", "deit_small_patch16_224"),
-            Row(
+            PaperRow("transformer", "PVT-S", "24M", "4.0B", "HN^2/R"),
+            PaperRow("transformer", "T2T-ViT-14", "21M", "5.2B", "HN^2"),
+            PaperRow("transformer", "CaiT-XS24", "26M", "19.3B", "HN^2", "cait_xs24_384", size=384),
+            PaperRow("transformer", "SOFT-S", "24M", "3.3B", "HN^2", "soft_small_224"),
+            PaperRow("transformer", "DeiT-S", "22M", "4.6B", "HN^2", "deit_small_patch16_224"),
+            PaperRow(
                 "transformer",
                 "XCiT-S12/16",
                 "26M",
@@ -210,7 +218,7 @@ TABLES: Mapping[str, Table] = {
                 {"op": "xca"},
                 note=ONE_QUERY,
             ),
-            Row(
+            PaperRow(
                 "transformer",
                 "DeiT-S -> SimA",
                 "22M",
@@ -219,7 +227,7 @@ TABLES: Mapping[str, Table] = {
                 "sima_deit_small_patch16_224",
                 note=CHEAPER,
             ),
-            Row(
+            PaperRow(
                 "transformer",
                 "XCiT-S12/16 -> SimA",
                 "26M",
@@ -227,7 +235,7 @@ TABLES: Mapping[str, Table] = {
                 "0",
                 "sima_xcit_small_12_p16_224",
             ),
-            Row(
+            PaperRow(
                 "variation",
                 "DeiT-S -> SimA, single head",
                 "22M",
@@ -236,7 +244,7 @@ TABLES: Mapping[str, Table] = {
                 "deit_small_patch16_224",
                 SINGLE,
             ),
-            Row(
+            PaperRow(
                 "variation",
                 "DeiT-S -> SimA, ReLU for GELU",
                 "22M",
@@ -248,11 +256,11 @@ TABLES: Mapping[str, Table] = {
             ),
         ),
     ),
-    "sima-table2": Table(
+    "sima-table2": PaperSizes(
         "SimA (arXiv:2206.08898), Table 2: linear attention",
         (
             *_attentions("pyramid"),
-            Row(
+            PaperRow(
                 "XCiT",
                 "XCiT-T20/16 -> SimA",
                 "12M",
@@ -261,7 +269,7 @@ TABLES: Mapping[str, Table] = {
                 "sima_xcit_tiny_20_p16_224",
                 note="no such model in the published code; the size printed is not its own",
             ),
-            Row(
+            PaperRow(
                 "XCiT",
                 "XCiT with Efficient Attention",
                 "22M",
@@ -271,7 +279,7 @@ TABLES: Mapping[str, Table] = {
                 {"op": "efficient"},
                 note=SLIP,
             ),
-            Row(
+            PaperRow(
                 "XCiT",
                 "cosFormer without re-weighting",
                 "22M",
@@ -281,7 +289,7 @@ TABLES: Mapping[str, Table] = {
                 {"op": "cosformer", "reweight": False},
                 note=SLIP,
             ),
-            Row(
+            PaperRow(
                 "XCiT",
                 "XCiT-S12/16 -> SimA",
                 "22M",
@@ -292,13 +300,13 @@ TABLES: Mapping[str, Table] = {
             ),
         ),
     ),
-    "sima-table3": Table(
+    "sima-table3": PaperSizes(
         "SimA (arXiv:2206.08898), Table 3: Mask R-CNN on COCO, parameters",
         (
             _mask_rcnn("XCiT-S12/16", "44.3M", "yes", "xcit_small_12_p16_224", {"op": "xca"}),
             _mask_rcnn("XCiT-S12/8", "43.1M", "yes", "xcit_small_12_p8_224", {"op": "xca"}),
             _mask_rcnn("XCiT-S12/16 -> SimA", "44.3M", "no", "sima_xcit_small_12_p16_224"),
-            Row(
+            PaperRow(
                 "Mask R-CNN",
                 "Swin-T",
                 "47.8M",
@@ -311,17 +319,19 @@ TABLES: Mapping[str, Table] = {
                 "detection",
                 {"head": "maskrcnn", "classes": COCO},
             ),
-            Row("Mask R-CNN", "ResNet50", "44.2M", "", "no"),
-            Row("Mask R-CNN", "PVT-Small", "44.1M", "", "yes"),
-            Row("Mask R-CNN", "ViL-Small", "45.0M", "", "yes"),
+            PaperRow("Mask R-CNN", "ResNet50", "44.2M", "", "no"),
+            PaperRow("Mask R-CNN", "PVT-Small", "44.1M", "", "yes"),
+            PaperRow("Mask R-CNN", "ViL-Small", "45.0M", "", "yes"),
         ),
     ),
-    "sima-table4": Table(
+    "sima-table4": PaperSizes(
         "SimA (arXiv:2206.08898), Table 4: backbones of self-supervision, without their heads",
         (
-            Row("DINO", "ResNet50", "23M", "4.1B", "no", "resnet50", {"num_classes": 0}),
-            Row("DINO", "ResMLP-S24", "30M", "6.0B", "no", "resmlp_24_224", {"num_classes": 0}),
-            Row(
+            PaperRow("DINO", "ResNet50", "23M", "4.1B", "no", "resnet50", {"num_classes": 0}),
+            PaperRow(
+                "DINO", "ResMLP-S24", "30M", "6.0B", "no", "resmlp_24_224", {"num_classes": 0}
+            ),
+            PaperRow(
                 "DINO",
                 "ViT-S/16",
                 "22M",
@@ -330,7 +340,7 @@ TABLES: Mapping[str, Table] = {
                 "deit_small_patch16_224",
                 {"num_classes": 0},
             ),
-            Row(
+            PaperRow(
                 "DINO",
                 "XCiT-S12/16",
                 "26M",
@@ -340,7 +350,7 @@ TABLES: Mapping[str, Table] = {
                 {"op": "xca", "num_classes": 0},
                 note=ONE_QUERY,
             ),
-            Row(
+            PaperRow(
                 "DINO",
                 "XCiT-S12/16 -> SimA",
                 "26M",
@@ -349,7 +359,7 @@ TABLES: Mapping[str, Table] = {
                 "sima_xcit_small_12_p16_224",
                 {"num_classes": 0},
             ),
-            Row(
+            PaperRow(
                 "MoBY",
                 "Swin-T",
                 "29M",
@@ -361,13 +371,13 @@ TABLES: Mapping[str, Table] = {
             ),
         ),
     ),
-    "soft-table2": Table(
+    "soft-table2": PaperSizes(
         "SOFT (arXiv:2110.11945), Table 2: attentions in the Tiny pyramid", _attentions("pyramid")
     ),
-    "soft-table3": Table(
+    "soft-table3": PaperSizes(
         "SOFT (arXiv:2110.11945), Table 3: ImageNet classification",
         (
-            Row(
+            PaperRow(
                 "tiny",
                 "ResNet-18",
                 "11M",
@@ -375,25 +385,25 @@ TABLES: Mapping[str, Table] = {
                 model="resnet18",
                 note="SimA's Table 1 prints 1.8 for the same model",
             ),
-            Row("tiny", "PVT-Tiny", "13M", "1.9G"),
-            Row("tiny", "CoaT-Lite Mini", "11M", "2.0G", model="coat_lite_mini"),
-            Row("tiny", "SOFT-Tiny", "13M", "1.9G", model="soft_tiny_224"),
-            Row("small", "ResNet-50", "25M", "4.1G", model="resnet50"),
-            Row("small", "PVT-Small", "24M", "4.0G"),
-            Row("small", "DeiT-Small", "22M", "4.6G", model="deit_small_patch16_224"),
-            Row("small", "T2T-ViTt-14", "21M", "5.2G"),
-            Row("small", "Twins-SVT-S", "24M", "3.7G", model="twins_svt_small", note=TWINS),
-            Row("small", "SOFT-Small", "24M", "3.3G", model="soft_small_224"),
-            Row("medium", "ResNet-101", "44M", "7.9G", model="resnet101"),
-            Row("medium", "PVT-Medium", "44M", "7.0G"),
-            Row("medium", "SOFT-Medium", "45M", "7.2G", model="soft_medium_224"),
-            Row("large", "ResNet-152", "60M", "11.6G", model="resnet152"),
-            Row("large", "PVT-Large", "61M", "10.1G"),
-            Row("large", "T2T-ViTt-24", "64M", "13.2G"),
-            Row("large", "SOFT-Large", "64M", "11.0G", model="soft_large_224"),
+            PaperRow("tiny", "PVT-Tiny", "13M", "1.9G"),
+            PaperRow("tiny", "CoaT-Lite Mini", "11M", "2.0G", model="coat_lite_mini"),
+            PaperRow("tiny", "SOFT-Tiny", "13M", "1.9G", model="soft_tiny_224"),
+            PaperRow("small", "ResNet-50", "25M", "4.1G", model="resnet50"),
+            PaperRow("small", "PVT-Small", "24M", "4.0G"),
+            PaperRow("small", "DeiT-Small", "22M", "4.6G", model="deit_small_patch16_224"),
+            PaperRow("small", "T2T-ViTt-14", "21M", "5.2G"),
+            PaperRow("small", "Twins-SVT-S", "24M", "3.7G", model="twins_svt_small", note=TWINS),
+            PaperRow("small", "SOFT-Small", "24M", "3.3G", model="soft_small_224"),
+            PaperRow("medium", "ResNet-101", "44M", "7.9G", model="resnet101"),
+            PaperRow("medium", "PVT-Medium", "44M", "7.0G"),
+            PaperRow("medium", "SOFT-Medium", "45M", "7.2G", model="soft_medium_224"),
+            PaperRow("large", "ResNet-152", "60M", "11.6G", model="resnet152"),
+            PaperRow("large", "PVT-Large", "61M", "10.1G"),
+            PaperRow("large", "T2T-ViTt-24", "64M", "13.2G"),
+            PaperRow("large", "SOFT-Large", "64M", "11.0G", model="soft_large_224"),
         ),
     ),
-    "soft-dense": Table(
+    "soft-dense": PaperSizes(
         "Normalised SOFT (arXiv:2207.03341; README of the published code): detectors and "
         "segmenters, parameters",
         (
@@ -409,12 +419,12 @@ TABLES: Mapping[str, Table] = {
             _upernet("Medium, UperNet", "76M", "softnorm_medium_224"),
         ),
     ),
-    "soft-readme": Table(
+    "soft-readme": PaperSizes(
         "SOFT: sizes in the README of the published code",
         (
-            Row("SOFT", "Tiny", "13M", "1.9G", model="soft_tiny_224"),
-            Row("SOFT", "Small", "24M", "3.3G", model="soft_small_224"),
-            Row(
+            PaperRow("SOFT", "Tiny", "13M", "1.9G", model="soft_tiny_224"),
+            PaperRow("SOFT", "Small", "24M", "3.3G", model="soft_small_224"),
+            PaperRow(
                 "SOFT",
                 "Small, as the code builds it",
                 "24M",
@@ -422,9 +432,9 @@ TABLES: Mapping[str, Table] = {
                 model="soft_small_code_224",
                 note="the code's third stage has 20 blocks, the paper's 7",
             ),
-            Row("SOFT", "Medium", "45M", "7.2G", model="soft_medium_224"),
-            Row("SOFT", "Large", "64M", "11.0G", model="soft_large_224"),
-            Row("SOFT", "Huge", "87M", "16.3G", model="soft_huge_224"),
+            PaperRow("SOFT", "Medium", "45M", "7.2G", model="soft_medium_224"),
+            PaperRow("SOFT", "Large", "64M", "11.0G", model="soft_large_224"),
+            PaperRow("SOFT", "Huge", "87M", "16.3G", model="soft_huge_224"),
         ),
     ),
 }
@@ -524,7 +534,7 @@ def paper_table(name: str) -> PaperTable:
     return PaperTable(chosen.title, rows)
 
 
-def _measured(paper: str, row: Row) -> Measured:
+def _measured(paper: str, row: PaperRow) -> Measured:
     parameters, macs, exps, activation_exps = _of_parts(row) if row.task else _of_model(row)
     options = ", ".join(f"{name}={value}" for name, value in {**row.args, **row.head}.items())
     return Measured(
@@ -545,15 +555,15 @@ def _measured(paper: str, row: Row) -> Measured:
     )
 
 
-def _of_model(row: Row) -> tuple[int | None, ...]:
+def _of_model(row: PaperRow) -> tuple[int | None, ...]:
     return counted(row.model, row.size, **row.args) if row.model else (None,) * 4
 
 
-def _of_parts(row: Row) -> tuple[int | None, ...]:
+def _of_parts(row: PaperRow) -> tuple[int | None, ...]:
     return sum(_parts(row).values()), None, None, None
 
 
-def _in_parts(row: Row) -> str:
+def _in_parts(row: PaperRow) -> str:
     """What a detector or segmenter is made of."""
     counts = _parts(row) if row.task else {}
     return ", ".join(f"{part} {number / 1e6:.2f}M" for part, number in counts.items() if number)
@@ -570,7 +580,7 @@ def _built(task: str, model: str, args: str, head: str) -> dict[str, int]:
     )
 
 
-def _parts(row: Row) -> dict[str, int]:
+def _parts(row: PaperRow) -> dict[str, int]:
     return _built(row.task, row.model, json.dumps(dict(row.args)), json.dumps(dict(row.head)))
 
 

@@ -71,7 +71,7 @@ ARMS = (
 
 
 @dataclass(frozen=True)
-class Resolution:
+class ResolutionStudy:
     """The outcome; prints as one table of accuracies and one of branch sizes."""
 
     points: tuple[Point, ...]
@@ -122,7 +122,7 @@ def resolution(
     resume: bool = False,
     record: bool = False,
     device: str = "auto",
-) -> Resolution:
+) -> ResolutionStudy:
     """Train the recipe's model per operator at one image size, and evaluate it on the test images
     at 0.5 to 4 times that size.
 
@@ -184,7 +184,7 @@ def resolution(
     if target is not None:
         write_csv(target, [asdict(point) for point in points])
         figure = drawing.save(target.parents[1] / "docs" / "figures" / f"{target.stem}.svg", FIGURE)
-    return Resolution(tuple(points), figure, diverged, target)
+    return ResolutionStudy(tuple(points), figure, diverged, target)
 
 
 def in_arm(recipe: Recipe, arm: Arm) -> Recipe:

@@ -29,7 +29,7 @@ from softless.words import table
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """One training step on the first batch of the recipe, of the whole task: forward, loss,
     backward, optimiser.
     """
@@ -46,7 +46,7 @@ class Used:
 
     recipe: Recipe
     runs: tuple[RunRecord, ...]
-    steps: Mapping[str, Step]
+    steps: Mapping[str, StepTime]
     baselines: Mapping[str, Mapping[str, float]]  # name -> measure -> value, on the test split
     only: Mapping[str, Mapping[str, Any]]  # operator -> options of the recipe that it does not have
     diverged: Mapping[str, str]
@@ -215,7 +215,7 @@ def folder_of(run: RunRecord) -> str:
 
 def training_steps(
     recipes: Mapping[str, Recipe], device: torch.device, rounds: int = 5
-) -> dict[str, Step]:
+) -> dict[str, StepTime]:
     """A training step of each recipe on its first batch, in turns: seconds and the most memory
     held.
     """
@@ -226,7 +226,8 @@ def training_steps(
         synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         timed = interleaved(calls, rounds=rounds, warmup=1, synchronise=synchronise)
         return {
-            name: Step(timed.spread(name), peak_bytes(call, device)) for name, call in calls.items()
+            name: StepTime(timed.spread(name), peak_bytes(call, device))
+            for name, call in calls.items()
         }
     finally:
         torch.set_num_threads(before)

@@ -93,7 +93,7 @@ class Inert:
         pass
 
 
-class Table(dict[Any, Any]):
+class InertTable(dict[Any, Any]):
     """Stands for a kind of dict: what is put into it is kept, how it was made is not."""
 
     def __new__(cls, *_: Any) -> dict[Any, Any]:  # type: ignore[misc]
@@ -105,7 +105,7 @@ def read_as_nothing() -> Iterator[None]:
     """Let torch's reader of plain tensors pass over these objects, in this block."""
     stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         *((Inert, name) for name in sorted(OBJECTS)),
-        *((Table, name) for name in sorted(TABLES)),
+        *((InertTable, name) for name in sorted(TABLES)),
     ]
     with _ONE, torch.serialization.safe_globals(stand_ins):
         yield

@@ -11,7 +11,7 @@ from softless.report.groups import FEW, Group
 from softless.report.html import Html, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
-from softless.report.statistics import ONE_SEED, Estimate, accuracy, agreement, difference
+from softless.report.statistics import ONE_SEED, ShareEstimate, accuracy, agreement, difference
 from softless.report.tables import table
 
 
@@ -33,8 +33,8 @@ def headline(groups: Sequence[Group]) -> Html:
 
 def verdict(
     groups: Sequence[Group],
-    estimates: Sequence[Estimate | None],
-    differences: Sequence[tuple[Group, Estimate]],
+    estimates: Sequence[ShareEstimate | None],
+    differences: Sequence[tuple[Group, ShareEstimate]],
 ) -> str:
     """What came out, in one or two sentences that claim no more than the intervals allow."""
     measured = [
@@ -60,8 +60,8 @@ def verdict(
 
 
 def _range(
-    measured: Sequence[tuple[Group, Estimate]],
-    differences: Sequence[tuple[Group, Estimate]],
+    measured: Sequence[tuple[Group, ShareEstimate]],
+    differences: Sequence[tuple[Group, ShareEstimate]],
     base: Group,
 ) -> str:
     """The ends of a long list, and which differences to the last one are more than chance."""
@@ -97,8 +97,8 @@ def _and(names: Sequence[str]) -> str:
 
 def _ranking(
     groups: Sequence[Group],
-    estimates: Sequence[Estimate | None],
-    differences: Sequence[tuple[Group, Estimate]],
+    estimates: Sequence[ShareEstimate | None],
+    differences: Sequence[tuple[Group, ShareEstimate]],
 ) -> Html:
     """A line for each model, in the order given: its accuracy on one axis for all, and its
     difference to the last.
@@ -138,7 +138,7 @@ def _ranking(
     )
 
 
-def _compared(group: Group, base: Group, estimate: Estimate) -> str:
+def _compared(group: Group, base: Group, estimate: ShareEstimate) -> str:
     if estimate.low <= 0 <= estimate.high:
         span = f"{points(estimate.low)} to {points(estimate.high)}"
         return (
@@ -154,7 +154,9 @@ def _compared(group: Group, base: Group, estimate: Estimate) -> str:
     )
 
 
-def _accuracy_cards(groups: Sequence[Group], estimates: Sequence[Estimate | None]) -> list[Html]:
+def _accuracy_cards(
+    groups: Sequence[Group], estimates: Sequence[ShareEstimate | None]
+) -> list[Html]:
     measured = [
         (group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate
     ]
@@ -181,7 +183,7 @@ def _accuracy_cards(groups: Sequence[Group], estimates: Sequence[Estimate | None
     return cards or [_validation_card(group) for group in groups]
 
 
-def _accuracy_strip(group: Group, estimate: Estimate) -> Strip:
+def _accuracy_strip(group: Group, estimate: ShareEstimate) -> Strip:
     seeds = (
         [float(run.predictions.correct.mean()) for run in group.runs if run.predictions]
         if len(group.runs) > 1
@@ -196,7 +198,9 @@ def _accuracy_strip(group: Group, estimate: Estimate) -> Strip:
     return Strip(text, group.colour, estimate.value, estimate.low, estimate.high, seeds)
 
 
-def _difference_cards(differences: Sequence[tuple[Group, Estimate]], base: Group) -> list[Html]:
+def _difference_cards(
+    differences: Sequence[tuple[Group, ShareEstimate]], base: Group
+) -> list[Html]:
     strips = [
         Strip(
             f"{group.label} minus {base.label}: {points(estimate.value)} points, 95 % interval "

@@ -20,7 +20,7 @@ from softless.models.sides import sides
 
 
 @dataclass(frozen=True)
-class Predictions:
+class TestPredictions:
     """A model's answers on the test split."""
 
     logits: NDArray[np.float32]  # (n, K)
@@ -41,7 +41,7 @@ class Predictions:
     def correct(self) -> NDArray[np.bool_]:
         return self.predicted == self.targets
 
-    def same_images(self, predictions: "Predictions") -> bool:
+    def same_images(self, predictions: "TestPredictions") -> bool:
         return self.names == predictions.names and np.array_equal(self.targets, predictions.targets)
 
 
@@ -57,7 +57,7 @@ class RunRecord:
     epochs: list[dict[str, Any]]
     result: dict[str, Any]
     best: dict[str, Any]
-    predictions: Predictions | None
+    predictions: TestPredictions | None
     # dotted field -> what the run took in place of the recipe's
     fitted: Mapping[str, Any] = field(default_factory=dict)
     # command, date, commit, data; nothing of runs of an older softless
@@ -155,11 +155,11 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _predictions(path: Path) -> Predictions | None:
+def _predictions(path: Path) -> TestPredictions | None:
     if not path.is_file():  # a data set without a test split
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        return Predictions(
+        return TestPredictions(
             arrays["logits"],
             arrays["targets"].astype(np.int64),
             tuple(str(name) for name in arrays["names"]),

@@ -17,7 +17,7 @@ ONE_SEED = (
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ShareEstimate:
     """A share, or a difference of shares, with its 95 % interval."""
 
     value: float
@@ -31,7 +31,7 @@ class Estimate:
         return not math.isnan(self.low)
 
 
-def accuracy(group: Group) -> Estimate | None:
+def accuracy(group: Group) -> ShareEstimate | None:
     """Test accuracy: Wilson's interval over the images of one run, or a bootstrap over seeds and
     images.
     """
@@ -40,7 +40,7 @@ def accuracy(group: Group) -> Estimate | None:
         return None
     is_correct = correct(group)
     if is_correct is not None and len(is_correct) > 1:
-        return Estimate(
+        return ShareEstimate(
             *bootstrap_mean(is_correct),
             how=f"bootstrap over {len(is_correct)} seeds and {is_correct.shape[1]} images",
         )
@@ -49,7 +49,7 @@ def accuracy(group: Group) -> Estimate | None:
         sum(len(a.targets) for a in answers if a),
     )
     low, high = wilson(hits, images)
-    return Estimate(hits / images, low, high, how=f"Wilson, {images} images")
+    return ShareEstimate(hits / images, low, high, how=f"Wilson, {images} images")
 
 
 def correct(group: Group, seeds: Sequence[int] | None = None) -> NDArray[np.bool_] | None:
@@ -67,7 +67,7 @@ def correct(group: Group, seeds: Sequence[int] | None = None) -> NDArray[np.bool
     return np.stack([answer.correct for answer in answers])
 
 
-def difference(group: Group, base: Group) -> Estimate | None:
+def difference(group: Group, base: Group) -> ShareEstimate | None:
     """Accuracy of `group` minus that of `base`, paired over the seeds and images both have; None
     where nothing pairs.
     """
@@ -84,7 +84,7 @@ def difference(group: Group, base: Group) -> Estimate | None:
     if a is None or b is None:
         return None
     over = f"{len(seeds)} seed{'s' * (len(seeds) > 1)} and {a.shape[1]} images"
-    return Estimate(*paired_bootstrap(a, b), how=f"paired bootstrap over {over}")
+    return ShareEstimate(*paired_bootstrap(a, b), how=f"paired bootstrap over {over}")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from softless.slides.layer import Layer, TokenSequence, joined
 from softless.slides.pixels import Lost
 from softless.slides.reader import Source
 from softless.slides.store import Entry, InFile, InMemory, Journal, Log, Rows
-from softless.slides.tail import ClassBlock, Stage, State, Sweeping, Tail
+from softless.slides.tail import ClassBlock, State, Sweeping, Tail, TailStage
 
 HALO = 2  # rows of tokens that two convolutions of 3 x 3 see beyond their own
 QUERY, KEY, ROW = 0, 1, 2  # columns of what is drawn
@@ -77,7 +77,7 @@ class Job:
     """
 
     layer: Layer | None = None
-    stage: Stage | None = None
+    stage: TailStage | None = None
     draws: bool = False
     row: ClassBlock | None = None
     finishes: bool = False
@@ -151,7 +151,7 @@ class Engine:
                 jobs.append(Job(before, Sweeping(layer, sweep)))
                 before = None
             before = layer
-        stages: list[Stage | None] = [*self.tail.stages] or [None]
+        stages: list[TailStage | None] = [*self.tail.stages] or [None]
         jobs.append(Job(before, stages[0], draws=draws, answers=len(stages) == 1))
         jobs += [Job(stage=stage, answers=stage is stages[-1]) for stage in stages[1:]]
         if draws and self.tail.row is not None:

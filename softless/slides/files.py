@@ -147,7 +147,7 @@ class Levels:
             )
 
 
-class Stored(Levels):
+class StoredLevel(Levels):
     """A level of a TIFF through tifffile: the stored pixels, tile by tile."""
 
     def __init__(self, path: Path, level: int, channels: int, choice: Choice | None = None) -> None:
@@ -229,10 +229,10 @@ class Stored(Levels):
         own = picture is contents.pictures[0] and len(picture.levels[0]) == 1
         return own and int(self.tiles.page.compression) == JPEG and bool(self.tiles.page.is_tiled)
 
-    def at(self, level: int) -> "Stored":
+    def at(self, level: int) -> "StoredLevel":
         self._refuse_level(level)
         self.close()
-        return Stored(self.path, level, self.channels, self.choice)
+        return StoredLevel(self.path, level, self.channels, self.choice)
 
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
@@ -271,7 +271,7 @@ class _Check:
     Openslide decodes the whole tile for one pixel of it, so the middle one is asked for.
     """
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, stored: StoredLevel) -> None:
         self.path, self.size, self.level = stored.path, stored.tiles.stored, 0
         self.handle: Any = None
         try:
@@ -460,7 +460,7 @@ def slide_of(path: Path, level: int, channels: int, choice: Choice | None = None
         with file:
             maker = tiff_pages.maker(file)
         if maker not in OPENSLIDE:
-            return Stored(path, level, channels, choice)
+            return StoredLevel(path, level, channels, choice)
     if file is None and not _by_openslide(path):
         return None
     choice.refuse(f"{path}, which openslide reads,")

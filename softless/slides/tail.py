@@ -26,7 +26,7 @@ from softless.slides.layer import Layer, TokenSequence
 State = dict[str, Tensor]  # what one job hands to the next
 
 
-class Stage(ABC):
+class TailStage(ABC):
     """A sum over all tokens and what is made of it."""
 
     def begin(self, state: State) -> None:  # noqa: B027  # most stages prepare nothing
@@ -45,7 +45,7 @@ class Stage(ABC):
         return add(a, b)
 
 
-class Sweeping(Stage):
+class Sweeping(TailStage):
     """One sweep of a layer's attention; the state is its summary."""
 
     def __init__(self, layer: Layer, sweep: int) -> None:
@@ -67,7 +67,7 @@ class Sweeping(Stage):
         return total | ({f"before.{name}": x for name, x in state.items()} if self.sweep else {})
 
 
-class ClassBlock(Stage):
+class ClassBlock(TailStage):
     """A class attention block of XCiT: the class token, which alone attends, is the state."""
 
     def __init__(
@@ -193,7 +193,7 @@ class ClassBlock(Stage):
         ].mean(0)
 
 
-class Mean(Stage):
+class Mean(TailStage):
     """The mean of the finished tokens."""
 
     def __init__(self, tail: "Tail", first: int) -> None:
@@ -226,7 +226,7 @@ class Tail:
         self.blocks = blocks
         self.averages = host.averages
         inside = getattr(self.model, "pool_include_prefix", False)
-        self.stages: list[Stage] = [
+        self.stages: list[TailStage] = [
             *blocks,
             *([Mean(self, 0 if inside else host.prefix)] if self.averages else []),
         ]

@@ -23,7 +23,7 @@ from softless.tasks.segmentation.task import Segmentation
 from softless.tasks.task import Task
 
 
-class Row(NamedTuple):
+class TaskRow(NamedTuple):
     """What a task brings."""
 
     task: type[Task]
@@ -34,11 +34,11 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row(Classification, classification_page, classification_predict),
-    Row(Multilabel, multilabel_page, multilabel_predict),
-    Row(Detection, detection_page, detection_predict),
-    Row(Segmentation, segmentation_page, segmentation_predict),
-    Row(Dino, dino_page, None),
+    TaskRow(Classification, classification_page, classification_predict),
+    TaskRow(Multilabel, multilabel_page, multilabel_predict),
+    TaskRow(Detection, detection_page, detection_predict),
+    TaskRow(Segmentation, segmentation_page, segmentation_predict),
+    TaskRow(Dino, dino_page, None),
 )
 TABLE = {row.task.name: row for row in ROWS}
 TASKS: dict[str, type[Task]] = {name: row.task for name, row in TABLE.items()}

@@ -24,7 +24,7 @@ def short_table(monkeypatch):
     whole = papers.TABLES["sima-table1"]
     rows = tuple(row for row in whole.rows if row.name in KEPT)
     assert len(rows) == len(KEPT)
-    monkeypatch.setattr(papers, "TABLES", {"sima-table1": papers.Table(whole.title, rows)})
+    monkeypatch.setattr(papers, "TABLES", {"sima-table1": papers.PaperSizes(whole.title, rows)})
 
 
 @pytest.mark.soak

@@ -7,7 +7,7 @@ from scipy.stats import t as student_t
 from softless.evaluation.areas import Ordered
 from softless.evaluation.spread import Estimate, draws, estimate, resampled, student
 from softless.tasks.detection.matches import ClassMatches, Matches
-from softless.tasks.segmentation.measure import Segmentation
+from softless.tasks.segmentation.measure import SegmentationScores
 
 EXPERIMENTS = 2000
 
@@ -123,7 +123,9 @@ def test_intervals_of_dice_hold_the_truth_19_times_of_20(images):
     for _ in range(EXPERIMENTS):
         of_images = counts(rng, images)
         hits, said, true = of_images[:, 1].T.astype(float)
-        found = Segmentation(("a", "b"), np.ones((2, 2), dtype=np.int64), of_images, None, images)
+        found = SegmentationScores(
+            ("a", "b"), np.ones((2, 2), dtype=np.int64), of_images, None, images
+        )
         weights = np.concatenate(list(draws(images, 400)))
         values = 2 * (weights @ hits) / (weights @ (said + true))
         one = estimate(found.scores.mean_dice, float(values.std()), images)

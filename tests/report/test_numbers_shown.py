@@ -13,8 +13,8 @@ from softless.report import read_run
 from softless.report.choose import chosen
 from softless.report.groups import compare_recipes, grouped
 from softless.report.headline import verdict
-from softless.report.runs import Predictions
-from softless.report.statistics import Estimate, accuracy, agreement, difference
+from softless.report.runs import TestPredictions
+from softless.report.statistics import ShareEstimate, accuracy, agreement, difference
 from softless.tasks.classification.confusion import confusion, draw_confusion
 from softless.tasks.cost import draw_cost
 from tests.report.folders import write_run
@@ -100,15 +100,15 @@ def test_nothing_pairs_on_other_images(groups):
     ],
 )
 def test_the_verdict_claims_no_more_than_the_interval(groups, low, high, says):
-    estimates = [Estimate(0.97, 0.96, 0.98, ""), Estimate(0.96, 0.95, 0.97, "")]
+    estimates = [ShareEstimate(0.97, 0.96, 0.98, ""), ShareEstimate(0.96, 0.95, 0.97, "")]
     assert says in verdict(
-        groups, estimates, [(groups[0], Estimate((low + high) / 2, low, high, ""))]
+        groups, estimates, [(groups[0], ShareEstimate((low + high) / 2, low, high, ""))]
     )
 
 
 def test_one_seed_is_said_to_be_one(groups):
-    estimates = [Estimate(0.97, 0.96, 0.98, ""), Estimate(0.96, 0.95, 0.97, "")]
-    apart = [(groups[0], Estimate(0.01, 0.005, 0.02, ""))]
+    estimates = [ShareEstimate(0.97, 0.96, 0.98, ""), ShareEstimate(0.96, 0.95, 0.97, "")]
+    apart = [(groups[0], ShareEstimate(0.01, 0.005, 0.02, ""))]
     assert "one seed" not in verdict(groups, estimates, apart)
     single = [replace(group, runs=group.runs[:1]) for group in groups]
     assert "one seed" in verdict(single, estimates, apart)
@@ -140,7 +140,7 @@ def test_samples_are_sure_mistakes_then_every_class():
     logits = np.eye(10, dtype=np.float32)[targets] * 4
     logits[4] = np.eye(10)[9] * 3  # wrong
     logits[7] = np.eye(10)[0] * 8  # wrong and surer
-    picked = chosen([Predictions(logits, targets, tuple(map(str, range(20))))], 8)
+    picked = chosen([TestPredictions(logits, targets, tuple(map(str, range(20))))], 8)
     assert picked[:2] == [7, 4]
     assert len(picked) == len(set(picked)) == 8
     assert [targets[i] for i in picked[2:]] == [0, 1, 2, 3, 5, 6]  # classes not shown yet
@@ -150,7 +150,7 @@ def test_a_model_that_is_mostly_wrong_still_fills_the_grid():
     targets = np.arange(20) % 10
     logits = np.eye(10, dtype=np.float32)[(targets + 1) % 10] * 4
     logits[3] = np.eye(10)[3] * 4
-    picked = chosen([Predictions(logits, targets, tuple(map(str, range(20))))], 8)
+    picked = chosen([TestPredictions(logits, targets, tuple(map(str, range(20))))], 8)
     assert len(set(picked)) == 8
     assert picked[-1] == 3
 

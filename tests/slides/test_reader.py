@@ -12,7 +12,7 @@ import torch
 
 from softless.errors import DataError, MissingExtra, MissingResolution, NothingReadable, UsageError
 from softless.slides import stream
-from softless.slides.files import Stored, slide_of
+from softless.slides.files import StoredLevel, slide_of
 from softless.slides.pixels import Bytes, Scaled
 from softless.slides.reader import source_of
 from tests.slides.models import answer, apart, vit, xcit
@@ -63,16 +63,16 @@ def spoil(path: Path, tiles: list[int]) -> Path:
 def test_a_slide_answers_as_its_pixels_do(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    largest, read = 0, Stored.read
+    largest, read = 0, StoredLevel.read
 
     def reading(
-        self: Stored, top: int, left: int, height: int, width: int, lost: Any = None
+        self: StoredLevel, top: int, left: int, height: int, width: int, lost: Any = None
     ) -> Any:
         nonlocal largest
         largest = max(largest, height * width)
         return read(self, top, left, height, width, lost)
 
-    monkeypatch.setattr(Stored, "read", reading)
+    monkeypatch.setattr(StoredLevel, "read", reading)
     model, values = make(), pixels()
     found = stream(model, write(tmp_path / "slide.tif", values), chunk=64)
     assert torch.equal(found.logits, stream(model, values, chunk=64).logits)
@@ -83,7 +83,7 @@ def test_a_slide_answers_as_its_pixels_do(
 def test_a_real_slide_read_in_regions_is_the_slide_read_whole(data_root: Path) -> None:
     path = data_root / "cmu_wsi" / "CMU-1-Small-Region.svs"
     slide = slide_of(path, 0, 3)
-    assert isinstance(slide, Stored)
+    assert isinstance(slide, StoredLevel)
     height, width = slide.size
     whole = np.asarray(
         openslide.OpenSlide(str(path)).read_region((0, 0), 0, (width, height)).convert("RGB")

@@ -40,7 +40,7 @@ HITS, PREDICTED, TRUE = range(3)  # of the last axis of counts
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class SegmentationScores:
     """The outcome on one split."""
 
     classes: tuple[str, ...]
@@ -202,7 +202,7 @@ def evaluate(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     amp: str = "none",
     label: str = "evaluating",
-) -> Segmentation:
+) -> SegmentationScores:
     """Measure a segmenter on what an `eval_loader` of label images yields; it is left in the mode
     it was in.
 
@@ -260,12 +260,12 @@ class Tally:
         self.losses.append(loss)
         self.labels.append(label_png(predicted, values))
 
-    def outcome(self, classes: Sequence[str], expected: int) -> Segmentation:
+    def outcome(self, classes: Sequence[str], expected: int) -> SegmentationScores:
         """What the images add up to, of `expected` that there are; the loss is their mean."""
         losses = [loss for loss in self.losses if loss is not None]
         counts = np.array(self.counts, dtype=np.int64).reshape(-1, len(classes), 3)
         mean = float(np.mean(losses)) if losses else None
-        return Segmentation(
+        return SegmentationScores(
             tuple(classes), self.confusion, counts, mean, expected, tuple(self.labels)
         )
 

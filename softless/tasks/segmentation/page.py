@@ -23,7 +23,7 @@ from softless.report.groups import Group, without_places
 from softless.report.html import Html, enlarged, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
-from softless.report.statistics import ONE_SEED, Estimate
+from softless.report.statistics import ONE_SEED, ShareEstimate
 from softless.report.tables import table
 from softless.tasks.segmentation.layout import IGNORE, Layout, layout_of
 from softless.tasks.segmentation.measure import COUNTS, FOLDER, Scores
@@ -239,7 +239,7 @@ def _draws(runs: Sequence[Counts], measure: str) -> np.ndarray:
     return drawn
 
 
-def _estimate(value: float, drawn: np.ndarray, images: int) -> Estimate:
+def _estimate(value: float, drawn: np.ndarray, images: int) -> ShareEstimate:
     """Of a measure, as `softless eval` has it."""
     valid = drawn[~np.isnan(drawn)]
     estimated = spread.estimate(
@@ -249,22 +249,22 @@ def _estimate(value: float, drawn: np.ndarray, images: int) -> Estimate:
         why="no pixel counts",
     )
     if estimated.low is None or estimated.high is None:
-        return Estimate(value, float("nan"), float("nan"), how=estimated.why)
-    return Estimate(
+        return ShareEstimate(value, float("nan"), float("nan"), how=estimated.why)
+    return ShareEstimate(
         value, estimated.low, estimated.high, how=f"bootstrap over {counted(images, 'image')}"
     )
 
 
-def _apart(value: float, drawn: np.ndarray, images: int) -> Estimate:
+def _apart(value: float, drawn: np.ndarray, images: int) -> ShareEstimate:
     """Of a difference of two models on the same images."""
     low, high = spread.apart(value, float(np.nanstd(drawn)), images)
-    return Estimate(value, low, high, how=f"paired bootstrap over {counted(images, 'image')}")
+    return ShareEstimate(value, low, high, how=f"paired bootstrap over {counted(images, 'image')}")
 
 
 def _verdict(
     groups: Sequence[Group],
-    estimates: Sequence[Estimate],
-    differences: Sequence[tuple[Group, Estimate]],
+    estimates: Sequence[ShareEstimate],
+    differences: Sequence[tuple[Group, ShareEstimate]],
 ) -> str:
     title = _title(groups[0], _measure(groups[0]))
     (first, share), *remaining = zip(groups, estimates, strict=True)
@@ -290,7 +290,7 @@ def _verdict(
     return text
 
 
-def _strip(group: Group, estimate: Estimate, base: Group | None = None) -> Strip:
+def _strip(group: Group, estimate: ShareEstimate, base: Group | None = None) -> Strip:
     write: Callable[[float], str] = percent if base is None else points
     name = group.label if base is None else f"{group.label} {MINUS} {base.label}"
     text = (
@@ -305,7 +305,7 @@ def _strip(group: Group, estimate: Estimate, base: Group | None = None) -> Strip
 def _card(
     group: Group,
     runs: Sequence[Counts],
-    estimate: Estimate,
+    estimate: ShareEstimate,
     tick_values: Sequence[float],
     identifier: str,
 ) -> Html:
