@@ -82,6 +82,8 @@ def test_what_was_won_stays():
     assert int(over) < 0.01 * int(lines)
     over, sentences = found["sentences over 30 words"].split(" (")[0].replace(",", "").split(" of ")
     assert int(over) <= 0.03 * int(sentences)
+    vague, names = found["vague names"].split(" (")[0].replace(",", "").split(" of ")
+    assert int(vague) <= 0.01 * int(names)
 
 
 def test_it_prints_a_table(capsys: pytest.CaptureFixture[str], tree: Path):
