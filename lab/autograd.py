@@ -23,7 +23,7 @@ from lab.inputs import Call, call
 from softless.attention import OPERATORS, Operator, get, use_backend
 from softless.compare.record import record_path, write_csv
 from softless.data.progress import track
-from softless.errors import SoftlessError
+from softless.errors import SoftlessError, unknown
 from softless.layers import Attention
 from softless.words import table
 
@@ -104,9 +104,12 @@ def autograd(
         The table; exit_code 1 where an answer is wrong.
 
     Raises:
-        UsageError: an unknown operator.
+        UsageError: an unknown transform or operator, or `record` outside of the repository.
     """
     target = record_path("autograd") if record else None
+    for name in names:
+        if name not in TRANSFORMS:
+            raise unknown("transform", name, TRANSFORMS)
     records = [get(name) for name in ops or OPERATORS]
     planned = [(name, operator) for operator in records for name in names or TRANSFORMS]
     cells = [

@@ -12,7 +12,7 @@ import torch
 from softless.attention import get
 from softless.compare.record import record_path, write_csv
 from softless.data.progress import track
-from softless.errors import UsageError
+from softless.errors import UsageError, unknown
 from softless.words import table
 
 FAMILIES = {
@@ -97,9 +97,12 @@ def families(names: Sequence[str] = (), *, op: str | None = None, record: bool =
         record: also write benchmarks/swaps.csv of the repository.
 
     Raises:
-        UsageError: an unknown operator, or `record` outside of the repository.
+        UsageError: an unknown family or operator, or `record` outside of the repository.
     """
     target = record_path("swaps") if record else None
+    for name in names:
+        if name not in FAMILIES:
+            raise unknown("family of timm", name, FAMILIES)
     operator = get(op or "sima").name
     chosen = {name: FAMILIES[name] for name in names or FAMILIES}
     rows = tuple(

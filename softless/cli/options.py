@@ -212,6 +212,10 @@ def _add(parser: Parser, parameter: inspect.Parameter, hint: Any, text: str) -> 
             "nargs": "?",
         }
         by_place.pop("action", None)
+        union = typing.get_origin(parameter.annotation) in {types.UnionType, typing.Union}
+        if several and not (union and str in typing.get_args(parameter.annotation)):
+            inner = kind["type"]  # where several are taken alone, one text is none of them
+            by_place["type"] = lambda word: [inner(word)]
         parser.add_argument(parameter.name + PLACE, **by_place)
         common["help"] = argparse.SUPPRESS
         kind = {**kind, **common}

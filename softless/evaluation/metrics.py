@@ -112,16 +112,10 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
     )
 
 
-def class_areas(logits: np.ndarray, targets: np.ndarray) -> tuple[float | None, ...]:
-    """The area under the ROC curve of each class against the rest, from logits (n, K) and targets
-    (n,); None where one side has no image.
-    """
-    return _areas(logits, targets, np.concatenate([_log_total(block) for block in _blocks(logits)]))
-
-
 def _areas(logits: np.ndarray, targets: np.ndarray, totals: np.ndarray) -> tuple[float | None, ...]:
-    """As `class_areas`, with the logarithm of each image's summed exponentials (n,) float64; a few
-    classes at once, each sorted once.
+    """The area under the ROC curve of each class against the rest, from logits (n, K), targets (n,)
+    and the logarithm of each image's summed exponentials (n,) float64; None where one side has no
+    image. A few classes at once, each sorted once.
     """
     order = np.argsort(targets, kind="stable")
     starts = np.searchsorted(targets[order], np.arange(logits.shape[1] + 1))

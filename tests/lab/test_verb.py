@@ -81,3 +81,17 @@ def test_inverses_from_the_command_line(monkeypatch, capsys):
     right = module.METHODS["cholesky"]
     monkeypatch.setattr(module, "METHODS", {"cholesky": lambda a: right(a) * 1.01})
     assert min(line.error for line in module.compare_inverses().lines) > 0.009
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["swaps", "Bogus"], "no family of timm named 'Bogus'"),
+        (["autograd", "bogus"], "no transform named 'bogus'"),
+        (["models", "bogus"], "no model named 'bogus'"),
+        (["papers", "bogus"], "no table named 'bogus'"),
+    ],
+)
+def test_a_name_that_there_is_not_is_one_sentence(words, sentence, capsys):
+    assert main(words, run=run) == 2
+    assert sentence in capsys.readouterr().err
