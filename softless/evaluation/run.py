@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from softless.data.transforms import Pipeline
+from softless.experiment.files import task_of
 from softless.experiment.ranges import Range
 from softless.experiment.recipe import Recipe
 from softless.models.sides import sides
@@ -31,8 +32,8 @@ class LoadedRun:
 
     @property
     def task(self) -> str:
-        """One of `softless.models.assemble.TASKS`."""
-        return str(self.best.get("task", "classification"))
+        """One of `softless.experiment.groups.TASKS`."""
+        return task_of(self.best)
 
     @property
     def amp(self) -> str:

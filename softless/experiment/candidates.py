@@ -21,6 +21,13 @@ CHOSEN = ("threshold",)  # what validation chooses beside the epoch
 Candidate = dict[str, Any]  # epoch, weights, metric, value and loss: what a kept epoch is known by
 
 
+def unsaid(*, ema_evaluate: bool) -> str:
+    """Which weights a run of an older softless kept, which does not say: the average alone stood,
+    where it was measured.
+    """
+    return AVERAGED if ema_evaluate else RAW
+
+
 def measured(line: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The scores by kind of weights, among those that the run chooses from."""
     scores = {kind: line[key] for kind, key in KEYS.items() if key in line}

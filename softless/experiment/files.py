@@ -5,11 +5,12 @@ best.json holds its own SHA-256. The others, and best.json of older runs, are he
 ranges that are used.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from softless.experiment.epochs import from_one, numbered
-from softless.experiment.groups import TASKS
+from softless.experiment.groups import CLASSIFICATION, TASKS
 from softless.experiment.measures import MEASURES
 from softless.models.records import (
     ANY_NUMBER,
@@ -167,6 +168,11 @@ def read_best(path: Path) -> dict[str, Any]:
             mend=mend,
         )
     return from_one(content, "epoch")
+
+
+def task_of(best: Mapping[str, Any]) -> str:
+    """The task of a run by its best.json; older runs, which do not say, classify."""
+    return str(best.get("task") or CLASSIFICATION)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from softless.attention.registry import OPERATORS
 from softless.errors import DataError, UsageError
 from softless.experiment.about import ABOUT, read_about
-from softless.experiment.candidates import AVERAGED, RAW
-from softless.experiment.files import read_best, read_classes, read_log, read_result
+from softless.experiment.candidates import unsaid
+from softless.experiment.files import read_best, read_classes, read_log, read_result, task_of
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe, read_stored
 from softless.models.sides import sides
@@ -70,14 +70,13 @@ class RunRecord:
     @property
     def task(self) -> str:
         """classification, detection, segmentation or dino."""
-        return str(self.best.get("task", "classification"))
+        return task_of(self.best)
 
     @property
     def weights(self) -> str:
         """Which weights of the best epoch are kept: raw or averaged."""
-        # an older softless does not say: its averaged weights stood alone
         kind = self.result.get("weights")
-        return str(kind or (AVERAGED if self.recipe.ema_evaluate else RAW))
+        return str(kind or unsaid(ema_evaluate=self.recipe.ema_evaluate))
 
     @property
     def pixels(self) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from torch import nn
 from softless.data.transforms import eval_transform, plain_transform
 from softless.errors import DataError, located, unknown
 from softless.evaluation.run import LoadedRun
-from softless.experiment.files import read_best, read_classes
+from softless.experiment.files import read_best, read_classes, task_of
 from softless.experiment.folder import BEST, CLASSES, RECIPE, WEIGHTS
 from softless.experiment.groups import DENSE, TASKS
 from softless.experiment.recipe import Recipe, read_stored
@@ -52,7 +52,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
         )
     best = read_best(path / BEST)
     classes = tuple(best["classes"])
-    task = best.get("task") or "classification"  # which older runs do not say
+    task = task_of(best)
     args, architecture = best["model_args"], best["architecture"]
     if task in {"classification", "multilabel"}:
         args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
@@ -106,7 +106,7 @@ def _trained_pixels(best: Mapping[str, Any], recipe: Recipe) -> tuple[int, int] 
     try:
         if "trained_at" in best:
             height, width = best["trained_at"]["pixels"]
-        elif best.get("task", "classification") not in DENSE:
+        elif task_of(best) not in DENSE:
             height, width = sides(best["image_size"])
         elif (fixed := _fixed(recipe)) is not None:
             height, width = fixed

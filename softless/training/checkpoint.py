@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from softless.data.datasets import PIXELS
 from softless.errors import CheckpointError, DataError, ResumeMismatch
-from softless.experiment.candidates import AVERAGED, RAW
+from softless.experiment.candidates import unsaid
 from softless.experiment.epochs import from_one
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe
@@ -348,4 +348,4 @@ TENSORS: Rule = (
 
 def _alone(run: Run) -> str:
     """The weights that an older softless chose from."""
-    return AVERAGED if run.recipe.ema_evaluate else RAW
+    return unsaid(ema_evaluate=run.recipe.ema_evaluate)
