@@ -222,7 +222,8 @@ def _check(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> No
         )
     if recipe.data.folds is not None or recipe.data.fold is not None:
         raise UsageError(
-            "--folds trains every fold, and data.fold is set to one of them: leave one of the two out"
+            "--folds trains every fold, and data.fold is set to one of them: leave one of the two "
+            "out"
         )
     if resume and overwrite:
         raise UsageError(

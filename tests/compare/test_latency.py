@@ -85,8 +85,8 @@ def test_a_folder_that_is_no_run(tmp_path):
     ("words", "expected"),
     [
         (["/somewhere/bin/softless", "bench", "runs"], "softless bench runs"),
-        (["/home/x/lab/__main__.py", "speed", "--record"], "python -m lab speed --record"),
-        (["/home/x/other.py", "speed"], "called in Python"),
+        (["/somewhere/lab/__main__.py", "speed", "--record"], "python -m lab speed --record"),
+        (["/somewhere/other.py", "speed"], "called in Python"),
     ],
 )
 def test_the_command_that_is_recorded(words, expected, monkeypatch):
