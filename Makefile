@@ -60,6 +60,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/checks.py
+	$(BIN)/python tools/stairs.py --check
 	$(BIN)/python tools/tables.py --check
 	$(BIN)/python tools/help_table.py --check
 

@@ -2,6 +2,7 @@
 
     python tools/stairs.py            the table
     python tools/stairs.py --list     each of what is counted, by file
+    python tools/stairs.py --check    exit 1 where a count is above its limit (`make lint`)
 
 Modules are those of `softless/`. An import counts wherever it stands: at the top of a file, inside
 a function, or for type checkers alone.
@@ -14,6 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMITS = {
+    "imports within functions": 0,
+    "imports for types alone": 0,
+    "circles of files": 0,
+    "longest chain of imports": 26,
+}
 DOORS = ("softless", "softless.cli.main")  # import lazily, as a front door must
 Graph = Mapping[str, frozenset[str]]
 
@@ -139,6 +146,11 @@ def table(root: Path) -> dict[str, list[str]]:
 
 def main(arguments: list[str], root: Path = ROOT) -> int:
     counted = table(root)
+    above = {what: each for what, each in counted.items() if len(each) > LIMITS[what]}
+    if "--check" in arguments:
+        for what, each in above.items():
+            print(f"{what}: {len(each)}, and the limit is {LIMITS[what]}:", *each, sep="\n  ")
+        return 1 if above else 0
     for what, each in counted.items():
         print(f"{what:<32} {len(each)}")
     if "--list" in arguments:

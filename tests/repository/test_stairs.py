@@ -73,8 +73,18 @@ def test_what_was_won_stays():
     """Of the house itself: imports stand at the top and run down, no file closes a circle, and the
     counts only go down.
     """
-    counted = stairs.table(ROOT)
-    assert counted["imports within functions"] == []
-    assert counted["imports for types alone"] == []
-    assert counted["circles of files"] == []
-    assert len(counted["longest chain of imports"]) <= 26
+    assert stairs.main(["--check"], ROOT) == 0
+    assert stairs.LIMITS == {
+        "imports within functions": 0,
+        "imports for types alone": 0,
+        "circles of files": 0,
+        "longest chain of imports": 26,
+    }
+
+
+def test_what_is_above_its_limit_is_named(root: Path, capsys: pytest.CaptureFixture[str]):
+    assert stairs.main(["--check"], root) == 1
+    said = capsys.readouterr().out
+    assert "imports within functions: 1, and the limit is 0:" in said
+    assert "softless.middle:2 imports softless.room.low" in said
+    assert "longest chain" not in said
