@@ -22,7 +22,8 @@ from softless.data.notices import notice
 from softless.data.places import LAYOUT, class_splits, folders_in
 from softless.data.reading import is_image
 from softless.data.samples import FileSamples
-from softless.errors import DataError, UsageError, located
+from softless.data.walks import listed
+from softless.errors import DataError, SoftlessError, UsageError, located
 from softless.experiment.ranges import Range
 from softless.words import ALIKE, NO_TEXT, composed, few, is_text, twins_of, visible
 
@@ -269,11 +270,9 @@ def _scan(root: Path) -> ClassFiles:
     passed_over: Counter[str] = Counter()
     hidden = 0
     folders = sorted(folders, key=composed)  # the same order on every file system
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        inside = list(pool.map(image_files, [root / name for name in folders]))
-    for name, (paths, endings, dots) in zip(folders, inside, strict=True):
-        files[composed(name)] = [f"{name}/{file}" for file in paths]
-        passed_over, hidden = passed_over + endings, hidden + dots
+    for name, found_in in zip(folders, _listings([root / name for name in folders]), strict=True):
+        files[composed(name)] = [f"{name}/{file}" for file in found_in.files]
+        passed_over, hidden = passed_over + found_in.passed_over, hidden + found_in.hidden
     empty = [name for name, paths in files.items() if not paths]
     if empty:
         raise DataError(
@@ -283,6 +282,35 @@ def _scan(root: Path) -> ClassFiles:
         )
     report_passed_over(root, passed_over, hidden)
     return ClassFiles(files, passed_over, hidden)
+
+
+def _listings(folders: Sequence[Path]) -> list[Listing]:
+    """What each folder holds; several are walked at once, and those that were walked already are
+    not.
+    """
+    before = [listed(folder) for folder in folders]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        walks = pool.map(
+            listing, [folder for folder, known in zip(folders, before, strict=True) if not known]
+        )
+        return [known or next(walks) for known in before]
+
+
+def class_listings(path: str | Path) -> dict[str, Listing]:
+    """What each class folder below a data folder holds, by its path there; nothing where it has
+    none, which `folder_parts` says.
+    """
+    root = Path(path)
+    try:
+        folders = [
+            Path(place, name)
+            for place in (class_splits(root) or {"": ""}).values()
+            for name in folders_in(root / place)
+        ]
+        walks = _listings([root / folder for folder in folders])
+    except (OSError, SoftlessError):  # said when the data are opened
+        return {}
+    return {folder.as_posix(): walk for folder, walk in zip(folders, walks, strict=True)}
 
 
 def _refuse_no_text(root: Path, folders: list[str]) -> None:

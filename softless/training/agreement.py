@@ -7,13 +7,16 @@ another number of steps wait for each other for ever.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from softless import origin
-from softless.errors import UsageError
+from softless.data.folder import Listing, class_listings
+from softless.data.walks import identity, walked
+from softless.errors import UsageError, located
 from softless.experiment.folder import flat
 from softless.experiment.recipe import Recipe, as_json
 from softless.tasks.task import Task
@@ -68,9 +71,10 @@ def opened_alike(world: World, recipe: Recipe, open_task: Callable[[Recipe], Tas
             recipe.data, mean=(0.0,) * recipe.data.in_chans, std=(1.0,) * recipe.data.in_chans
         )
         mine = dataclasses.replace(recipe, data=blank)
-    task = world.together(lambda: open_task(mine))
     if world.size == 1:
-        return task
+        return world.together(lambda: open_task(mine))
+    with walked(_walked_once(world, recipe)):
+        task = world.together(lambda: open_task(mine))
     scaling = world.first(lambda: (task.splits.mean, task.splits.std))
     task.splits = dataclasses.replace(task.splits, mean=scaling[0], std=scaling[1])
     opened = {
@@ -79,6 +83,22 @@ def opened_alike(world: World, recipe: Recipe, open_task: Callable[[Recipe], Tas
     }
     _agree(world, opened, "let every rank see the same files")
     return task
+
+
+def _walked_once(world: World, recipe: Recipe) -> dict[Path, Listing]:
+    """The first rank's walk through class folders, for the ranks that see the very same folder; the
+    others walk themselves, and what differs there is found.
+    """
+    root = None
+    if recipe.data.source == "folder" and recipe.data.path and recipe.table is None:
+        with suppress(UsageError):  # said when the data are opened
+            root = located(recipe.data.path)
+    seen = None if root is None else identity(root)
+    by_rank = world.gather(seen)
+    if by_rank[0] is None or by_rank.count(by_rank[0]) < 2:
+        return {}
+    walks = world.first(lambda: class_listings(root) if root is not None else {})
+    return {} if root is None or seen != by_rank[0] else {root / at: w for at, w in walks.items()}
 
 
 def agree_on_steps(world: World, steps: int, epochs: int) -> None:
