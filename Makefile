@@ -67,7 +67,7 @@ lint: $(STAMP)
 stairs: $(STAMP)         ## counts imports within functions, circles, the longest chain; lists them
 	$(BIN)/python tools/stairs.py --list
 
-prose: $(STAMP)          ## counts long lines, long sentences and vague names, and lists them
+prose: $(STAMP)          ## counts long lines, long sentences, vague names and missing shapes, and lists them
 	$(BIN)/python tools/prose.py --list
 
 bench: $(STAMP)          ## the measured tables of the documents, written to benchmarks/

@@ -1,7 +1,8 @@
-"""Counts what makes the house hard to read: long lines, long sentences, vague names.
+"""Counts what makes the house hard to read: long lines, long sentences, vague names, no shapes.
 
     python tools/prose.py            the table
-    python tools/prose.py --list     the long sentences and the vague names too, by file
+    python tools/prose.py --list     the long sentences, the vague names and the functions whose
+                                     tensors have no shape too, by file
 
 Sentences are those of README.md, docs/*.md, CONTRIBUTING.md and the docstrings of public things.
 Code, tables, generated blocks and lists of arguments are no sentences.
@@ -59,6 +60,21 @@ VAGUE = frozenset([
 GENERATED = re.compile(r"<!-- generated:.*?<!-- end generated -->", re.DOTALL)
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 SECTIONS = re.compile(r"\n(Args|Returns|Raises|Yields|Attributes|Examples?):\n.*", re.DOTALL)
+TENSOR = re.compile(r"\b(Tensor|ndarray|NDArray)\b")
+NAMED = frozenset(["Mapping", "MutableMapping", "dict", "OrderedDict"])  # each name has its shape
+WALKED = frozenset(["Iterable", "Iterator", "Sequence", "list"])
+AUTOGRAD = frozenset(["forward", "backward", "setup_context", "jvp", "vjp", "vmap"])
+DIMENSIONS = (  # a dimension that is no single letter
+    "batch|batches|cells|channels|classes|class|columns|dim|dim_out|features|height|images|in|inner"
+    "|numbers?|num_classes|of|old|or|out|patch|prefix|replicates|rows|seeds|start|stop|stride|sum"
+    "|tokens?|width|TD|HD"
+)
+_DIMENSION = rf"(?:\d+|…|\.\.\.|[A-Za-z](?:_\w+)?'?|{DIMENSIONS})(?![\w'])"
+_LENGTH = rf"{_DIMENSION}(?:[ */+^-]+{_DIMENSION})*"
+SHAPE = re.compile(
+    rf"(?<![\w)])\((?:{_LENGTH}(?:, ?{_LENGTH})+|{_LENGTH},)?\)"  # (B, H, N, D), (n,), ()
+    r"|\b0-d\b|\b([Aa]ny|[Aa]ny one|one|same|its|own) shapes?\b|\b[Tt]he shapes? (of|that)\b"
+)
 
 
 class Sentence(NamedTuple):
@@ -123,6 +139,72 @@ def bound(path: Path) -> Iterator[str]:
             yield node.attr
 
 
+def shaped(text: str) -> bool:
+    """Whether a docstring states a shape.
+
+    >>> [shaped(text) for text in ("x (…, 3 H D)", "Of any shape.", "f(x, y) (see, it), call()")]
+    [True, True, False]
+    """
+    plain = " ".join(
+        re.sub(r"[\[\]]", " ", text).split()
+    )  # [class token] is one that may be absent
+    return SHAPE.search(plain.replace("( ", "(")) is not None
+
+
+def bare_tensors(annotation: ast.expr) -> bool:
+    """Whether an annotation has tensors beyond those in mappings and in walks over pairs."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return TENSOR.search(annotation.value) is not None
+    if isinstance(annotation, ast.Subscript):
+        name = ast.unparse(annotation.value).rpartition(".")[2]
+        if name in NAMED or (name in WALKED and _is_pair(annotation.slice)):
+            return False
+    if isinstance(annotation, (ast.Name, ast.Attribute)):
+        return TENSOR.search(ast.unparse(annotation)) is not None
+    children = [node for node in ast.iter_child_nodes(annotation) if isinstance(node, ast.expr)]
+    return any(bare_tensors(node) for node in children)
+
+
+def _is_pair(annotation: ast.expr) -> bool:
+    """Whether an annotation is tuple[str, …], a name and what it stands for."""
+    return ast.unparse(annotation).startswith("tuple[str, ")
+
+
+def functions_of_tensors(path: Path) -> Iterator[tuple[str, bool]]:
+    """The public functions of a file that take or return tensors, and whether a shape is stated."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    overriding: set[str] = {"Function"}  # classes that derive from torch.autograd.Function
+
+    def visit(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, bool]]:
+        bases = [ast.unparse(base) for base in getattr(node, "bases", [])]
+        autograd = any(base.rpartition(".")[2] in overriding for base in bases)
+        if isinstance(node, ast.ClassDef) and autograd:
+            overriding.add(node.name)
+        for inner in node.body:
+            name = getattr(inner, "name", "_")
+            if name.startswith("_") and name != "__call__":
+                continue
+            if isinstance(inner, ast.ClassDef):
+                yield from visit(inner, f"{prefix}{name}.")
+            elif isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                if autograd and name in AUTOGRAD:
+                    continue
+                if any(bare_tensors(annotation) for annotation in _annotations(inner)):
+                    text = ast.get_docstring(inner) or ""
+                    if name in ("forward", "__call__"):
+                        text = f"{text} {ast.get_docstring(node) or ''}"
+                    yield f"{prefix}{name}", shaped(text)
+
+    return visit(tree, "")
+
+
+def _annotations(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.expr]:
+    """The annotations of the arguments and of what is returned."""
+    arguments = [node for node in ast.walk(function.args) if isinstance(node, ast.arg)]
+    annotations = [argument.annotation for argument in arguments] + [function.returns]
+    return [annotation for annotation in annotations if annotation is not None]
+
+
 def longest_signature(root: Path) -> int:
     """Characters of the longest line of a signature."""
     longest = 0
@@ -145,6 +227,8 @@ def table(root: Path) -> dict[str, str]:
     over = sum(sentence.words > LONG for sentence in sentences)
     names = [name for path in sources(root) for name in bound(path)]
     vague = sum(name in VAGUE for name in names)
+    stated = [shape for path in sources(root) for _, shape in functions_of_tensors(path)]
+    without = stated.count(False)
     return {
         f"lines over {WIDTH} characters": f"{long:,} of {len(lines):,} ({long / len(lines):.2%})",
         "fmt: skip": f"{skips}",
@@ -153,6 +237,9 @@ def table(root: Path) -> dict[str, str]:
             f"{over:,} of {len(sentences):,} ({over / len(sentences):.1%})"
         ),
         "vague names": f"{vague:,} of {len(names):,} ({vague / len(names):.1%})",
+        "tensors without a shape": (
+            f"{without:,} of {len(stated):,} ({without / max(len(stated), 1):.1%})"
+        ),
     }
 
 
@@ -174,6 +261,10 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         for path, names in sorted(counts.items(), key=lambda pair: -pair[1].total()):
             if names:
                 print(f"{path.relative_to(root)}: {dict(names.most_common())}")
+        for path in sources(root):
+            for name, stated in functions_of_tensors(path):
+                if not stated:
+                    print(f"{path.relative_to(root)}: no shape: {name}")
     return 0
 
 

@@ -88,8 +88,8 @@ def normalise(x: Tensor, norm: Norm = "l1", mask: Tensor | None = None, eps: flo
 
 @dataclass(frozen=True)
 class TokenNorm:
-    """`normalise` by a norm over the tokens, as the hat of a record: what is streamed needs the
-    norm itself.
+    """`normalise` by a norm over the tokens, (B,H,N,D) -> (B,H,N,D), as the hat of a record: what
+    is streamed needs the norm itself.
     """
 
     norm: Norm

@@ -207,7 +207,8 @@ def multiplied(projection: nn.Module, gains: Iterable[float], like: Tensor) -> n
     Args:
         projection: of the heads' channels, side by side.
         gains: a number for each head.
-        like: its device is that of the numbers, and its dtype too, unless the weight takes them.
+        like: of any shape; its device is that of the numbers, and its dtype too, unless the weight
+            takes them.
     """
     numbers = torch.tensor([*gains], dtype=torch.float64, device=like.device)
     channels = numbers.repeat_interleave(features_of(projection)[0] // len(numbers))

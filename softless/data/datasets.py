@@ -217,8 +217,10 @@ def _check_fraction(fraction: float) -> None:
 def stratified_cut(
     targets: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions (kept, cut off): of each class `fraction`, rounded, but one image at least
-    stays, and one is cut off where there are two.
+    """Sorted positions, (k,) kept and (n - k,) cut off, of targets (n,).
+
+    Of each class `fraction` is cut off, rounded, but one image at least stays, and one is cut off
+    where there are two.
 
     Raises:
         UsageError: the fraction is not between 0 and 1.

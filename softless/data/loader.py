@@ -185,7 +185,7 @@ class EpochOrder(Sampler[list[int]]):
             yield order[start + self.rank : start + self.batch : self.world].tolist()
 
     def positions(self) -> np.ndarray:
-        """The global order of this epoch, (len(self) * batch,): positions index + n * copy."""
+        """The global order of this epoch, (L,) of len(self) * batch: positions index + n * copy."""
         images = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
         length = len(self) * self.batch
         first = images[: -(-length // self.repeats)]

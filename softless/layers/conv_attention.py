@@ -118,8 +118,8 @@ class ConvAttention(Attention):
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """As `project`; masks are refused, since the convolutions have already mixed a token with
-        its neighbours. The shapes are those of `Attention.sides`.
+        """As `project`, q (B,H,N,D), k and v (B,H,M,D); masks are refused, since the convolutions
+        have already mixed a token with its neighbours.
 
         Raises:
             UsageError: a mask.

@@ -126,7 +126,7 @@ class Kept:
         self.held: dict[Any, Tensor] = {}
 
     def get(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
-        """What is kept under a key, made now where it is not."""
+        """The tensor of any shape that is kept under a key, made now where it is not."""
         if _unseen() or is_in_torch_dispatch_mode() or transformed():
             return make()
         tensors = self.held

@@ -164,8 +164,8 @@ def _odd(x: Any, device: torch.device | None) -> str:
 
 
 def refuse_absent(x: Tensor, **layers: nn.Module | None) -> None:
-    """Refuse layers without numbers that tokens x are about to meet: of some torch would make
-    zeros, or what was in memory.
+    """Refuse layers without numbers that tokens x, of any shape, are about to meet: of some torch
+    would make zeros, or what was in memory.
 
     Raises:
         UsageError: a weight on "meta", and nobody who would bring it; the layer is named.

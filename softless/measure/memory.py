@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 
 def packed_weights(model: nn.Module) -> Iterator[Tensor]:
-    """Weights that are no parameters: those that a module of an inference copy holds and lists in
-    `weights_held()`.
+    """Weights of any shape that are no parameters: those that a module of an inference copy holds
+    and lists in `weights_held()`.
     """
     for module in model.modules():
         if (weights := getattr(module, "weights_held", None)) is not None:

@@ -29,16 +29,19 @@ class TestPredictions:
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
+        """Softmax of the logits, (n, K)."""
         logits = self.logits.astype(np.float64)
         raised = np.exp(logits - logits.max(1, keepdims=True))
         return raised / raised.sum(1, keepdims=True)
 
     @property
     def predicted(self) -> NDArray[np.int64]:
+        """The class of the largest logit, (n,)."""
         return self.logits.argmax(1)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
+        """Whether that is the class of the image, (n,)."""
         return self.predicted == self.targets
 
     def same_images(self, predictions: "TestPredictions") -> bool:

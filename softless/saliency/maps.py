@@ -46,7 +46,9 @@ def explain(
     device: str | torch.device | None = None,
     transform: Callable[[Any], Tensor] | None = None,
 ) -> Saliency:
-    """Saliency maps of `images` in one attention layer: `softless.explain` of a model or a run."""
+    """Saliency maps (B, h, w) of `images` in one attention layer: `softless.explain` of a model or
+    a run. A tensor is (B, C, H, W) or (C, H, W); `transform` gives the latter.
+    """
     viewer = viewer_of(model)
     if resize is not None:
         viewer = _resizing(viewer, images, transform, resize)
@@ -255,7 +257,7 @@ def _norm(x_BHND: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rescaled to [0, 1] per image; a constant map becomes zero."""
+    """Maps (B, h, w) rescaled to [0, 1] per image; a constant map becomes zero."""
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
     return (
         torch
@@ -266,6 +268,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def signed_unit(x: Tensor) -> Tensor:
+    """Maps (B, h, w) divided by the largest magnitude of each image; a map of zeros stays."""
     largest = x.abs().amax((1, 2), keepdim=True)
     return (
         torch.where(largest > 0, x / largest.clamp_min(torch.finfo(x.dtype).tiny), 0).float().cpu()

@@ -72,7 +72,7 @@ class Viewer:
 
 @dataclass(frozen=True)
 class Resized:
-    """A whole image brought to another size, ahead of a transform."""
+    """A whole image brought to another size, ahead of a transform to (C, H, W)."""
 
     model: nn.Module
     size: Size
@@ -145,8 +145,8 @@ def viewer_of(model: nn.Module | LoadedRun) -> Viewer:
 
 
 def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:
-    """Timm's evaluation transform for a model, from its `pretrained_cfg`; the whole image for a
-    detector or a segmenter.
+    """Timm's evaluation transform for a model, to (C, H, W), from its `pretrained_cfg`; the whole
+    image for a detector or a segmenter.
     """
     import timm.data
 
@@ -220,8 +220,8 @@ def in_range(image: Any, channels: int, scale: Range) -> np.ndarray:
 
 
 def eyes(model: Any, batch: Tensor) -> tuple[nn.Module, Tensor]:
-    """The part of a model that looks at images, and the batch as it sees them: of a detector or a
-    segmenter the host.
+    """The part of a model that looks at images, and the batch (B, C, h, w) as it sees them: of a
+    detector or a segmenter the host.
     """
     if not hasattr(model, "framed"):
         return model, batch

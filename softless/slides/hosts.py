@@ -249,12 +249,14 @@ class TableHost(StreamedHost):
         return (self.column_weights[columns] @ of_rows).to(self.model.pos_embed.dtype)
 
     def placed(self, x: Tensor) -> Tensor:
+        """Tokens ahead of the patches (prefix, D), with positions if they have any, normalised."""
         model = self.model
         if model.pos_embed is not None and self._placed_prefix:
             x = x + model.pos_embed[0, : self.prefix]
         return model.norm_pre(x)
 
     def embed(self, pixels: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Pixels (1, C, …) to tokens with their positions, (rows, columns, D)."""
         model = self.model
         x = model.patch_embed.norm(model.patch_embed.proj(pixels)[0].permute(1, 2, 0))
         positions = self._positions(rows, columns)
@@ -282,6 +284,7 @@ class SinesHost(StreamedHost):
         )
 
     def embed(self, pixels: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Pixels (1, C, …) to tokens with their positions, (rows, columns, D)."""
         x = self.model.patch_embed.proj(pixels.contiguous(memory_format=torch.channels_last))
         down, across = rows.stop - rows.start, columns.stop - columns.start
         x = x[..., -down:, -across:]

@@ -62,8 +62,8 @@ class Lattice:
         return float(x), float(y), float(x + width), float(y + height)
 
     def edges(self, axis: int) -> NDArray[np.float64]:
-        """Where patches begin along an axis (0 down, 1 across) and the last one ends, in level
-        0.
+        """Where n patches begin along an axis (0 down, 1 across) and the last one ends, (n + 1,),
+        in level 0.
         """
         places = np.arange(self.grid[axis] + 1, dtype=np.float64) * self.patch[axis]
         return np.minimum(places, self.size[axis]) * self.placement.scale[axis]

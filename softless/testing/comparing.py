@@ -35,27 +35,31 @@ def shapes_of(op: Operator) -> dict[str, tuple[int, ...]]:
 
 
 def run(op: Operator, inputs: Iterable[Tensor], **arguments: Any) -> Tensor:
-    """`attend`, which wants no k from a caller where q and k are tied."""
+    """`attend` of q (B,H,N,D), k (B,H,M,D), v (B,H,M,E); it wants no k where q and k are tied."""
     q, k, v = inputs
     tied = op.wants("tied_qk", given_options(op, arguments))
     return attend(q, None if tied else k, v, op=op, **arguments)
 
 
 def sides(op: Operator, leaves: Iterable[Tensor]) -> list[Tensor]:
-    """q, k and v, or q and v where k is tied to q: what a gradient reaches."""
+    """What a gradient reaches: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E); no k where it is tied."""
     q, k, v = leaves
     return [q, v] if op.wants("tied_qk", {}) else [q, k, v]
 
 
 def reference(op: Operator, q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
-    """The operator's reference, given q twice where q and k are tied."""
+    """The operator's reference, given q twice where q and k are tied: q (B,H,N,D), k (B,H,M,D),
+    v (B,H,M,E) -> (B,H,N,E).
+    """
     return op.reference(q, q if op.wants("tied_qk", {}) else k, v, **extras)
 
 
 def exact(
     op: Operator, inputs: Iterable[Tensor], extras: dict[str, Any], **masks: Tensor
 ) -> Tensor:
-    """The reference in float64 on the same rounded inputs."""
+    """The reference in float64 on the same rounded inputs: (B,H,N,D), (B,H,M,D), (B,H,M,E) ->
+    (B,H,N,E).
+    """
     learned = (
         {"learned": {name: x.double() for name, x in extras["learned"].items()}}
         if "learned" in extras
@@ -68,7 +72,7 @@ def exact(
 def able(
     op: Operator, inputs: Iterable[Tensor], extras: dict[str, Any], **masks: Tensor
 ) -> list[Backend]:
-    """The backends that run a call."""
+    """The backends that run a call of q (B,H,N,D), k (B,H,M,D), v (B,H,M,E)."""
     filled = op.filled(given_options(op, extras))
     return [
         backend
@@ -78,8 +82,8 @@ def able(
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
-    """The worse of two relative errors: Frobenius, and largest difference over largest value. NaN
-    counts as infinite.
+    """The worse of two relative errors of tensors of one shape: Frobenius, and largest difference
+    over largest value. NaN counts as infinite.
 
     Relative alone: no absolute slack that an all-zero answer could pass.
     """

@@ -16,7 +16,7 @@ from softless.testing.faults import Fault
 
 
 class OperatorModule(nn.Module):
-    """The operator as a module of q, k and v."""
+    """The operator as a module: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
 
     def __init__(self, op: Operator, extras: dict[str, Any]) -> None:
         super().__init__()

@@ -20,7 +20,9 @@ TOKENS, DIM, HEADS = 30, 16, 2
 
 
 class LowRank(nn.Module):
-    """A layer with a low-rank addition, as adapters put in place of a projection."""
+    """A layer with a low-rank addition, as adapters put in place of a projection: (…, in) ->
+    (…, out).
+    """
 
     def __init__(self, old: nn.Linear) -> None:
         super().__init__()

@@ -82,8 +82,8 @@ def judge(run: Run, outcome: StepOutcome, step: int) -> bool:
 
 
 def buffers(run: Run) -> list[Tensor] | None:
-    """Copies of the model's buffers before a step that may be left out: a forward pass moves
-    running means. None where no step is ever left out.
+    """Copies of the model's buffers, of any shape, before a step that may be left out: a forward
+    pass moves running means. None where no step is ever left out.
     """
     if run.recipe.divergence.policy != "skip" and run.world.size == 1:
         return None
@@ -92,7 +92,7 @@ def buffers(run: Run) -> list[Tensor] | None:
 
 @torch.no_grad()
 def leave_out(run: Run, before: list[Tensor] | None) -> None:
-    """Undo what forward and backward pass did; `before` is what `buffers` gave."""
+    """Undo what forward and backward pass did; `before`, of any shape, is what `buffers` gave."""
     run.optimizer.zero_grad(set_to_none=True)
     for buffer, was in zip(run.model.buffers(), before or (), strict=False):
         buffer.copy_(was)

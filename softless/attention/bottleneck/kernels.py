@@ -19,7 +19,7 @@ def kernel(a: Tensor, b: Tensor, middle: Tensor) -> Tensor:
 
 
 def own_kernel(a: Tensor) -> Tensor:
-    """kernel(a, a): exactly symmetric, with a diagonal of ones."""
+    """kernel(a, a), exactly symmetric with a diagonal of ones: (...,n,D) -> (...,n,n)."""
     products = a @ a.mT
     squares = a.square().sum(-1, keepdim=True)
     apart = squares + squares.mT - (products + products.mT)

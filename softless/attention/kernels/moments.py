@@ -32,7 +32,9 @@ def _room(q: Tensor, v: Tensor) -> Tensor:
 def moments(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
 ) -> Tensor:
-    """What `split` takes apart: (B, H (4 D + 2 E + D E)), float64."""
+    """What `split` takes apart: (B, H (4 D + 2 E + D E)), float64, of q (B,H,N,D), k (B,H,M,D) and
+    v (B,H,M,E).
+    """
     q, k, v = map(native.dense, (q, k, v))
     sums = _room(q, v)
     native.run(

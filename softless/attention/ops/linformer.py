@@ -37,7 +37,9 @@ from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_o
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over the keys at hand."""
+    """softmax(q k^T / sqrt(D)) v over the keys at hand: (B,H,N,D), (B,H,M,D), (B,H,M,E) ->
+    (B,H,N,E).
+    """
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     return keep(softmax_over_keys(q @ k.mT * q.shape[-1] ** -0.5, mask) @ v, query_mask)
 

@@ -26,7 +26,9 @@ def reference(
     order: str = "auto",
     eps: float = EPS,
 ) -> Tensor:
-    """The paper's section 2.2; `token_scale` multiplies by N or N / N_train (ours, design §4)."""
+    """The paper's section 2.2: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E). `token_scale`
+    multiplies by N or N / N_train (ours, design §4).
+    """
     return linear.reference(
         q,
         k,

@@ -86,7 +86,7 @@ def eager(
     dropout: float,
 ) -> Tensor:
     """torch's fused kernel, which never holds the N x M matrix; rows that may look at nothing are
-    zero.
+    zero. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
 
     It has no forward-mode derivative: under a transform the formula stands in.
     """

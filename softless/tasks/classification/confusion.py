@@ -22,7 +22,7 @@ def confusion(group: Group) -> NDArray[np.int64]:
 
 
 def draw_confusion(group: Group, counts: NDArray[np.int64]) -> Html:
-    """One model's counts as a matrix, or in words where there are many classes."""
+    """One model's counts (K, K) as a matrix, or in words where there are many classes."""
     classes = group.first.classes
     heading = tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label)
     if not counts.sum():
