@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from softless.report.runs import TestPredictions
+from softless.report.runs import HeldOutPredictions
 
 
-def chosen(answers: Sequence[TestPredictions], count: int = 12) -> list[int]:
+def chosen(answers: Sequence[HeldOutPredictions], count: int = 12) -> list[int]:
     """Indices of test images: up to half wrong for some model, the surest mistakes first; the rest
     right, class by class.
 

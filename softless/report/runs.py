@@ -20,7 +20,7 @@ from softless.models.sides import sides
 
 
 @dataclass(frozen=True)
-class TestPredictions:
+class HeldOutPredictions:
     """A model's answers on the test split."""
 
     logits: NDArray[np.float32]  # (n, K)
@@ -44,7 +44,7 @@ class TestPredictions:
         """Whether that is the class of the image, (n,)."""
         return self.predicted == self.targets
 
-    def same_images(self, predictions: "TestPredictions") -> bool:
+    def same_images(self, predictions: "HeldOutPredictions") -> bool:
         return self.names == predictions.names and np.array_equal(self.targets, predictions.targets)
 
 
@@ -60,7 +60,7 @@ class RunRecord:
     epochs: list[dict[str, Any]]
     result: dict[str, Any]
     best: dict[str, Any]
-    predictions: TestPredictions | None
+    predictions: HeldOutPredictions | None
     # dotted field -> what the run took in place of the recipe's
     fitted: Mapping[str, Any] = field(default_factory=dict)
     # command, date, commit, data; nothing of runs of an older softless
@@ -157,11 +157,11 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _predictions(path: Path) -> TestPredictions | None:
+def _predictions(path: Path) -> HeldOutPredictions | None:
     if not path.is_file():  # a data set without a test split
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        return TestPredictions(
+        return HeldOutPredictions(
             arrays["logits"],
             arrays["targets"].astype(np.int64),
             tuple(str(name) for name in arrays["names"]),

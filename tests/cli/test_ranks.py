@@ -166,9 +166,9 @@ def test_a_rank_that_was_asked_otherwise_is_named(run: Path) -> None:
 
 OTHER_VERSION = """
 import sys
-from softless.training import checkpoint
+from softless import origin
 told = origin.versions()
-checkpoint.versions = lambda: {**told, "timm": "1.0.0"}
+origin.versions = lambda: {**told, "timm": "1.0.0"}
 from softless.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

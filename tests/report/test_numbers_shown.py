@@ -13,7 +13,7 @@ from softless.report import read_run
 from softless.report.choose import chosen
 from softless.report.groups import compare_recipes, grouped
 from softless.report.headline import verdict
-from softless.report.runs import TestPredictions
+from softless.report.runs import HeldOutPredictions
 from softless.report.statistics import ShareEstimate, accuracy, agreement, difference
 from softless.tasks.classification.confusion import confusion, draw_confusion
 from softless.tasks.cost import draw_cost
@@ -140,7 +140,7 @@ def test_samples_are_sure_mistakes_then_every_class():
     logits = np.eye(10, dtype=np.float32)[targets] * 4
     logits[4] = np.eye(10)[9] * 3  # wrong
     logits[7] = np.eye(10)[0] * 8  # wrong and surer
-    picked = chosen([TestPredictions(logits, targets, tuple(map(str, range(20))))], 8)
+    picked = chosen([HeldOutPredictions(logits, targets, tuple(map(str, range(20))))], 8)
     assert picked[:2] == [7, 4]
     assert len(picked) == len(set(picked)) == 8
     assert [targets[i] for i in picked[2:]] == [0, 1, 2, 3, 5, 6]  # classes not shown yet
@@ -150,7 +150,7 @@ def test_a_model_that_is_mostly_wrong_still_fills_the_grid():
     targets = np.arange(20) % 10
     logits = np.eye(10, dtype=np.float32)[(targets + 1) % 10] * 4
     logits[3] = np.eye(10)[3] * 4
-    picked = chosen([TestPredictions(logits, targets, tuple(map(str, range(20))))], 8)
+    picked = chosen([HeldOutPredictions(logits, targets, tuple(map(str, range(20))))], 8)
     assert len(set(picked)) == 8
     assert picked[-1] == 3
 

@@ -96,10 +96,10 @@ import os, sys
 from pathlib import Path
 rank, real, other = os.environ["RANK"], sys.argv.pop(2), sys.argv.pop(2)
 if rank == "1":  # another disk is mounted at the same place
-    import softless.training.agreement as agreement
+    import softless.training.loop as loop
     from dataclasses import replace
-    opened = agreement.open_task
-    agreement.open_task = lambda recipe: opened(replace(recipe, data=replace(recipe.data, path=other)))
+    opened = loop.open_task
+    loop.open_task = lambda recipe: opened(replace(recipe, data=replace(recipe.data, path=other)))
 sys.path.insert(0, str(Path(sys.argv[1]).parent))
 import runpy
 script = sys.argv.pop(1)

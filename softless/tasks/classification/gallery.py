@@ -17,7 +17,7 @@ from softless.report.groups import Group, without_places
 from softless.report.html import Html, tag
 from softless.report.numbers import percent
 from softless.report.pictures import inline
-from softless.report.runs import TestPredictions
+from softless.report.runs import HeldOutPredictions
 from softless.saliency.maps import explain
 from softless.saliency.overlay import overlay, picture
 from softless.saliency.saliency import Saliency
@@ -29,7 +29,7 @@ class Looks:
     """What one model makes of the chosen images."""
 
     group: Group
-    answers: TestPredictions
+    answers: HeldOutPredictions
     inputs: torch.Tensor  # (n, C, S, S)
     maps: Saliency | None
     why_no_maps: str = ""
@@ -40,15 +40,17 @@ class Wording:
 
     sure = "confidence"  # what the share beside an answer is
 
-    def chosen(self, answers: Sequence[TestPredictions], count: int) -> list[int]:
+    def chosen(self, answers: Sequence[HeldOutPredictions], count: int) -> list[int]:
         """Which images are shown."""
         return chosen(answers, count)
 
-    def truth(self, group: Group, answers: TestPredictions, index: int) -> str:
+    def truth(self, group: Group, answers: HeldOutPredictions, index: int) -> str:
         """The classes of an image."""
         return group.first.classes[int(answers.targets[index])]
 
-    def answer(self, group: Group, answers: TestPredictions, index: int) -> tuple[str, bool, float]:
+    def answer(
+        self, group: Group, answers: HeldOutPredictions, index: int
+    ) -> tuple[str, bool, float]:
         """The answer, whether it is right, and how sure it is."""
         answer = group.first.classes[int(np.argmax(answers.logits[index]))]
         return (
@@ -86,7 +88,7 @@ def draw_samples(groups: Sequence[Group], count: int = 12, wording: Wording | No
     return tag("div", tag("div", cards, class_="samples"), notes)
 
 
-def _look(group: Group, answers: TestPredictions, indices: Sequence[int]) -> Looks:
+def _look(group: Group, answers: HeldOutPredictions, indices: Sequence[int]) -> Looks:
     loaded = load_run(group.first.folder, "cpu")
     test = _test_split(group.first.recipe)
     by_name = {test.name(index): index for index in range(len(test))}

@@ -11,7 +11,7 @@ from softless.report.groups import Group
 from softless.report.html import Html, section, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import THIN, duration, percent
-from softless.report.runs import TestPredictions
+from softless.report.runs import HeldOutPredictions
 from softless.report.tables import table
 from softless.tasks.classification.gallery import Wording, draw_samples
 from softless.tasks.multilabel.settings import MultilabelSpec
@@ -31,7 +31,7 @@ class LabelWording(Wording):
 
     sure = "labels that are right"
 
-    def chosen(self, answers: Sequence[TestPredictions], count: int) -> list[int]:
+    def chosen(self, answers: Sequence[HeldOutPredictions], count: int) -> list[int]:
         """Half of them those with the largest loss of a model, the others in their order."""
         all_logits = [answer.logits.astype(np.float64) for answer in answers]
         losses = [
@@ -42,10 +42,12 @@ class LabelWording(Wording):
         remaining = [index for index in range(len(answers[0].targets)) if index not in worst]
         return [*worst, *remaining[: count - len(worst)]]
 
-    def truth(self, group: Group, answers: TestPredictions, index: int) -> str:
+    def truth(self, group: Group, answers: HeldOutPredictions, index: int) -> str:
         return _named(group, answers.targets[index] > 0)
 
-    def answer(self, group: Group, answers: TestPredictions, index: int) -> tuple[str, bool, float]:
+    def answer(
+        self, group: Group, answers: HeldOutPredictions, index: int
+    ) -> tuple[str, bool, float]:
         threshold = _threshold(group)
         predicted = answers.logits[index] >= np.log(threshold / (1 - threshold))
         correct = predicted == (answers.targets[index] > 0)
