@@ -5,10 +5,11 @@ The names of `softless.__all__` never moved; these are for code that imported fr
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MOVED = {  # before -> now
     "softless.data.boxes": "softless.tasks.detection.samples",
@@ -55,3 +56,19 @@ def find_moved_modules() -> None:
     """Let imports of the old names find the modules."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+
+
+def names_in(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__` for names that stand elsewhere now.
+
+    Args:
+        package: the package.
+        names: name -> the module that has it.
+    """
+
+    def attribute(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return getattr(importlib.import_module(names[name]), name)
+
+    return attribute

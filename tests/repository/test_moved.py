@@ -56,3 +56,19 @@ def test_no_package_hides_a_public_function():
 def test_another_unknown_module_is_still_unknown():
     with pytest.raises(ModuleNotFoundError, match=r"softless\.data\.circles"):
         importlib.import_module("softless.data.circles")
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "now"),
+    [
+        ("softless.evaluation", "load_run", "softless.tasks.loaded"),
+        ("softless.report", "write", "softless.tasks.page"),
+        ("softless.tasks", "open_task", "softless.tasks.table"),
+        ("softless.tasks", "Task", "softless.tasks.task"),
+    ],
+)
+def test_a_name_of_a_package_is_found_where_it_stands(package: str, name: str, now: str):
+    room, nothing = importlib.import_module(package), "nothing"
+    assert getattr(room, name) is getattr(importlib.import_module(now), name)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        getattr(room, nothing)
