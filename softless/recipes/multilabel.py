@@ -1,7 +1,7 @@
 """Several labels an image, each there or not, in one npz file as ChestMNIST has them.
 
 Reaches: not measured: no data set with several labels lies at hand.
-         `tests/tasks/test_multilabel.py` learns four labels of generated images, and its AUC is
+         `tests/tasks/multilabel/test_multilabel.py` learns four labels of generated images, and its AUC is
          scikit-learn's.
 Takes:   as long as `medmnist` on as many images of the same size.
 Paper:   MedMNIST v2 (Yang et al., Scientific Data 2023); host and attention are those of

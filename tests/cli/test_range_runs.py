@@ -27,7 +27,7 @@ from softless.tasks.page import write
 from softless.training import fit
 from tests.cli.test_one_answer import measures
 from tests.data.test_dicom import made
-from tests.data.test_ranges import NEAR, deep_png, formula
+from tests.experiment.test_ranges import NEAR, deep_png, formula
 
 RANGE = "100..4000"
 FIELDS: dict[str, dict[str, Any]] = {

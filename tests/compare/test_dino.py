@@ -9,7 +9,7 @@ import torch
 from softless.compare.dino import dino, logistic
 from softless.errors import UsageError
 from tests.data.making import split_folders
-from tests.tasks.test_dino import tiny_recipe
+from tests.tasks.dino.test_dino import tiny_recipe
 
 
 @pytest.mark.soak

@@ -43,7 +43,7 @@ from softless.experiment.groups import DataSpec
 from softless.experiment.ranges import Range
 from softless.tasks.check import Reading, check
 from softless.tasks.segmentation.values import read_values
-from tests.data.test_ranges import NEAR, drawn, formula
+from tests.experiment.test_ranges import NEAR, drawn, formula
 
 BROUGHT = sorted((Path(pydicom.__file__).parent / "data/test_files").glob("*.dcm"))
 GREY = ("MONOCHROME1", "MONOCHROME2")

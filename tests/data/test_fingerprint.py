@@ -17,9 +17,9 @@ from softless.experiment.groups import DataSpec
 from softless.tasks.detection.samples import open_boxes
 from softless.tasks.dino.samples import open_unlabelled
 from softless.tasks.segmentation.samples import open_label_images
-from tests.data.labelled import label_set
 from tests.data.making import class_folders, split_folders
-from tests.data.test_boxes import GOOD, write
+from tests.tasks.detection.test_samples import GOOD, write
+from tests.tasks.segmentation.labelled import label_set
 
 SCALE: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 Told = Mapping[str, Any]

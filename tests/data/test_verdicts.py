@@ -16,8 +16,9 @@ from softless.tasks.check import Reading, check
 from softless.tasks.detection.samples import open_boxes
 from softless.tasks.dino.samples import open_unlabelled
 from softless.tasks.segmentation.samples import open_label_images
-from tests.data import test_exports, test_label_layouts, test_places
+from tests.data import test_exports, test_places
 from tests.data.making import class_folders, medmnist, split_folders
+from tests.tasks.segmentation import test_layouts as test_label_layouts
 
 SCALE: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "val_fraction": 0.3}
 COUNTS = {"a": 4, "b": 4}

@@ -21,7 +21,7 @@ from softless.tasks.check import Reading, check
 from softless.tasks.segmentation.meanings import checked_values
 from softless.tasks.segmentation.samples import IGNORE, open_label_images
 from softless.tasks.segmentation.settings import SegmentationSpec
-from tests.data.labelled import photograph
+from tests.tasks.segmentation.labelled import photograph
 
 SIZE = (24, 32)
 SCALE: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.2,) * 3, "val_fraction": 0.25}

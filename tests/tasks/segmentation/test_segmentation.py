@@ -30,11 +30,11 @@ from softless.tasks.segmentation.values import read_values
 from softless.tasks.table import open_task
 from softless.training import fit
 from softless.training.optim import scheduler
-from tests.data.labelled import label_of, label_set, segmentation_recipe
 from tests.processes import run_ranks
+from tests.tasks.segmentation.labelled import label_of, label_set, segmentation_recipe
 from tests.training.test_world import logged
 
-TWO = str(Path(__file__).parents[1] / "training/rank.py")
+TWO = str(Path(__file__).parents[2] / "training/rank.py")
 TRAINED = {"schedule.epochs": 12, "batch_size": 1, "optim.lr": 1e-2, "segmentation.ignore": ()}
 SIZES = ((48, 64), (64, 48), (40, 40))
 

@@ -18,7 +18,7 @@ from softless.tasks.segmentation.samples import IGNORE, open_label_images
 from softless.tasks.segmentation.settings import SegmentationSpec
 from softless.tasks.segmentation.transforms import eval_pipeline, train_pipeline
 from softless.tasks.segmentation.values import read_values
-from tests.data.labelled import STEP, label_of, label_set
+from tests.tasks.segmentation.labelled import STEP, label_of, label_set
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 

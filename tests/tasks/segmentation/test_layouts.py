@@ -15,7 +15,7 @@ from softless.errors import DataError, UsageError
 from softless.experiment.groups import DataSpec
 from softless.tasks.check import check
 from softless.tasks.segmentation.samples import IGNORE, open_label_images
-from tests.data.labelled import photograph
+from tests.tasks.segmentation.labelled import photograph
 
 CLASSES = {"0": "ground", "1": "water"}
 

@@ -16,10 +16,11 @@ from softless.data import cores, findings, open_splits
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import DataSpec
 from softless.tasks.check import check
-from tests.data import test_folder, test_label_images
+from tests.data import test_folder
 from tests.data.corpus import BAD, GOOD, ODD, put_bad
-from tests.data.labelled import label_set
 from tests.data.making import class_folders, medmnist, noise, split_folders
+from tests.tasks.segmentation import test_samples as test_label_images
+from tests.tasks.segmentation.labelled import label_set
 
 
 def kinds(found):

@@ -13,7 +13,7 @@ from softless.tasks.dino import page as view
 from softless.tasks.page import write
 from softless.training import fit
 from tests.data.making import split_folders
-from tests.tasks.test_dino import tiny_recipe
+from tests.tasks.dino.test_dino import tiny_recipe
 
 
 @pytest.fixture(scope="module")
