@@ -10,7 +10,7 @@ from torch import nn
 from softless.errors import UsageError
 from softless.experiment.groups import TASKS as NAMES
 from softless.experiment.measures import MEASURES, describe
-from softless.experiment.recipe import Recipe
+from softless.experiment.recipe import SHRINK, Recipe
 from softless.tasks.detection.settings import DetectionSpec
 from softless.tasks.dino.settings import DinoSpec
 from softless.tasks.loaded import assemble
@@ -32,7 +32,7 @@ def test_the_group_that_is_set_is_the_task():
 
 def test_every_task_has_a_group_a_model_and_measures():
     groups = {field.name for field in fields(Recipe)}
-    assert set(TASKS) == set(NAMES)
+    assert set(TASKS) == set(NAMES) == set(SHRINK)
     for name, task in TASKS.items():
         assert name == "classification" or name in groups
         assert set(task.measures) <= set(MEASURES), name
