@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Literal, NamedTuple
 
@@ -116,7 +116,7 @@ def function_of(kind: str) -> Callable[..., Any]:
                 )
             )
         need(*chosen.extras)
-        _refuse_unknown(kind, measure, options)
+        _refuse_what_does_not_fit(kind, measure, arguments, options)
         try:
             return measure(*arguments, **options)
         except Done:
@@ -125,8 +125,19 @@ def function_of(kind: str) -> Callable[..., Any]:
     return measured
 
 
-def _refuse_unknown(kind: str, measure: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    names = inspect.signature(measure).parameters
+def _refuse_what_does_not_fit(
+    kind: str, measure: Callable[..., Any], arguments: Sequence[Any], options: Mapping[str, Any]
+) -> None:
+    signature = inspect.signature(measure)
+    names = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is not parameter.VAR_POSITIONAL
+    ]
     for name in options:
         if name not in names:
             raise unknown(f"option of bench {kind}", name, names)
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        raise UsageError(f"bench {kind}: {error}; it takes {kind}{signature}") from error

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from softless.compare.record import processor
-from softless.compare.timing import Spread, interleaved
+from softless.compare.timing import Spread, forward_pass, interleaved, threads_of, waiting_for
 from softless.errors import UsageError
 from softless.tasks.opened import model_and_size
 from softless.training.world import choose_device
@@ -117,19 +117,14 @@ def latency(
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise UsageError(f"{name}={number}: at least one")
-    chosen, before = choose_device(device), torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    chosen = choose_device(device)
+    with threads_of(threads) as count:
         networks = {name: _network(name, chosen, input_size) for name in models}
         calls = {
-            name: _Call(network, torch.zeros(batch, *shape, device=chosen).normal_())
+            name: forward_pass(network, (batch, *shape), chosen)
             for name, (network, shape) in networks.items()
         }
-        wait = torch.cuda.synchronize if chosen.type == "cuda" else lambda: None
-        timed = interleaved(calls, rounds=rounds, synchronise=wait)
-        used_threads = torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
+        timed = interleaved(calls, rounds=rounds, synchronise=waiting_for(chosen))
     rows = tuple(
         Latency(
             name,
@@ -141,20 +136,10 @@ def latency(
         )
         for name, (_, shape) in networks.items()
     )
-    hardware = processor() if chosen.type == "cpu" else torch.cuda.get_device_name(chosen)
-    return Latencies(rows, batch, rounds, hardware, used_threads)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A forward pass over a batch (B, C, H, W)."""
-
-    model: nn.Module
-    images: torch.Tensor
-
-    @torch.inference_mode()
-    def __call__(self) -> Any:
-        return self.model(self.images)
+    hardware = {"cpu": processor, "cuda": torch.cuda.get_device_name}.get(
+        chosen.type, lambda: chosen.type
+    )()
+    return Latencies(rows, batch, rounds, hardware, count)
 
 
 def _network(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from softless.compare.timing import Spread, interleaved
+from softless.compare.timing import Spread, interleaved, waiting_for
 from softless.experiment.recipe import Recipe
 from softless.measure.cost import cost
 from softless.models.sides import sides
@@ -65,7 +65,7 @@ def steps(
         calls = {
             name: _step(models[name], recipe, classes, in_chans) for name, recipe in recipes.items()
         }
-        synchronise = torch.cuda.synchronize if chosen_device.type == "cuda" else lambda: None
+        synchronise = waiting_for(chosen_device)
         timed = interleaved(calls, rounds=rounds, synchronise=synchronise)
         peaks = {name: peak_bytes(call, chosen_device) for name, call in calls.items()}
     finally:

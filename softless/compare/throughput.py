@@ -1,15 +1,14 @@
 """Images per second of finished runs in evaluation, side by side."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from softless.compare.timing import interleaved
+from softless.compare.timing import forward_pass, interleaved, threads_of, waiting_for
 from softless.tasks.cost import Speed
 from softless.tasks.loaded import load_run
+from softless.words import counted
 
 
 def throughput(
@@ -33,32 +32,12 @@ def throughput(
     chosen_device = torch.device(device)
     runs = {folder: load_run(folder, chosen_device) for folder in run_dirs}
     first = next(iter(runs.values()))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or first.recipe.threads or before)
-    try:
+    with threads_of(threads or first.recipe.threads) as count:
         calls = {
-            str(folder): _call(run.model, (batch, run.in_chans, *run.pixels), chosen_device)
+            str(folder): forward_pass(run.model, (batch, run.in_chans, *run.pixels), chosen_device)
             for folder, run in runs.items()
         }
-        synchronise = torch.cuda.synchronize if chosen_device.type == "cuda" else lambda: None
-        timed = interleaved(calls, rounds=rounds, synchronise=synchronise)
-        thread_count = torch.get_num_threads()
-        hardware = (
-            f"{thread_count} thread{'s' * (thread_count > 1)}"
-            if chosen_device.type == "cpu"
-            else str(chosen_device)
-        )
-    finally:
-        torch.set_num_threads(before)
+        timed = interleaved(calls, rounds=rounds, synchronise=waiting_for(chosen_device))
+    hardware = counted(count, "thread") if chosen_device.type == "cpu" else str(chosen_device)
     how = f"float32, batch {batch}, {hardware}, median of {rounds} rounds in turns"
     return {folder: Speed(**vars(timed.rates(str(folder), batch)), how=how) for folder in runs}
-
-
-def _call(model: nn.Module, shape: tuple[int, ...], device: torch.device) -> Callable[[], Any]:
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-
-    @torch.inference_mode()
-    def call() -> Any:
-        return model(images)
-
-    return call

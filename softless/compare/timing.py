@@ -6,10 +6,14 @@ separate timings (design §7).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
+
+import torch
+from torch import nn
 
 from softless.errors import UsageError
 
@@ -90,3 +94,34 @@ def interleaved(
             if number >= 0:
                 seconds[name].append(elapsed)
     return Timings(seconds)
+
+
+def waiting_for(device: torch.device) -> Callable[[], Any]:
+    """What waits until a device has done all it was given; nothing on a processor."""
+    return {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(
+        device.type, lambda: None
+    )
+
+
+def forward_pass(
+    model: nn.Module, shape: tuple[int, ...], device: torch.device
+) -> Callable[[], Any]:
+    """A call of the model on one batch of noise, always the same, of `shape` (B, C, H, W)."""
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    @torch.inference_mode()
+    def call() -> Any:
+        return model(images)
+
+    return call
+
+
+@contextmanager
+def threads_of(count: int | None) -> Iterator[int]:
+    """Torch computes with so many threads within it, or as many as before; yields the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

@@ -12,7 +12,7 @@ import torch
 from softless.compare.models import checked_operators, host_and_operator, with_operator
 from softless.compare.record import record_path, write_csv
 from softless.compare.steps import peak_bytes
-from softless.compare.timing import Spread, interleaved
+from softless.compare.timing import Spread, interleaved, waiting_for
 from softless.compare.training import lacking, prepared, trained
 from softless.evaluation.evaluate import autocast
 from softless.experiment.candidates import described, gain
@@ -223,7 +223,7 @@ def training_steps(
     torch.set_num_threads(next(iter(recipes.values())).threads or before)
     try:
         calls = {name: _step(recipe, device) for name, recipe in recipes.items()}
-        synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        synchronise = waiting_for(device)
         timed = interleaved(calls, rounds=rounds, warmup=1, synchronise=synchronise)
         return {
             name: StepTime(timed.spread(name), peak_bytes(call, device))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from softless.errors import DataError, UsageError
-from softless.experiment.folder import RunFolder, changes
-from softless.experiment.recipe import Recipe
+from softless.experiment.folder import RECIPE, RunFolder, changes
+from softless.experiment.recipe import Recipe, read_stored
 from softless.tasks.task import Task
 from softless.training import machine
 from softless.training.result import stored
@@ -76,7 +76,7 @@ def extended(previous: Recipe, requested: Recipe, folder: RunFolder) -> Recipe |
         return None
     fitted: dict[str, Any] = {
         name.removeprefix("schedule."): tuple(value) if isinstance(value, list) else value
-        for name, value in (folder.stored_recipe().get("fitted") or {}).items()
+        for name, value in read_stored(folder.path / RECIPE).fitted.items()
         if name.startswith("schedule.")
     }
     previous_epochs = fitted.pop("epochs", previous.schedule.epochs)

@@ -71,6 +71,19 @@ def test_misuse_is_one_sentence_and_exit_code_two(words, sentence, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "options", "message"),
+    [
+        ("runs", (), {}, "missing a required argument: 'runs'"),
+        ("twins", ("digits", "nuclei"), {}, "too many positional arguments"),
+        ("latency", (), {"models": ["a"]}, "no option of bench latency named 'models'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_a_sentence(kind, arguments, options, message):
+    with pytest.raises(UsageError, match=message):
+        bench(kind, *arguments, **options)
+
+
 @pytest.mark.parametrize("kind", LAB)
 def test_what_measures_softless_itself_is_named(kind):
     with pytest.raises(UsageError, match=f"run python -m lab {kind} in a checkout"):

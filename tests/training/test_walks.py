@@ -8,7 +8,7 @@ from PIL import Image
 
 from softless.data import folder
 from softless.data.folder import class_listings, folder_parts
-from softless.data.walks import identity, walked
+from softless.data.walks import identity, listed, walked
 from softless.recipes import get_recipe
 from softless.training import agreement
 
@@ -103,3 +103,23 @@ def test_another_folder_is_walked_where_it_is(rank: int, tmp_path: Path):
 def test_a_path_that_no_disk_has_still_takes_part(tmp_path: Path):
     """The others wait for every rank, so nothing may be raised ahead of the exchange."""
     assert walks_of(1, Path("x" * 5000), write(tmp_path / "data")) == {}
+
+
+def test_the_data_are_opened_within_the_walk(tmp_path: Path):
+    root, seen = write(tmp_path / "data"), []
+
+    class World(Ranks):
+        size, is_first = 2, False
+
+        def together(self, work: Any) -> Any:
+            return work()
+
+    def open_task(_: Any) -> Any:
+        seen.append(listed(root / "train" / "cat"))
+        raise InterruptedError
+
+    recipe = get_recipe("classify").with_fields(**{"data.path": str(root)})
+    with pytest.raises(InterruptedError):
+        agreement.opened_alike(World(1, root), recipe, open_task)  # type: ignore[arg-type]
+    assert seen[0].files == ["deep/0.png", "deep/1.png", "deep/2.png"]
+    assert listed(root / "train" / "cat") is None
