@@ -1,8 +1,9 @@
 """Interleaved timing on a clock that the test drives."""
 
 import pytest
+import torch
 
-from softless.compare.timing import Spread, interleaved
+from softless.compare.timing import Spread, interleaved, threads_of, waiting_for
 from softless.errors import UsageError
 
 
@@ -74,3 +75,18 @@ def test_spread_and_rates():
 def test_nothing_to_time():
     with pytest.raises(UsageError, match="0 calls"):
         interleaved({})
+
+
+def test_every_device_is_waited_for_in_its_own_way():
+    assert waiting_for(torch.device("cuda")) is torch.cuda.synchronize
+    assert waiting_for(torch.device("mps")) is torch.mps.synchronize
+    assert waiting_for(torch.device("cpu"))() is None
+
+
+def test_threads_are_as_before_afterwards():
+    before = torch.get_num_threads()
+    with threads_of(before + 1) as count:
+        assert count == torch.get_num_threads() == before + 1
+    with threads_of(None) as count:
+        assert count == before
+    assert torch.get_num_threads() == before
