@@ -1,0 +1,3 @@
+"""Models in their edge form: one size of image, and nothing left to compute that its grid alone
+decides.
+"""

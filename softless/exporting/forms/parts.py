@@ -1,0 +1,308 @@
+"""Parts of an edge form: layers with what stands before and after them folded in, in float64.
+
+Everything here copies; the model that is read is left as it is. A part that has no form raises
+`NoForm`, whose path grows on the way out of `within`.
+"""
+
+# B batch, N tokens, C channels, h x w grid
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers import LayerNorm as TimmLayerNorm
+from torch import Tensor, nn
+
+from softless.attention.record import Grid
+from softless.errors import UsageError
+from softless.layers.plain import (
+    CONV,
+    LINEAR,
+    NORM,
+    is_nothing,
+    watched,
+    weights_of,
+    why_called,
+    why_not,
+)
+
+WIDE = (torch.float32, torch.float64)  # what weights are folded in
+LAYER_NORMS = frozenset({nn.LayerNorm, TimmLayerNorm})
+LEFT_OUT = frozenset({nn.Identity, nn.Dropout, DropPath})  # nothing in evaluation
+
+
+class NoForm(UsageError):
+    """A part of a model has no edge form: where it stands, and why, as the end of a sentence."""
+
+    def __init__(self, why: str, path: str = "") -> None:
+        super().__init__(f"{path}: {why}" if path else why)
+        self.why, self.path = why, path
+
+
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """What is refused inside is refused under this path."""
+    try:
+        yield
+    except NoForm as error:
+        raise NoForm(error.why, f"{path}.{error.path}" if error.path else path) from None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an edge form is made for.
+
+    Args:
+        size: Height and width of the images, in pixels.
+        batch: 1 for products of three dimensions and one image at a time; None for any number.
+        steps: Newton's steps of SOFT's inverse; None for as many as any matrix may need.
+    """
+
+    size: tuple[int, int]
+    batch: int | None = None
+    steps: int | None = None
+
+
+class Affine(NamedTuple):
+    """What a norm multiplies its channels by and adds, (C,) each, float64."""
+
+    weight: Tensor | float
+    bias: Tensor | float
+
+
+NOTHING = Affine(1.0, 0.0)
+
+
+# Norms
+
+
+def split(norm: nn.Module | None) -> tuple[nn.Module, Affine]:
+    """A norm of single tokens (…,C) as its normalisation, and the affine for the layer behind it.
+
+    Of another module than LayerNorm a copy, which keeps what it multiplies by.
+
+    Raises:
+        NoForm: somebody waits for its call.
+    """
+    if norm is None or is_nothing(norm):
+        return nn.Identity(), NOTHING
+    if type(norm) not in LAYER_NORMS or len(norm.normalized_shape) != 1:  # type: ignore[arg-type]
+        return copied(norm), NOTHING
+    if why := _why_not_norm(norm):
+        raise NoForm(why)
+    shape: Any = norm.normalized_shape
+    bare = nn.LayerNorm(shape, eps=norm.eps, elementwise_affine=False)  # type: ignore[arg-type]
+    weight, bias = norm.weight, norm.bias
+    return bare, Affine(
+        1.0 if weight is None else weight.detach().double(),  # type: ignore[operator]
+        0.0 if bias is None else bias.detach().double(),  # type: ignore[operator]
+    )
+
+
+def _why_not_norm(norm: nn.Module) -> str:
+    if why := why_called(norm):
+        return why
+    weight = norm.weight
+    if weight is None or weight.dtype in WIDE:
+        return ""
+    return f"its weight is {str(weight.dtype).removeprefix('torch.')}; take the model in float32"
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a part that is called as it is.
+
+    Raises:
+        NoForm: somebody waits for its call, or for that of a part of it.
+    """
+    if watched(module):
+        raise NoForm("it has hooks, or a forward or a weight that was replaced")
+    return copy.deepcopy(module)
+
+
+# Linear layers and convolutions
+
+
+def linear(
+    layer: nn.Module | None,
+    before: Affine = NOTHING,
+    after: Tensor | float | None = None,
+    rows: slice | None = None,
+) -> nn.Linear:
+    """A linear layer y = after (W (before.weight x + before.bias) + b), its bias always there.
+
+    Args:
+        layer: the layer (out, in).
+        before: what the norm before it left out.
+        after: a factor of its outputs, a number or (out,): a layer scale.
+        rows: the outputs that are wanted; all by default.
+
+    Raises:
+        NoForm: the layer is not plain.
+    """
+    weights = weights_of(layer)
+    if weights is None:
+        raise NoForm("there is no layer" if layer is None else why_not(layer, kinds=LINEAR))
+    _refuse_half(weights.W)
+    weight, bias = (None if x is None else x.detach().double() for x in weights)
+    assert weight is not None
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    if rows is not None:
+        weight, bias = weight[rows], bias[rows]
+    return written(*composed(weight, bias, before, after), like=weights.W)
+
+
+def composed(
+    weight: Tensor, bias: Tensor, before: Affine = NOTHING, after: Tensor | float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weight (out,in) and bias (out,) with the affine before them and the factor (out,) after them,
+    float64.
+    """
+    factor, shift = before
+    shift = shift if isinstance(shift, Tensor) else weight.new_full((weight.shape[1],), shift)
+    bias = bias + weight @ shift
+    weight = weight * factor
+    if after is not None:
+        after = after.detach().double() if isinstance(after, Tensor) else after
+        bias = bias * after
+        weight = weight * (after[:, None] if isinstance(after, Tensor) else after)
+    return weight, bias
+
+
+def written(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Linear:
+    """A linear layer of weight (out,in) and bias (out,), in the dtype and place of another."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer
+
+
+def conv(layer: nn.Module, norm: nn.Module | None = None, after: Tensor | None = None) -> nn.Conv2d:
+    """A convolution with the BatchNorm (in evaluation) and the factor (out,) behind it folded in.
+
+    Raises:
+        NoForm: one of both is not plain, or the BatchNorm counts each batch anew.
+    """
+    if why := why_not(layer, kinds=CONV):
+        raise NoForm(why)
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    _refuse_half(weight)
+    factor, shift = NOTHING if norm is None or is_nothing(norm) else batch_norm(norm)
+    extra = 1.0 if after is None else after.detach().double()
+    folded = copy.deepcopy(layer)
+    total = weight.new_zeros(len(weight)).double() if bias is None else bias.detach().double()  # type: ignore[operator]
+    scale = torch.as_tensor(factor * extra, dtype=torch.float64, device=weight.device)
+    with torch.no_grad():
+        folded.weight.copy_(weight.double() * scale.expand(len(weight))[:, None, None, None])  # type: ignore[operator, union-attr]
+    folded.bias = nn.Parameter(((total * factor + shift) * extra).to(weight.dtype))
+    assert isinstance(folded, nn.Conv2d)
+    return folded
+
+
+def batch_norm(norm: nn.Module) -> Affine:
+    """What a BatchNorm in evaluation multiplies channels (C,) by and adds.
+
+    Raises:
+        NoForm: it is not plain, or has no running statistics.
+    """
+    if why := why_not(norm, kinds=NORM):
+        raise NoForm(why)
+    mean, variance = norm.running_mean, norm.running_var
+    if not (isinstance(mean, Tensor) and isinstance(variance, Tensor)):
+        raise NoForm("it keeps no running statistics")
+    factor = (variance.double() + norm.eps).rsqrt()  # type: ignore[operator]
+    factor = factor if norm.weight is None else factor * norm.weight.detach().double()  # type: ignore[operator]
+    shift = -mean.double() * factor
+    return Affine(factor, shift if norm.bias is None else shift + norm.bias.detach().double())  # type: ignore[operator]
+
+
+def _refuse_half(weight: Tensor) -> None:
+    if weight.dtype not in WIDE:
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise NoForm(f"its weight is {kind}; take the model in float32")
+
+
+def scale_of(scale: nn.Module | Tensor | None) -> Tensor | None:
+    """The factor (C,) of a layer scale, a module or a parameter; None where there is none.
+
+    Raises:
+        NoForm: it is something else, or somebody waits for its call.
+    """
+    if scale is None or isinstance(scale, Tensor):
+        return scale
+    if is_nothing(scale):
+        return None
+    if type(scale) is not LayerScale or why_called(scale):
+        raise NoForm(why_called(scale) or f"it is a {type(scale).__name__}")
+    return scale.gamma
+
+
+def refuse_acting(module: nn.Module, *names: str) -> None:
+    """Refuse a block of which a part that should do nothing in evaluation is something else.
+
+    Raises:
+        NoForm: it is; the part is named.
+    """
+    for name in names:
+        part = getattr(module, name, None)
+        if isinstance(part, nn.Module) and (type(part) not in LEFT_OUT or why_called(part)):
+            raise NoForm(why_called(part) or f"it is a {type(part).__name__}", name)
+
+
+# Branches
+
+
+class MlpForm(nn.Module):
+    """The branch of an MLP, its norm included: (B,N,C) -> (B,N,C), the residual not added."""
+
+    def __init__(self, norm: nn.Module, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fc1, self.act, self.fc2 = norm, fc1, act, fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B,N,C) -> (B,N,C)."""
+        y: Tensor = self.fc2(self.act(self.fc1(self.norm(x))))
+        return y
+
+
+def mlp_form(mlp: nn.Module, norm: nn.Module | None, scale: Tensor | None = None) -> MlpForm:
+    """timm's MLP with the affine of the norm before it in its first layer, the layer scale (C,) in
+    its second.
+
+    Raises:
+        NoForm: it is another class, or a part of it is not plain.
+    """
+    if type(mlp) is not Mlp or why_called(mlp):
+        raise NoForm(why_called(mlp) or f"it is a {type(mlp).__name__}")
+    refuse_acting(mlp, "drop1", "drop2")
+    bare, affine = split(norm)
+    inner, inner_affine = split(mlp.norm)
+    with within("fc1"):
+        fc1 = linear(mlp.fc1, affine)
+    with within("fc2"):
+        fc2 = linear(mlp.fc2, inner_affine, scale)
+    act = copied(mlp.act)
+    return MlpForm(bare, fc1, act if is_nothing(mlp.norm) else nn.Sequential(act, inner), fc2)
+
+
+# Tokens and maps
+
+
+def to_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (B,N,C), N = height width, as a map (B,C,height,width)."""
+    return x.transpose(1, 2).reshape(-1, x.shape[2], height, width)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """A map (B,C,h,w) as tokens (B,N,C)."""
+    return x.reshape(-1, x.shape[1], x.shape[2] * x.shape[3]).transpose(1, 2)
+
+
+def tokens_of(grid: Grid) -> int:
+    """How many tokens stand on a grid, those ahead of it included."""
+    return grid[0] + grid[1] * grid[2]
