@@ -196,8 +196,10 @@ def stepped(a: Tensor, identity: Tensor, steps: int) -> Tensor:
     the identity (R,R) -> (...,R,R).
     """
     x = (1.8 / a.abs().sum(-1, keepdim=True).amax(-2, keepdim=True).square()) * a
+    # the operator of three dimensions, which expands nothing, for whoever records one image
+    times = torch.bmm if a.ndim == 3 else torch.matmul
     for _ in range(steps):
-        x = x + x @ (identity - a @ x)
+        x = x + times(x, identity - times(a, x))
     return x
 
 
