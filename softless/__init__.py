@@ -41,6 +41,7 @@ _VERBS = {
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
     "save_weights": "softless.models.publish",
+    "edge": "softless.exporting.edge",
 }
 
 # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=
