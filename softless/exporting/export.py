@@ -270,7 +270,7 @@ def _exported(
             record.write(graph, draft, request.opset)
         metadata = _metadata(source, request, graph, form)
         record.label(draft, metadata.as_text())
-        report = _checked(source, record, request, images, draft, graph)
+        report = _checked(source, record, request, images, draft)
         accuracy, counts = summary(report.measured), None
         if report.audit is not None:
             counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
@@ -317,7 +317,7 @@ def _metadata(source: Source, request: Request, graph: Graph, form: str) -> Meta
 
 
 def _checked(
-    source: Source, record: Format, request: Request, images: Images, draft: Path, graph: Graph
+    source: Source, record: Format, request: Request, images: Images, draft: Path
 ) -> ExportedFile:
     """The file that was written, run and read."""
     faults: list[str] = []
