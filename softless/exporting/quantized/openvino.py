@@ -31,7 +31,7 @@ def smooth(material: Material, path: Path) -> None:
 
 def weights(material: Material, path: Path) -> None:
     """Weights alone, a scale and a zero for each channel; the arithmetic is float."""
-    _saved(tools.nncf().compress_weights(_read(material), all_layers=True), path)
+    _saved(tools.nncf().compress_weights(_read(material)), path)
 
 
 def _quantised(
@@ -39,7 +39,8 @@ def _quantised(
 ) -> None:
     nncf, model = tools.nncf(), _read(material)
     batches = [batch.numpy() for batch in material.batches()]
-    advanced: Mapping[str, Any] = {} if smoothed else {"smooth_quant_alpha": -1}
+    alphas = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+    advanced: Mapping[str, Any] = {} if smoothed else {"smooth_quant_alphas": alphas}
     quantised = nncf.quantize(
         model,
         nncf.Dataset(batches),
