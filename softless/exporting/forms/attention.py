@@ -154,12 +154,16 @@ class AttentionForm(nn.Module):
         self.core, self.tied = core, len(parts) == 2
         # a norm of q stands between its layer and the operator, and takes the operator's factor
         factors = {"q": core.before if is_nothing(attention.q_norm) else 1.0}
+        unread = core.centres and all(map(is_nothing, (attention.q_norm, attention.k_norm)))
+        unread = unread and attention.v_conv is None
         for number, part in enumerate(parts):
             path, rows = name, slice(number * inner, (number + 1) * inner)
             if isinstance(attention, ConvAttention):
                 path, rows = f"proj_{part}", slice(None)
             with within(path):
                 layer = linear(getattr(attention, path), affine, factors.get(part, 1.0), rows)
+            if unread:
+                layer.bias = None
             self.add_module(part, layer)
         self.q_norm = head_norm(attention.q_norm, heads, core.before)
         self.k_norm = head_norm(attention.k_norm, heads)
