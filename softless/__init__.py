@@ -41,6 +41,8 @@ _VERBS = {
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
     "save_weights": "softless.models.publish",
+    "export": "softless.exporting.export",
+    "load_exported": "softless.exporting.loaded",
     "edge": "softless.exporting.edge",
 }
 

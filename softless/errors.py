@@ -194,6 +194,9 @@ EXTRAS = {  # what is imported -> (package, extra)
     "pycocotools": ("pycocotools", "detect"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
     "sklearn": ("scikit-learn", "train"),
+    "onnx": ("onnx", "export"),
+    "onnxscript": ("onnxscript", "export"),
+    "onnxruntime": ("onnxruntime", "export"),
 }
 
 

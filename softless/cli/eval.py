@@ -6,22 +6,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from softless.data.datasets import open_parts, open_splits
-from softless.data.folder import class_places
-from softless.data.given import GIVEN, data_given, is_dataset, parts_of
+from softless.data.given import data_given, is_dataset, parts_of
 from softless.data.loader import shared_loader
 from softless.data.samples import Samples
 from softless.data.sources import opened_for_all
-from softless.errors import DataError, UsageError, located, need, unknown
+from softless.errors import DataError, UsageError, need, unknown
 from softless.evaluation.evaluate import Evaluation, chosen_amp, evaluate, precision_of
 from softless.evaluation.features import Probe, extract, output
 from softless.evaluation.knn import nearest
 from softless.evaluation.linear import LinearSettings, probe
 from softless.evaluation.run import MOST_AT_ONCE, LoadedRun
 from softless.experiment.assignments import assignments
-from softless.experiment.groups import DENSE, DataSpec, TableSpec
+from softless.experiment.groups import DENSE
 from softless.experiment.measures import MEASURES, beside
 from softless.models.given import model_given
 from softless.tasks.dino.transforms import one_crop
+from softless.tasks.labelled import (
+    HELD,
+    EvaluationSource,
+    check_there,
+    refuse_labels,
+    samples_of,
+    source_of,
+)
 from softless.tasks.loaded import load_run
 from softless.tasks.multilabel.measure import evaluate_labels
 from softless.tasks.multilabel.settings import MultilabelSpec
@@ -43,22 +50,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
-HELD = Path(GIVEN)  # this very object stands for datasets that were built in Python
-
-
-@dataclass(frozen=True)
-class EvaluationSource:
-    """The labelled images that are asked for."""
-
-    spec: DataSpec
-    table: TableSpec | None  # that lists them
-    own: bool  # whether they are those of the run
-
-    @property
-    def where(self) -> str:
-        """Where they are, for people."""
-        listed = None if self.table is None else self.table.path
-        return str(listed or self.spec.path or self.spec.source)
 
 
 @dataclass(frozen=True)
@@ -279,8 +270,8 @@ def _job(
     loaded = load_run(run, device)
     need(*TASKS[loaded.task].needs)
     precise = chosen_amp(amp, loaded)
-    _check_there(loaded, data, table)
-    source = _source(loaded, data, table)
+    check_there(loaded, data, table)
+    source = source_of(loaded, data, table)
     features = knn is not None or linear
     if loaded.task in DENSE and features:
         raise UsageError(
@@ -313,7 +304,7 @@ def _classified(
 ) -> RunEvaluation | DenseEvaluation:
     """A classifier, of one label an image or of several."""
     loaded, source, amp = job.loaded, job.source, job.amp
-    samples, part = _opened(source, lambda: _samples(loaded, source, split))
+    samples, part = _opened(source, lambda: samples_of(loaded, source, split))
     loader = shared_loader(
         samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers
     )
@@ -360,59 +351,6 @@ def confusion_table(evaluation: Evaluation) -> str:
             + "  ".join(str(c).rjust(w) for c, w in zip(row, columns, strict=True))
         )
     return "\n".join(lines)
-
-
-def _check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> None:
-    """Whether the run's own data lie where it found them, if no others are given."""
-    path, stored_table = loaded.recipe.data.path, loaded.recipe.table
-    if data is not None or table is not None:
-        return
-    if stored_table is not None and stored_table.path and not located(stored_table.path).exists():
-        raise DataError(
-            f"the table of the run {loaded.path} is not at {stored_table.path}: pass its place, "
-            "softless eval RUN --table FILE"
-        )
-    if path and not located(path).exists():
-        way = "DATA" if stored_table is None else "DATA --table FILE"
-        raise DataError(
-            f"the data of the run {loaded.path} are not at {path}: pass their place, softless "
-            f"eval RUN {way}"
-        )
-
-
-def _samples(loaded: LoadedRun, source: EvaluationSource, split: str) -> tuple[Samples, str]:
-    """The images asked for and what to call them."""
-    spec = source.spec
-    parts, classes = open_parts(spec, source.table)
-    _refuse_labels(loaded, parts, source.where)
-    partly = not source.own and loaded.task != "multilabel"
-    places = class_places(
-        loaded.classes, classes, f"the run {loaded.path}", source.where, partly=partly
-    )
-    if not source.own and "all" in parts:
-        return parts["all"].renumbered(places), "all images"
-    if split in parts and split != "train":
-        return parts[split].renumbered(places), f"the {split} split"
-    if split == "test" and spec.folds is None:
-        raise DataError(
-            f"{source.where} has no test split: choose --split val, or give other images with "
-            "--data"
-        )
-    splits = open_splits(spec, loaded.recipe.seed, source.table)  # cuts parts off as training did
-    samples = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
-    assert samples is not None
-    return samples.renumbered(places), f"the {split} split"
-
-
-def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], origin: str) -> None:
-    """Whether images have several labels where the run has, and one where it has one."""
-    several = any(samples.targets.ndim == 2 for samples in parts.values())
-    if several != (loaded.task == "multilabel"):
-        kinds = ("one label", "several labels")
-        raise DataError(
-            f"{origin} has {kinds[several]} an image, and the run {loaded.path} knows "
-            f"{kinds[not several]}: give others"
-        )
 
 
 def _dense(
@@ -492,7 +430,7 @@ def _bank(
     """The images whose features answer, those that are asked about, and their classes."""
     spec = source.spec
     parts, classes = open_parts(spec, source.table)
-    _refuse_labels(loaded, parts, source.where)
+    refuse_labels(loaded, parts, source.where)
     if split == "train" or (split == "test" and not {"train", "test"} <= parts.keys()):
         raise UsageError(
             f"features of a train part answer a val or test part: {source.where} has "
@@ -523,29 +461,3 @@ def _linear(pairs: Sequence[str]) -> LinearSettings:
     if settings.get("views", "fixed") not in {"random", "fixed"}:
         raise unknown("kind of views", settings["views"], ("random", "fixed"))
     return LinearSettings(**settings)
-
-
-def _source(
-    loaded: LoadedRun, data: str | Path | None, table: str | Path | None
-) -> EvaluationSource:
-    """The run's data, or others: a table, an npz file (or the one in a folder), or class
-    folders.
-    """
-    stored, columns = loaded.recipe.data, loaded.recipe.table
-    if data is None and table is None:
-        return EvaluationSource(stored, columns, own=True)
-    if data is HELD:
-        own = replace(stored, source="given", path=None, group=None, folds=None, fold=None)
-        return EvaluationSource(own, None, own=False)
-    path = None if data is None else str(data)
-    spec = replace(stored, path=path, group=None, folds=None, fold=None)
-    if table is not None:  # whose an image is matters to nothing that is measured
-        listed = replace(columns or TableSpec(), path=str(table), group=None)
-        if loaded.task == "multilabel":
-            listed = replace(listed, label=loaded.classes)
-        return EvaluationSource(replace(spec, source="folder"), listed, own=False)
-    source_path = located(str(path))
-    is_npz = source_path.suffix == ".npz" or (
-        stored.source == "npz" and any(source_path.glob("*.npz"))
-    )
-    return EvaluationSource(replace(spec, source="npz" if is_npz else "folder"), None, own=False)

@@ -35,6 +35,11 @@ def of_tensor(tensor: Tensor) -> str:
     ).hexdigest()
 
 
+def of_texts(content: Mapping[str, str]) -> str:
+    """SHA-256 of a table of texts."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def describe(
     folder: Path, names: tuple[str, ...], tensors: Mapping[str, Tensor]
 ) -> dict[str, dict[str, str]]:

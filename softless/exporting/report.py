@@ -1,0 +1,135 @@
+"""What `softless export` did: a row for each file, and why a file must not be used."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from softless.exporting.formats.format import Shape
+from softless.exporting.measured import Measured, Parity
+from softless.measure.audit import Audit
+from softless.words import table
+
+FAILED = ".failed"
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file, and what was measured of it."""
+
+    format: str
+    path: Path  # ends in .failed where a check failed; None of its parts is left where a tool did
+    form: str  # edge or plain
+    why: str  # why plain, where the edge form was possible to ask for
+    parity: Parity | None  # None where this machine cannot run the format, or in eight bits
+    audit: Audit | None
+    measured: Measured | None
+    shape: Shape
+    bytes: int
+    int8: str = "none"  # the recipe of quantisation that was kept
+    tried: Mapping[str, str] = field(default_factory=dict)  # recipe -> why it was not kept
+    faults: tuple[str, ...] = ()  # sentences
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "format": self.format,
+            "path": str(self.path),
+            "ok": self.ok,
+            "faults": list(self.faults),
+            "form": self.form,
+            "why": self.why,
+            "int8": self.int8,
+            "tried": dict(self.tried),
+            "parity": None if self.parity is None else self.parity.to_dict(),
+            "exp_free": None if self.audit is None else self.audit.exp_free,
+            "transcendentals": None if self.audit is None else dict(self.audit.kinds),
+            "measured": None if self.measured is None else self.measured.to_dict(),
+            "bytes": self.bytes,
+            "nodes": dict(self.shape.nodes),
+            "rank": self.shape.rank,
+            "delegated": self.shape.delegated,
+            "outside": self.shape.outside,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Exported:
+    """All files of one call; prints as a table."""
+
+    source: str
+    size: tuple[int, int]
+    files: tuple[ExportedFile, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first of several."""
+        return self.files[0].path
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check of every file passed."""
+        return all(file.ok for file in self.files)
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a check failed."""
+        return 0 if self.ok else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "source": self.source,
+            "size": list(self.size),
+            "ok": self.ok,
+            "files": [file.to_dict() for file in self.files],
+        }
+
+    def __str__(self) -> str:
+        head = ["format", "file", "form", "largest difference", "transcendental", "answers alike"]
+        head += ["on test images", "KiB"]
+        lines = [
+            f"{self.source} at {self.size[0]} x {self.size[1]} pixels",
+            "",
+            table(head, [_cells(file) for file in self.files]),
+        ]
+        for file in self.files:
+            if file.why:
+                lines.append(f"{file.format} has the plain form: {file.why}")
+            lines += [f"{file.format}: {note}" for note in file.notes]
+            lines += [f"{file.format}, {name}: {why}" for name, why in file.tried.items()]
+            lines += [f"{file.path.name} FAILED: {fault}" for fault in file.faults]
+        return "\n".join(lines)
+
+
+def _cells(file: ExportedFile) -> list[str]:
+    found = file.measured
+    kinds = None if file.audit is None else sorted(file.audit.kinds)
+    return [
+        file.format,
+        file.path.name,
+        file.form if file.int8 == "none" else f"{file.form}, {file.int8}",
+        "-" if file.parity is None else f"{file.parity.difference:.1e}",
+        "-" if kinds is None else ", ".join(kinds) or "none",
+        "-" if found is None or found.agreement is None else f"{found.agreement:.4f}",
+        "-" if found is None else f"{found.metric} {found.value:.4f} (model {found.plain:.4f})",
+        f"{file.bytes / 1024:,.0f}",
+    ]
+
+
+def as_row(file: ExportedFile) -> dict[str, Any]:
+    """A file as a run's page keeps it: its name in place of its path."""
+    return {**file.to_dict(), "path": file.path.name}
+
+
+def read_rows(text: str) -> list[dict[str, Any]]:
+    """What was kept by `as_row`, one line each."""
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
