@@ -196,8 +196,8 @@ class AttentionForm(nn.Module):
         self.core, self.tied = core, len(parts) == 2
         # a norm of q stands between its layer and the operator, and takes the operator's factor
         factors = {"q": core.before if is_nothing(attention.q_norm) else 1.0}
-        unread = core.centres and all(map(is_nothing, (attention.q_norm, attention.k_norm)))
-        unread = unread and attention.v_conv is None
+        nothing_between = all(map(is_nothing, (attention.q_norm, attention.k_norm)))
+        unread = core.centres and nothing_between and not (ours and attention.v_conv is not None)
         for number, part in enumerate(parts):
             path, rows = name, slice(number * inner, (number + 1) * inner)
             if isinstance(attention, ConvAttention):
