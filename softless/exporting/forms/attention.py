@@ -193,7 +193,7 @@ class AttentionForm(nn.Module):
         inner, name = heads * attention.head_dim, "".join(parts)
         self.norm, affine = split(norm) if streams is None else (_whole(norm), NOTHING)
         self.streams = streams
-        self.core, self.tied = core, len(parts) == 2
+        self.tied = len(parts) == 2
         # a norm of q stands between its layer and the operator, and takes the operator's factor
         factors = {"q": core.before if is_nothing(attention.q_norm) else 1.0}
         nothing_between = all(map(is_nothing, (attention.q_norm, attention.k_norm)))
@@ -222,6 +222,7 @@ class AttentionForm(nn.Module):
         self.gain = 1.0 if folds else core.after
         with within("proj"):
             self.proj = linear(attention.proj, Affine(core.after if folds else 1.0, 0.0), scale)
+        self.core = core.to(self.proj.weight.dtype)  # its constants are made in float32
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B,N,C) -> (B,N,C)."""
