@@ -113,7 +113,7 @@ def export(
         >>> report.ok, report.path.name
         (True, 'model.pt2')
     """
-    formats = _formats(format)
+    formats = _formats(format, int8)
     opened_source = opened(source)
     request = _request(opened_source, formats, form, size, dynamic, int8, pixels, opset)
     folder = located(out)
@@ -129,12 +129,13 @@ def export(
     return Exported(sized.name, request.size, files)
 
 
-def _formats(named: str | Sequence[str]) -> tuple[Format, ...]:
+def _formats(named: str | Sequence[str], int8: Int8) -> tuple[Format, ...]:
     names = [named] if isinstance(named, str) else list(named)
     if not names:
         raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
     formats = tuple(format_named(name) for name in dict.fromkeys(names))
-    need(*(package for record in formats for package in record.writes_with))
+    for record in formats:
+        need(*record.writes_with, *(record.quantises_with if int8 != "none" else ()))
     return formats
 
 
@@ -285,13 +286,13 @@ def _exported(
             try:
                 with _logged(record, path.parent):
                     write(draft)
-            except UsageError as error:
+                described = replace(metadata, int8=_quantisation(request, name, images, refused))
+                files[name] = _proven(source, record, request, images, draft, described)
+            except UsageError as error:  # the tool's own failure; another recipe may do
                 refused[name] = str(error)
-                if len(refused) == len(ways):
+                if not files and len(refused) == len(ways):
                     raise
                 continue
-            described = replace(metadata, int8=_quantisation(request, name, images, refused))
-            files[name] = _proven(source, record, request, images, draft, described)
             if files[name].ok:
                 break
             refused[name] = "; ".join(files[name].faults)

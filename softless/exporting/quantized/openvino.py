@@ -65,16 +65,11 @@ def _sums(model: Any) -> list[str]:
 
 
 def _read(material: Material) -> Any:
-    with tools.without_telemetry():
-        import openvino
-
-    return openvino.Core().read_model(material.float_file)
+    return tools.openvino().Core().read_model(material.float_file)
 
 
 def _saved(model: Any, path: Path) -> None:
-    import openvino
-
-    openvino.save_model(model, path, compress_to_fp16=False)
+    tools.openvino().save_model(model, path, compress_to_fp16=False)
 
 
 INT8 = {
