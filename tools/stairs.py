@@ -5,12 +5,14 @@
     python tools/stairs.py --check    exit 1 where a count is above its limit (`make lint`)
 
 Modules are those of `softless/`. An import counts wherever it stands: at the top of a file, inside
-a function, or for type checkers alone.
+a function, or for type checkers alone. `of_tasks("settings")` counts as an import of the module
+`settings` of each task.
 """
 
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,17 +58,30 @@ def imports(root: Path) -> list[Import]:
     return found
 
 
-def _walk(node: ast.AST, *, inner: bool, typed: bool) -> Iterator[tuple[ast.stmt, bool, bool]]:
+def _walk(
+    node: ast.AST, *, inner: bool, typed: bool
+) -> Iterator[tuple[ast.stmt | ast.Call, bool, bool]]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.Import, ast.ImportFrom)):
+        if isinstance(child, (ast.Import, ast.ImportFrom)) or _gathers(child):
+            assert isinstance(child, (ast.stmt, ast.Call))
             yield child, inner, typed
         within = inner or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         checked = typed or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
         yield from _walk(child, inner=within, typed=checked)
 
 
-def _targets(node: ast.stmt, name: str, path: Path, known: Mapping[str, Path]) -> set[str]:
-    """The modules of the package that a statement imports."""
+def _gathers(node: ast.AST) -> bool:
+    """Whether it is a call of `softless.tasks.folders.of_tasks`."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("of_tasks")
+
+
+def _targets(
+    node: ast.stmt | ast.Call, name: str, path: Path, known: Mapping[str, Path]
+) -> set[str]:
+    """The modules of the package that a statement imports, or a call of `of_tasks`."""
+    if isinstance(node, ast.Call):
+        (file,) = (ast.literal_eval(argument) for argument in node.args)
+        return {each for each in known if fnmatch(each, f"softless.tasks.*.{file}")}
     if isinstance(node, ast.Import):
         return {alias.name for alias in node.names if alias.name in known}
     assert isinstance(node, ast.ImportFrom)

@@ -27,3 +27,6 @@ class MultilabelSpec(TaskSettings):
                 f"augment.mixup={augment.mixup:g} and augment.cutmix={augment.cutmix:g} mix images "
                 "of one label each, and these have several: set both to 0"
             )
+
+
+SETTINGS = MultilabelSpec
