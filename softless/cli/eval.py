@@ -18,7 +18,7 @@ from softless.evaluation.knn import nearest
 from softless.evaluation.linear import LinearSettings, probe
 from softless.evaluation.run import MOST_AT_ONCE, LoadedRun
 from softless.experiment.assignments import assignments
-from softless.experiment.groups import DENSE, DataSpec, TableSpec
+from softless.experiment.groups import CLASSIFIES, DataSpec, TableSpec
 from softless.experiment.measures import MEASURES, beside
 from softless.models.given import model_given
 from softless.tasks.dino.transforms import one_crop
@@ -236,16 +236,16 @@ def _measured(
         )
         loaded, source = job.loaded, job.source
         origin = str(loaded.path), source.where, f"the {split} split"
-        if loaded.task in DENSE:
-            outcome = _dense(
-                job, world, None if data is None else str(data), split, batch_size, workers
-            )
-            return DenseEvaluation(*origin, outcome, precision_of(job.amp))
         if knn is not None or linear or loaded.task == "dino":
             return FeatureEvaluation(
                 *origin, _probes(job, split, batch_size or MOST_AT_ONCE, workers)
             )
-        return _classified(job, split, batch_size, workers)
+        if loaded.task in CLASSIFIES:
+            return _classified(job, split, batch_size, workers)
+        outcome = _by_task(
+            job, world, None if data is None else str(data), split, batch_size, workers
+        )
+        return DenseEvaluation(*origin, outcome, precision_of(job.amp))
 
 
 @dataclass(frozen=True)
@@ -282,12 +282,13 @@ def _job(
     _check_there(loaded, data, table)
     source = _source(loaded, data, table)
     features = knn is not None or linear
-    if loaded.task in DENSE and features:
+    featureless = loaded.task not in {*CLASSIFIES, "dino"}
+    if featureless and features:
         raise UsageError(
             f"{loaded.path} is a run of {loaded.task}: frozen features are measured of "
             "classifiers and of dino"
         )
-    if loaded.task in DENSE and table is not None:
+    if featureless and table is not None:
         raise UsageError(
             f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: "
             "leave it out"
@@ -415,7 +416,7 @@ def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], origin: str)
         )
 
 
-def _dense(
+def _by_task(
     job: EvaluationJob,
     world: World,
     data: str | None,

@@ -27,6 +27,11 @@ SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh
 CLASSIFICATION = TASKS[0]  # the task of recipes that set no group of a task
 # tasks whose models take whole images of any size
 DENSE = frozenset(name for name, group in GROUPS.items() if group.sized)
+# those that give images classes
+CLASSIFIES = frozenset({
+    CLASSIFICATION,
+    *(name for name, group in GROUPS.items() if group.classifies),
+})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from softless.errors import DataError, located, unknown
 from softless.evaluation.run import LoadedRun
 from softless.experiment.files import read_best, read_classes, task_of
 from softless.experiment.folder import BEST, CLASSES, RECIPE, WEIGHTS
-from softless.experiment.groups import DENSE
+from softless.experiment.groups import CLASSIFIES, DENSE
 from softless.experiment.recipe import Recipe, read_stored
 from softless.models import digests
 from softless.models.config import noted
@@ -57,7 +57,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     classes = tuple(best["classes"])
     task = task_of(best)
     args, architecture = best["model_args"], best["architecture"]
-    if task in {"classification", "multilabel"}:
+    if task in CLASSIFIES:
         args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
     transform = (plain_transform if task in DENSE else eval_transform)(
         best["image_size"],
