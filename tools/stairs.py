@@ -22,6 +22,8 @@ LIMITS = {
     "imports for types alone": 0,
     "circles of files": 0,
     "longest chain of imports": 26,
+    # the table of tasks, what `softless.training` offers, and old names of modules
+    "files that name every task": 3,
 }
 DOORS = ("softless", "softless.cli.main")  # import lazily, as a front door must
 Graph = Mapping[str, frozenset[str]]
@@ -141,6 +143,33 @@ def longest_chain(edges: Graph) -> list[str]:
     return max(best, key=len, default=[])
 
 
+def naming_every_task(root: Path) -> list[str]:
+    """Modules outside the folders of tasks that name all of them but the first, which needs no
+    group: in an import, a field or a text. A new task would have to be written there too.
+    """
+    known = modules(root)
+    own = tuple(name.removesuffix("task") for name in known if fnmatch(name, "*.tasks.*.task"))
+    tasks = {name.split(".")[-2] for name in own} - {"classification"}
+    return [
+        name
+        for name, path in known.items()
+        if tasks and not name.startswith(own) and tasks <= _words(path)
+    ]
+
+
+def _words(path: Path) -> set[str]:
+    """The parts of dotted names in imports and texts, and the names of fields."""
+    words: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            words |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words |= set(node.value.split("."))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            words.add(node.target.id)
+    return words
+
+
 def table(root: Path) -> dict[str, list[str]]:
     """What is counted -> each of it."""
     found = imports(root)
@@ -156,6 +185,7 @@ def table(root: Path) -> dict[str, list[str]]:
         ],
         "circles of files": [", ".join(group) for group in circles(edges) if len(group) > 1],
         "longest chain of imports": longest_chain(edges),
+        "files that name every task": naming_every_task(root),
     }
 
 

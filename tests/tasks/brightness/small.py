@@ -10,4 +10,4 @@ from softless.tasks.classification import small
 def shrunk(recipe: Any, folder: Path) -> Any:
     """The recipe on generated images, with a small model and head."""
     recipe = small.shrunk(recipe, folder)
-    return replace(recipe, brightness=replace(recipe.brightness, width=8))
+    return replace(recipe, brightness=replace(recipe.brightness, width=6))
