@@ -121,9 +121,9 @@ print(softless.__file__, loaded.task, type(loaded.model).__name__)
 
 
 def test_its_quick_run_goes_through_the_loop(house: Path):
-    said = ran(house, "-c", QUICK).split()
-    assert said[0].startswith(str(house)), "of the copy"
-    assert said[1:] == ["brightness", "BrightnessModel"]
+    printed = ran(house, "-c", QUICK).split()
+    assert printed[0].startswith(str(house)), "of the copy"
+    assert printed[1:] == ["brightness", "BrightnessModel"]
 
 
 def test_the_stairs_stay_as_they_are(house: Path):

@@ -69,7 +69,9 @@ class Brightness(Task):
         return {"architecture": self.recipe.model.name, "model_args": args, "head": head}
 
     def learner(self, model: nn.Module) -> nn.Module:
-        return Loss(model, lambda said, truth: (said - truth).abs().pow(self.spec.power).mean())
+        return Loss(
+            model, lambda answers, truth: (answers - truth).abs().pow(self.spec.power).mean()
+        )
 
     def transform(self, *, train: bool) -> Pipeline:
         return build_transforms(self.recipe, self.splits.mean, self.splits.std, train=train)
