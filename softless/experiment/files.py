@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from softless.experiment.epochs import from_one, numbered
-from softless.experiment.groups import CLASSIFICATION, TASKS
+from softless.experiment.groups import CLASSIFICATION
 from softless.experiment.measures import MEASURES
+from softless.experiment.task_fields import GROUPS
 from softless.models.records import (
     ANY_NUMBER,
     ARGUMENTS,
@@ -30,6 +31,7 @@ from softless.models.records import (
     unsealed,
     whole,
 )
+from softless.tasks.folders import TASKS
 
 SCORED = frozenset({*MEASURES, "loss", "seen"})
 LARGEST_IMAGE = 1 << 14  # pixels of a side
@@ -101,9 +103,7 @@ RECIPE_RULES: dict[str, Rule] = {
     "model": TABLE,
     "data": TABLE,
     "schedule?": TABLE,
-    "detection?": TABLE,
-    "segmentation?": TABLE,
-    "dino?": TABLE,
+    **{f"{task}?": TABLE for task in GROUPS},
     "fitted?": TABLE,
     "machine?": TABLE,
     "amp?": _one_of(("none", "bfloat16", "float16")),

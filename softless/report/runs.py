@@ -72,7 +72,7 @@ class RunRecord:
 
     @property
     def task(self) -> str:
-        """classification, detection, segmentation or dino."""
+        """Of the table of tasks."""
         return task_of(self.best)
 
     @property
