@@ -6,12 +6,14 @@ holds what stands before and behind it.
 
 # B batch, C channels, H x W pixels
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from softless.attention.inverse import by_newton
+from softless.convert.swap import Teller
 from softless.errors import UsageError, need_module, unknown
 from softless.exporting.forms.parts import NoForm, Setting
 from softless.exporting.forms.steps import Steps, chosen, inverts
@@ -143,10 +145,29 @@ def _form(model: nn.Module, setting: Setting) -> nn.Module:
     host = host_of(model)
     if host is None or host.name not in FORMS:
         raise NoForm(f"there is no edge form of a {type(model).__name__}")
-    for path, part in model.named_modules():
-        if why := why_called(part) or _replaced(part):
-            raise NoForm(why, path)
-    return FORMS[host.name](model, setting)
+    with _silent(model):
+        for path, part in model.named_modules():
+            if why := why_called(part) or _replaced(part):
+                raise NoForm(why, path)
+        return FORMS[host.name](model, setting)
+
+
+@contextmanager
+def _silent(model: nn.Module) -> Iterator[None]:
+    """Without the hooks by which `swap` lets a model's attention know the grid: a form knows it."""
+    tellers = [
+        (module._forward_hooks, key, hook)
+        for module in model.modules()
+        for key, hook in module._forward_hooks.items()
+        if isinstance(hook, Teller)
+    ]
+    for hooks, key, _ in tellers:
+        del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, key, hook in tellers:
+            hooks[key] = hook
 
 
 def _replaced(module: nn.Module) -> str:
