@@ -89,7 +89,7 @@ def edge(
             where there is such a form of every part, else plain, whose `why` says the reason.
         batch: 1 for one image at a time, whose products have three dimensions (ExecuTorch, Core
             ML); None for any number.
-        images: prepared images (n, C, H, W), on which Newton's steps are chosen; without any they
+        images: prepared images (B, C, H, W), on which Newton's steps are chosen; without any they
             are as many as no matrix outlasts.
 
     Returns:
@@ -204,7 +204,7 @@ def _size(model: Any, size: int | Sequence[int] | None) -> tuple[int, int]:
 def _refuse_images(images: Tensor, size: tuple[int, int]) -> None:
     if images.ndim != 4 or tuple(images.shape[-2:]) != size:
         raise UsageError(
-            f"images is {tuple(images.shape)}: it must be (n, C, {size[0]}, {size[1]}), prepared "
+            f"images is {tuple(images.shape)}: it must be (B, C, {size[0]}, {size[1]}), prepared "
             "as the model takes them"
         )
 
@@ -219,6 +219,6 @@ def _refuse_other(images: Tensor, setting: Setting) -> None:
         )
     if setting.batch is not None and images.shape[0] != setting.batch:
         raise UsageError(
-            f"this form takes {setting.batch} image at a time, and {images.shape[0]} came: make one "
-            "with batch=None"
+            f"this form takes {setting.batch} image at a time, and {images.shape[0]} came: make "
+            "one with batch=None"
         )
