@@ -15,7 +15,7 @@ from softless.attention.linear import gain
 from softless.attention.norms import Norm
 from softless.attention.registry import OPERATORS
 from softless.exporting.forms.attention import attention_form
-from softless.exporting.forms.closing import Closing, closing
+from softless.exporting.forms.closing import Closing, closing, refuse_mixing
 from softless.exporting.forms.convolutions import local_form, stem_form
 from softless.exporting.forms.core import Heads, product
 from softless.exporting.forms.parts import (
@@ -315,8 +315,10 @@ def _class_block(
         raise NoForm(why_called(block) or f"it is a {type(block).__name__}")
     refuse_acting(block, *DROPS)
     with within("norm1"):
+        refuse_mixing(block.norm1)
         norm1, affine = split(block.norm1)
     with within("norm2"):
+        refuse_mixing(block.norm2)
         norm2 = copied(block.norm2)
     read, mlp = None, None
     if token:
