@@ -29,8 +29,8 @@ def brought_near(model: nn.Module, attention: Any, image: Tensor) -> None:
     """q and bottleneck tokens so near each other that kernels lie between 0.05 and 1, and a
     convolution of v that leaves them room.
     """
-    for name, x in attention.learned.named_parameters():
-        if name.startswith("norm"):
+    for name, x in attention.named_parameters():
+        if name.startswith("learned.norm"):
             x.mul_(0.3)
     if attention.v_conv is not None:
         attention.v_conv.weight.mul_(0.1)
