@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import softless
 from softless.exporting.forms.operators import CORES
@@ -100,11 +101,11 @@ def test_a_plain_graph_of_any_size_holds_no_float64(op: str, tmp_path: Path) -> 
 
 
 def test_a_plain_graph_of_large_means() -> None:
-    """A mean is a thousand deviations: float32 holds it to the last digit or so."""
+    """A mean is a hundred deviations: plain sums of squares would lose three digits."""
     model = alive(vit("seqnorm"), images())
     with torch.no_grad():
         for block in model.blocks:
-            block.attn.qkv.bias.add_(1000)
+            block.attn.qkv.bias.add_(100)
     answer = recorded(Graph(softless.edge(model, form="plain"), images())).module()(images())
     exact = apart(lambda _: answer, model.double(), images().double())  # type: ignore[arg-type]
     assert exact <= BAR
@@ -120,10 +121,13 @@ def test_one_image_at_a_time_expands_nothing() -> None:
     assert not {name for name in names if "expand" in name}
     heads = [node for node in nodes if node.target is torch.ops.aten.bmm.default]
     assert len(heads) == 4
-    assert all(node.meta["val"].ndim <= 4 for node in nodes)
+    tensors = [x for node in nodes for x in tree_leaves(node.meta["val"])]
+    assert max(x.ndim for x in tensors if isinstance(x, Tensor)) <= 4
 
 
 @pytest.mark.export
+@pytest.mark.filterwarnings("ignore:This API is experimental")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("op", ["sima", "softmax"])
 def test_executorch_delegates_whole_blocks(op: str) -> None:
     """Five blocks: at most 22 calls of a delegate, at most 33 operators outside."""
