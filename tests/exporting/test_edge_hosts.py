@@ -314,7 +314,7 @@ def test_a_batch_norm_that_switches_channels_off() -> None:
             for parameter in (*lpi.parameters(), *norm.parameters()):
                 parameter.normal_()
             lpi.bn.running_mean.normal_()  # type: ignore[union-attr]
-            lpi.bn.weight[1], lpi.bn.weight[4] = 0.0, 1e-20
+            lpi.bn.weight[1], lpi.bn.weight[4], lpi.bn.weight[5] = 0.0, 1e-20, 1e-44
             x = torch.randn(2, 15, 6)
             form = local_form(lpi, norm, scale, (3, 5))
             expected = scale * lpi(norm(x), 3, 5)
@@ -361,7 +361,7 @@ def test_norms_of_other_kinds(host: str) -> None:
 
 
 def test_a_class_token_beside_sums_over_all_tokens() -> None:
-    """The weights of XCiT's class attention are divided by norms over every token, itself included."""
+    """XCiT's class attention divides by norms over every token, its own included."""
     model = small("xcit", "sima", cls_attn_layers=2, tokens_norm=True)
     form = edge(model, SIZE, "edge")
     x = torch.cat([image(), image(number=2)[1:]])

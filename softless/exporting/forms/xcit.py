@@ -247,7 +247,14 @@ def xcit_form(model: Any, setting: Setting) -> XcitForm:
             last = number == len(model.cls_attn_blocks) - 1
             with within(f"cls_attn_blocks.{number}"):
                 class_blocks.append(
-                    _class_block(block, grid, setting, token=reads[0], patches=reads[1] or not last)
+                    _class_block(
+                        block,
+                        grid,
+                        setting,
+                        model.cls_token[0, 0],
+                        token=reads[0],
+                        patches=reads[1] or not last,
+                    )
                 )
     end = closing(model, model.global_pool)
     return XcitForm(stem, positions, blocks, token, class_blocks, end, setting.batch)
@@ -281,7 +288,7 @@ def _block(block: Any, grid: tuple[int, int], setting: Setting) -> BlockForm:
     refuse_acting(block, *DROPS)
     with within("attn"):
         attention = attention_form(
-            _ours(block.attn), block.norm1, scale_of(block.gamma1), (0, *grid), setting
+            _known_attention(block.attn), block.norm1, scale_of(block.gamma1), (0, *grid), setting
         )
     local = None
     if block.local_mp is not None:
@@ -292,24 +299,32 @@ def _block(block: Any, grid: tuple[int, int], setting: Setting) -> BlockForm:
     return BlockForm(attention, local, mlp)
 
 
-def _ours(attention: nn.Module) -> nn.Module:
+def _known_attention(attention: nn.Module) -> nn.Module:
     """timm's XCA as our attention; any other as it is."""
     if type(attention) is not XCA:
         return attention
     if watched(attention):
         raise NoForm(CHANGED)
     refuse_acting(attention, "attn_drop")
-    ours = Attention(attention.proj.in_features, attention.num_heads, "xca")
-    ours.qkv, ours.proj = attention.qkv, attention.proj
-    ours.proj_drop = attention.proj_drop
-    ours.learned.temperature = attention.temperature
-    return ours
+    replacement = Attention(attention.proj.in_features, attention.num_heads, "xca")
+    replacement.qkv, replacement.proj = attention.qkv, attention.proj
+    replacement.proj_drop = attention.proj_drop
+    replacement.learned.temperature = attention.temperature
+    return replacement
 
 
 def _class_block(
-    block: Any, grid: tuple[int, int], setting: Setting, *, token: bool, patches: bool
+    block: Any,
+    grid: tuple[int, int],
+    setting: Setting,
+    like: Tensor,
+    *,
+    token: bool,
+    patches: bool,
 ) -> ClassBlockForm:
-    """A block of class attention of which the token or the patches are read, or both."""
+    """A block of class attention of which the token or the patches are read, or both; `like` is a
+    token (C,).
+    """
     assert HOST.class_blocks is not None
     if type(block) not in HOST.class_blocks.accepted.classes or why_called(block):
         raise NoForm(why_called(block) or f"it is a {type(block).__name__}")
@@ -327,14 +342,15 @@ def _class_block(
             read = _read(block.attn, affine, _tensor(block.gamma1), tokens, setting)
         with within("mlp"):
             mlp = mlp_form(block.mlp, None, _tensor(block.gamma2))
-    scale = 1.0 if _tensor(block.gamma1) is None else block.gamma1.detach().double()
+    (factor, shift), gamma = affine, _tensor(block.gamma1)
+    scale = 1.0 if gamma is None else gamma.detach().double()
     return ClassBlockForm(
         norm1,
         read,
         norm2,
         mlp,
-        Affine(affine.weight * scale, affine.bias * scale),
-        block.mlp.fc2.weight[:, 0],
+        Affine(factor * scale, shift * scale),
+        like,
         gives_patches=patches,
         tokens_norm=block.tokens_norm,
     )
