@@ -214,7 +214,7 @@ def test_other_sizes(host: str, height: int, width: int) -> None:
 
 def exp_free(host: str) -> Any:
     """A small model of SimA with ReLU, whose last stage is SimA too."""
-    more = {"last_stage": "sima"} if host == "pyramid" else {}
+    more: dict[str, Any] = {"last_stage": "sima"} if host == "pyramid" else {}
     return small(host, "sima", act="relu", **more)
 
 

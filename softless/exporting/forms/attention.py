@@ -178,6 +178,11 @@ class AttentionForm(nn.Module):
             where they are the same.
     """
 
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    streams: nn.Module | None
+
     def __init__(
         self,
         attention: Any,

@@ -4,6 +4,7 @@ in, the class token apart from the patches.
 
 # B batch, N patches, C channels, H heads, D features of a head
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from softless.attention.linear import gain
 from softless.attention.norms import Norm
+from softless.attention.record import Operator
 from softless.attention.registry import OPERATORS
 from softless.exporting.forms.attention import attention_form
 from softless.exporting.forms.closing import Closing, closing, refuse_mixing
@@ -166,6 +168,8 @@ class ClassBlockForm(nn.Module):
         """The class token (B,1,C), None where nobody reads it, and the patches (B,N,C) -> both."""
         normed = self.norm1(patches)
         if token is not None:
+            assert self.read is not None
+            assert self.mlp is not None
             own = self.norm1(token)
             token = self.norm2(token + self.read(own, torch.cat([own, normed], dim=1)))
             token = token + self.mlp(token)
@@ -189,7 +193,7 @@ class XcitForm(nn.Module):
         positions: Tensor | None,
         blocks: list[nn.Module],
         token: Tensor | None,
-        class_blocks: list[nn.Module],
+        class_blocks: Sequence[nn.Module],
         end: Closing,
         batch: int | None,
     ) -> None:
@@ -387,17 +391,12 @@ def _read(
                 name: linear(attention.qkv, affine, rows=slice(i * width, (i + 1) * width))
                 for i, name in enumerate("qkv")
             }
-        read = (
-            NormedRead(
-                heads,
-                tokens,
-                project,
-                norm=NORMS[attention.op.name],
-                token_scale=attention.options.get("token_scale"),
-            )
-            if attention.op is OPERATORS.get(attention.op.name) and attention.op.name in NORMS
-            else OperatorRead(heads, tokens, project, attention=attention)
-        )
+        record: Operator = attention.op
+        if record.name in NORMS and record is OPERATORS.get(record.name):
+            norm, token_scale = NORMS[record.name], attention.options.get("token_scale")
+            read = NormedRead(heads, tokens, project, norm=norm, token_scale=token_scale)
+        else:
+            read = OperatorRead(heads, tokens, project, attention=attention)
     with within("proj"):
         read.proj = linear(attention.proj, Affine(read.after, 0.0), scale)
     return read
