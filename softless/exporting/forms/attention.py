@@ -160,9 +160,9 @@ class ReducedStreams(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B,N,C) -> those of q, of k and of v."""
         patches = x[:, self.prefix :] if self.prefix else x
-        few = self.norm(to_tokens(self.conv(to_map(patches, self.height, self.width))))
-        few = torch.cat([x[:, : self.prefix], few], dim=1) if self.prefix else few
-        return x, few, few
+        reduced = self.norm(to_tokens(self.conv(to_map(patches, self.height, self.width))))
+        reduced = torch.cat([x[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
+        return x, reduced, reduced
 
 
 class AttentionForm(nn.Module):
@@ -177,6 +177,11 @@ class AttentionForm(nn.Module):
         streams: makes of the tokens, whose norm keeps its affine, those of q, of k and of v; None
             where they are the same.
     """
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    streams: nn.Module | None
 
     def __init__(
         self,

@@ -185,11 +185,23 @@ def written(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
     return layer
 
 
-def conv(layer: nn.Module, norm: nn.Module | None = None, after: Tensor | None = None) -> nn.Conv2d:
+def conv(
+    layer: nn.Module,
+    norm: nn.Module | None = None,
+    after: Tensor | None = None,
+    before: Tensor | None = None,
+) -> nn.Conv2d:
     """A convolution with the BatchNorm (in evaluation) and the factor (out,) behind it folded in.
 
+    Args:
+        layer: the convolution.
+        norm: the BatchNorm behind it; None for nothing.
+        after: a factor of its outputs, (out,).
+        before: a factor of its inputs, (in,), of a depthwise one alone.
+
     Raises:
-        NoForm: one of both is not plain, or the BatchNorm counts each batch anew.
+        NoForm: one of both is not plain, or the BatchNorm counts each batch anew; a factor of
+            inputs, and the convolution is not depthwise.
     """
     weight, bias = _plain(layer, CONV)
     assert isinstance(layer, nn.Conv2d)
@@ -198,6 +210,10 @@ def conv(layer: nn.Module, norm: nn.Module | None = None, after: Tensor | None =
     extra = 1.0 if after is None else after.detach().double()
     total = ((0.0 if bias is None else bias) * factor + shift) * extra
     scale = torch.as_tensor(factor * extra, dtype=torch.float64, device=weight.device)
+    if before is not None:
+        if weight.shape[1] != 1 or len(weight) != len(before):
+            raise NoForm("it is not depthwise")
+        scale = scale * before.detach().double()
     folded = copy.deepcopy(layer)
     if bias is None:
         zeros = torch.zeros(len(weight), device=weight.device, dtype=next(layer.parameters()).dtype)
