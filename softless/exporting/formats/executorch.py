@@ -16,6 +16,7 @@ from softless.errors import DataError, need
 from softless.exporting.formats.format import Format, Runner, Shape
 from softless.exporting.graph import Graph, last_sentence, recorded
 from softless.exporting.metadata import KEY, LARGEST
+from softless.exporting.quantized.executorch import INT8
 from softless.exporting.silence import muted
 from softless.models.digests import of_file
 from softless.models.durable import write_text
@@ -160,6 +161,8 @@ FORMAT = Format(
     runs_with=("executorch",),
     open=run,
     batch=1,
+    int8=INT8,
+    quantises_with=("torchao",),
     shape=shape,
     parts=lambda path: [path, beside(path)],
 )
