@@ -43,6 +43,7 @@ _VERBS = {
     "save_weights": "softless.models.publish",
     "export": "softless.exporting.export",
     "load_exported": "softless.exporting.loaded",
+    "edge": "softless.exporting.edge",
 }
 
 # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=

@@ -10,7 +10,7 @@ through steps.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,24 +40,23 @@ class Inversion(NamedTuple):
 
 @dataclass
 class Newton:
-    """How the inverses within `by_newton` are taken, and how near the furthest of them came."""
+    """How inverses are taken within `by_newton` and `watching_newton`, and how near they came."""
 
-    steps: int | None  # None: as many as each matrix needs
-    most: int = 0  # that any matrix took
-    residual: float = 0.0  # the largest |I - A X| (Frobenius)
+    steps: int | None = None  # of every matrix; None for those that no matrix of its size outlasts
+    watched: bool = False  # whether each matrix takes as many as it needs, which are noted
+    most: int = 0  # that any matrix took, the further ones included
+    residual: float = 0.0  # the largest |I - A X| (Frobenius); infinite where a matrix holds NaN
 
     def taken(self, a: Tensor, ridge: float) -> Tensor:
-        """A^-1 (...,R,R), NaN where no limit of steps suffices."""
+        """A^-1 (...,R,R) of matrices that hold their ridge."""
         identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-        if self.steps is not None:
-            x = stepped(a, identity, self.steps)
+        if self.watched:
+            taken = newton(a, ridge)
+            x, self.most = taken.inverse, max(self.most, int(taken.steps.amax()) + FURTHER)
         else:
-            x, steps, fell_back = newton(a, ridge)
-            x = x.masked_fill(fell_back[..., None, None], torch.nan)
-            self.most = max(self.most, int(steps.amax()))
+            x = stepped(a, identity, self.steps or most_steps(a.shape[-1], ridge) + FURTHER)
         if not recording():
             furthest = (identity - a @ x).square().sum((-2, -1)).amax().sqrt()
-            # NaN stays: no comparison with it is true
             self.residual = max(float(furthest.nan_to_num(math.inf)), self.residual)
         return x
 
@@ -66,22 +65,30 @@ _newton: ContextVar[Newton | None] = ContextVar("newton", default=None)
 
 
 @contextmanager
-def by_newton(steps: int | None = None) -> Iterator[Newton]:
-    """Every inverse inside by Newton's iteration in the model's own dtype, as the edge form of a
-    model takes it: with so many steps whatever the matrix, and no way back to Cholesky.
-
-    Without a number each matrix takes what it needs, and the largest number is told.
-    """
-    told = Newton(steps)
-    token = _newton.set(told)
+def _taken_by(newton: Newton) -> Iterator[Newton]:
+    token = _newton.set(newton)
     try:
-        yield told
+        yield newton
     finally:
         _newton.reset(token)
 
 
+def by_newton(steps: int | None = None) -> AbstractContextManager[Newton]:
+    """Every inverse within by so many of Newton's steps, in the model's own dtype and without a way
+    back to Cholesky, as an edge form takes it. None: as many as no matrix of its size outlasts.
+    """
+    return _taken_by(Newton(steps))
+
+
+def watching_newton() -> AbstractContextManager[Newton]:
+    """Every inverse within by as many of Newton's steps as its matrix needs; the most of them is
+    noted.
+    """
+    return _taken_by(Newton(watched=True))
+
+
 def in_newton() -> bool:
-    """Whether inverses are taken as `by_newton` says."""
+    """Whether inverses are taken as `by_newton` or `watching_newton` say."""
     return _newton.get() is not None
 
 
@@ -196,8 +203,10 @@ def stepped(a: Tensor, identity: Tensor, steps: int) -> Tensor:
     the identity (R,R) -> (...,R,R).
     """
     x = (1.8 / a.abs().sum(-1, keepdim=True).amax(-2, keepdim=True).square()) * a
+    # the operator of three dimensions, which expands nothing, for whoever records one image
+    times = torch.bmm if a.ndim == 3 else torch.matmul
     for _ in range(steps):
-        x = x + x @ (identity - a @ x)
+        x = x + times(x, identity - times(a, x))
     return x
 
 

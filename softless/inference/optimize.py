@@ -94,7 +94,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     if isinstance(model, InferenceModel):
         raise UsageError("the model is optimized already: optimize the one it was made of")
     refuse_parts(model, "optimize")
-    optimized: Any = _copied(model).eval().requires_grad_(requires_grad=False)
+    optimized: Any = copied(model).eval().requires_grad_(requires_grad=False)
     first_weight = next(
         (parameter for parameter in optimized.parameters() if parameter.is_floating_point()),
         torch.empty(0),
@@ -139,7 +139,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     return optimized
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
     """A copy; a weight that is computed of others before each call, as weight_norm's, is copied as
     the number that it is now.
     """

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from softless.attention.record import Grid, Operator
@@ -47,6 +48,13 @@ class Heads:
         if self.batch == 1:
             return x.permute(2, 0, 1).reshape(1, tokens, width)
         return x.permute(0, 3, 1, 2).reshape(-1, tokens, width)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of heads apart, (…,n,m) and (…,m,l) -> (…,n,l): of three dimensions by the operator that
+    expands nothing.
+    """
+    return torch.bmm(a, b) if a.ndim == b.ndim == 3 else a @ b
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from softless.attention.attend import attend
 from softless.attention.linear import gain
 from softless.attention.norms import EPS, Norm, magnitude, root
 from softless.attention.registry import OPERATORS
-from softless.exporting.forms.core import Core, Heads, Site
+from softless.exporting.forms.core import Core, Heads, Site, product
 from softless.exporting.forms.parts import NoForm
 from softless.exporting.forms.soft import Bottleneck
 
@@ -40,7 +40,9 @@ class TokenNormed(Core):
             q, k = (x / root(magnitude(x, "l2"), "l2").clamp_min(self.eps) for x in (q, k))
         q = self.heads.apart(q, self.queries)
         k, v = self.heads.upright(k, self.keys), self.heads.apart(v, self.keys)
-        return self.heads.joined((q @ k) @ v if self.order == "tokens" else q @ (k @ v))
+        if self.order == "tokens":
+            return self.heads.joined(product(product(q, k), v))
+        return self.heads.joined(product(q, product(k, v)))
 
 
 class Softmaxed(Core):
@@ -56,7 +58,8 @@ class Softmaxed(Core):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B,N,C), `before` in it, k and v (B,M,C) -> (B,N,C)."""
         q, k = self.heads.apart(q, self.queries), self.heads.upright(k, self.keys)
-        return self.heads.joined((q @ k).softmax(-1) @ self.heads.apart(v, self.keys))
+        weights = product(q, k).softmax(-1)
+        return self.heads.joined(product(weights, self.heads.apart(v, self.keys)))
 
 
 class Standardised(Core):
@@ -79,8 +82,8 @@ class Standardised(Core):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B,N,C), k and v (B,M,C) -> (B,N,C)."""
         q, k, v = (self._standard(x, side) for x, side in zip((q, k, v), "qkv", strict=True))
-        context = self.heads.upright(k, self.keys) @ self.heads.apart(v, self.keys)
-        return self.heads.joined(self.heads.apart(q, self.queries) @ context)
+        context = product(self.heads.upright(k, self.keys), self.heads.apart(v, self.keys))
+        return self.heads.joined(product(self.heads.apart(q, self.queries), context))
 
 
 class Channels(Core):
@@ -96,9 +99,9 @@ class Channels(Core):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k and v (B,N,C) -> (B,N,C)."""
         q, k = (x / root(magnitude(x, "l2"), "l2").clamp_min(self.eps) for x in (q, k))
-        covariance = self.heads.upright(q, self.queries) @ self.heads.apart(k, self.keys)
+        covariance = product(self.heads.upright(q, self.queries), self.heads.apart(k, self.keys))
         matrix = (covariance * self.temperature).softmax(-1)
-        return self.heads.laid(matrix @ self.heads.upright(v, self.keys))
+        return self.heads.laid(product(matrix, self.heads.upright(v, self.keys)))
 
 
 class ReluWeighted(Core):
@@ -112,8 +115,9 @@ class ReluWeighted(Core):
         """q (B,N,C), k and v (B,M,C) -> (B,N,C)."""
         q, k = self.heads.apart(q.relu(), self.queries), k.relu()
         total = self.heads.upright(k.sum(-2, keepdim=True), 1)
-        context = self.heads.upright(k, self.keys) @ self.heads.apart(v, self.keys)
-        return self.heads.joined((q @ context) / (q @ total).clamp_min(self.eps))
+        context = product(self.heads.upright(k, self.keys), self.heads.apart(v, self.keys))
+        weights = product(q, total).clamp_min(self.eps)
+        return self.heads.joined(product(q, context) / weights)
 
 
 class Attended(Core):

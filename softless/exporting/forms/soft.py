@@ -13,7 +13,7 @@ from torch import Tensor
 from softless.attention.bottleneck.sampling import membership
 from softless.attention.inverse import FURTHER, most_steps, stepped
 from softless.attention.places import number_of_windows
-from softless.exporting.forms.core import Core, Site
+from softless.exporting.forms.core import Core, Site, product
 
 
 class Bottleneck(Core):
@@ -49,16 +49,18 @@ class Bottleneck(Core):
         tokens, x = tokens - middle, x - middle
         lengths = (tokens * tokens).sum(-1, keepdim=True)
         across = lengths.transpose(-2, -1)
-        weights = _gaussian((x * x).sum(-1, keepdim=True) + across - 2 * (x @ tokens.mT))  # (…,N,R)
-        own = (lengths + across - 2 * (tokens @ tokens.mT)) * self.get_buffer("apart")
+        weights = _gaussian(
+            (x * x).sum(-1, keepdim=True) + across - 2 * (product(x, tokens.mT))
+        )  # (…,N,R)
+        own = (lengths + across - 2 * product(tokens, tokens.mT)) * self.get_buffer("apart")
         kernel = _gaussian(own)
         identity = self.get_buffer("identity")
         inverse = stepped(kernel + self.ridge * identity, identity, self.steps)
-        context = weights.mT @ self.heads.apart(v, self.keys)
+        context = product(weights.mT, self.heads.apart(v, self.keys))
         if self.normalised:
             root = kernel.sum(-1, keepdim=True).rsqrt()
-            return self.heads.joined(weights @ (root * (inverse @ (root * context))))
-        return self.heads.joined(weights @ (inverse @ context))
+            return self.heads.joined(product(weights, root * product(inverse, root * context)))
+        return self.heads.joined(product(weights, product(inverse, context)))
 
     def _convolved(self, q: Tensor) -> Tensor:
         """The bottleneck tokens (…,R,D) of q (B,N,C): a strided convolution that heads share, a
