@@ -22,6 +22,7 @@ from softless.exporting.grid import check_any_size, check_size, free_step, grid_
 from softless.exporting.loaded import ExportedModel, load_exported
 from softless.exporting.measured import Measured, Parity, measured, parity, summary
 from softless.exporting.metadata import KEPT, Metadata, shareable
+from softless.exporting.noted import note
 from softless.exporting.report import FAILED, Exported, ExportedFile
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
@@ -107,19 +108,78 @@ def export(
         (True, 'model.pt2')
     """
     formats = _formats(format)
-    opened_source = opened(source)
-    request = _request(opened_source, formats, form, size, dynamic, int8, pixels, opset)
-    folder = located(out)
+    return files_of(
+        opened(source),
+        formats,
+        located(out),
+        form,
+        size=size,
+        dynamic=dynamic,
+        int8=int8,
+        calibrate=calibrate,
+        pixels=pixels,
+        test=test,
+        opset=opset,
+        overwrite=overwrite,
+        noted=True,
+    )
+
+
+def files_of(
+    source: Source,
+    formats: tuple[Format, ...],
+    folder: Path,
+    form: Form = "auto",
+    *,
+    size: int | tuple[int, int] | None = None,
+    dynamic: Dynamic | None = None,
+    int8: Int8 = "none",
+    calibrate: str | Path | None = None,
+    pixels: Pixels = "normalised",
+    test: str | Path | None = None,
+    opset: int | None = None,
+    overwrite: bool = False,
+    measuring: bool = True,
+    noted: bool = False,
+) -> Exported:
+    """As `export`, of what is open.
+
+    Args:
+        source: what is exported.
+        formats: in which formats.
+        folder: for the files.
+        form: as in `export`, as all that is not described here.
+        size: height and width in pixels.
+        dynamic: what stays free.
+        int8: eight bits.
+        calibrate: a folder of images.
+        pixels: what the file takes.
+        test: labelled images.
+        opset: of ONNX.
+        overwrite: replace files of the same names.
+        measuring: run the files on test images.
+        noted: keep a line for each file in the folder of the run.
+
+    Raises:
+        UsageError: as `export`.
+        DataError: as `export`.
+    """
+    request = _request(source, formats, form, size, dynamic, int8, pixels, opset)
     names = [_name(record, request) for record in formats]
     _check_free(folder, names, overwrite=overwrite)
-    sized = opened_source.at(request.size)
-    images = _images(sized, request, calibrate, test)
+    sized = source.at(request.size)
+    images = _images(sized, request, calibrate, test, measuring=measuring)
     make_folder(folder)
-    files = tuple(
-        _exported(sized, record, request, images, folder / name)
-        for record, name in zip(formats, names, strict=True)
-    )
-    return Exported(sized.name, request.size, files)
+    files: list[ExportedFile] = []
+    try:
+        for record, name in zip(formats, names, strict=True):
+            files.append(_exported(sized, record, request, images, folder / name))
+    finally:
+        # files that were whole before another format failed count too
+        report = Exported(sized.name, request.size, tuple(files), request.dynamic, request.pixels)
+        if noted:
+            note(source, report)
+    return report
 
 
 def _formats(named: str | Sequence[str]) -> tuple[Format, ...]:
@@ -209,14 +269,19 @@ def _check_free(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
 
 
 def _images(
-    source: Source, request: Request, calibrate: str | Path | None, test: str | Path | None
+    source: Source,
+    request: Request,
+    calibrate: str | Path | None,
+    test: str | Path | None,
+    *,
+    measuring: bool,
 ) -> Images:
     """What files are compared and measured on.
 
     Raises:
         UsageError: int8 without images.
     """
-    tested = source.test_images(test)
+    tested = source.test_images(test) if measuring else None
     calibration = None
     if request.int8 == "static" or calibrate is not None:
         calibration = source.calibration_images(calibrate)

@@ -1,6 +1,5 @@
 """What `softless export` did: a row for each file, and why a file must not be used."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +67,8 @@ class Exported:
     source: str
     size: tuple[int, int]
     files: tuple[ExportedFile, ...]
+    dynamic: str | None = None  # what is free in the graphs
+    pixels: str = "normalised"  # what they take, or uint8
 
     @property
     def path(self) -> Path:
@@ -125,11 +126,39 @@ def _cells(file: ExportedFile) -> list[str]:
     ]
 
 
-def as_row(file: ExportedFile) -> dict[str, Any]:
-    """A file as a run's page keeps it: its name in place of its path."""
-    return {**file.to_dict(), "path": file.path.name}
+def as_row(report: Exported, file: ExportedFile) -> dict[str, Any]:
+    """A file as the folder of a run keeps it: its name in place of its path."""
+    content = file.to_dict()
+    kept = {name: content[name] for name in KEPT}
+    about = {"size": list(report.size), "dynamic": report.dynamic, "pixels": report.pixels}
+    return {"file": file.path.name, **about, **kept}
 
 
-def read_rows(text: str) -> list[dict[str, Any]]:
-    """What was kept by `as_row`, one line each."""
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+def same_file(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a later export of the same kind replaces an earlier one: a file that failed had
+    another name.
+    """
+    kinds = ("size", "dynamic", "pixels", "form")
+    names = [str(each["file"]).removesuffix(FAILED) for each in (row, other)]
+    return names[0] == names[1] and all(row.get(kind) == other.get(kind) for kind in kinds)
+
+
+# of a file's entries, in a run's folder
+KEPT = (
+    "format",
+    "ok",
+    "faults",
+    "form",
+    "why",
+    "int8",
+    "tried",
+    "parity",
+    "exp_free",
+    "transcendentals",
+    "measured",
+    "bytes",
+    "rank",
+    "delegated",
+    "outside",
+    "notes",
+)
