@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from softless.data.samples import Samples
-from softless.errors import SoftlessError, UsageError, located, need
+from softless.errors import DataError, SoftlessError, UsageError, located, need
 from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
 from softless.exporting.formats.table import FORMATS, format_named
+from softless.exporting.forms.steps import inverts
 from softless.exporting.graph import Dynamic, Graph, last_sentence
 from softless.exporting.grid import check_any_size, check_size, free_step, grid_step
 from softless.exporting.loaded import ExportedModel, load_exported
@@ -30,6 +31,7 @@ from softless.models.durable import make_folder, write_text
 from softless.modes import in_evaluation
 
 PARITY_IMAGES = 16
+STEP_IMAGES = 64
 LOG = "export.log"
 Pixels = Literal["normalised", "uint8"]
 Form = Literal["auto", "plain", "edge"]
@@ -53,6 +55,7 @@ class Images:
     """The images that files are compared and measured on."""
 
     compared: Tensor  # (n, C, H, W), prepared
+    steps: Tensor  # on which Newton's steps are chosen, where there is something to invert
     tested: Samples | None
     calibration: Samples | None
 
@@ -297,11 +300,28 @@ def _images(
         )
     real = tested if tested is not None else calibration
     if real is not None:
-        return Images(tensors(real, source.transform, PARITY_IMAGES), tested, calibration)
+        compared = tensors(real, source.transform, PARITY_IMAGES)
+        return Images(compared, _step_images(source, compared, calibration), tested, calibration)
     generator = torch.Generator().manual_seed(0)
     shape = (PARITY_IMAGES, int(source.best["in_chans"]), *request.size)
     noise = torch.randn(shape, generator=generator)
-    return Images(noise, None, calibration)
+    return Images(noise, noise, None, calibration)
+
+
+def _step_images(source: Source, compared: Tensor, calibration: Samples | None) -> Tensor:
+    """Prepared images (n, C, H, W) that say how many steps an inverse takes: those of the training
+    where it inverts and they are there.
+    """
+    if not inverts(source.model):
+        return compared
+    if calibration is None:
+        try:
+            calibration = source.calibration_images(None)
+        except DataError:
+            return compared
+    if calibration is None:
+        return compared
+    return tensors(calibration, source.transform, STEP_IMAGES)
 
 
 def _exported(
@@ -315,7 +335,7 @@ def _exported(
             record.write(graph, draft, request.opset)
         metadata = _metadata(source, request, graph, form)
         record.label(draft, metadata.as_text())
-        report = _checked(source, record, request, images, draft, graph)
+        report = _checked(source, record, request, images, draft)
         accuracy, counts = summary(report.measured), None
         if report.audit is not None:
             counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
@@ -335,7 +355,7 @@ def _graph(
     """What is recorded, its form, and why that is plain."""
     any_size = request.dynamic in {"size", "both"}
     form: Form = "plain" if any_size else request.form
-    module = edge(source.model, request.size, form, batch=record.batch, images=images.compared)
+    module = edge(source.model, request.size, form, batch=record.batch, images=images.steps)
     number = 2 if request.dynamic in {"batch", "both"} else 1
     outputs = ("features",) if source.task == "dino" else ("logits",)
     step = free_step(source.model) if any_size else grid_step(source.model)
@@ -362,7 +382,7 @@ def _metadata(source: Source, request: Request, graph: Graph, form: str) -> Meta
 
 
 def _checked(
-    source: Source, record: Format, request: Request, images: Images, draft: Path, graph: Graph
+    source: Source, record: Format, request: Request, images: Images, draft: Path
 ) -> ExportedFile:
     """The file that was written, run and read."""
     faults: list[str] = []
@@ -375,7 +395,12 @@ def _checked(
     measurement: Measured | None = None
     if record.open is not None:
         answer = load_exported(draft)
-        same = parity(answer.outputs, graph.module, images.compared)
+        reference: nn.Module = source.model
+        if inverts(source.model):  # against as many steps, and the distance to the default is told
+            stepped = edge(source.model, request.size, "plain", images=images.steps)
+            notes.append(str(stepped.inversion))
+            reference = stepped
+        same = parity(answer.outputs, reference, images.compared)
         if same.difference > record.tolerance:
             faults.append(
                 f"its answers differ from the model's by {same.difference:.1e} of the largest, and "

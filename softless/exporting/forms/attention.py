@@ -17,6 +17,7 @@ from softless.exporting.forms.core import Core, Heads, Site
 from softless.exporting.forms.operators import core_form
 from softless.exporting.forms.parts import (
     LAYER_NORMS,
+    NOTHING,
     Affine,
     NoForm,
     Setting,
@@ -31,8 +32,10 @@ from softless.exporting.forms.parts import (
 )
 from softless.layers.attention import Attention
 from softless.layers.companions import GATES, HeadConv
+from softless.layers.conv_attention import ConvAttention
 from softless.layers.plain import is_nothing, watched
 
+CHANGED = "it has hooks, or a forward or a weight that was replaced"
 # what a class of attention may not have of its own
 METHODS = (
     "forward",
@@ -78,7 +81,7 @@ def attention_form(
 def why_not(attention: nn.Module) -> str:
     """Why an attention has no form, as the end of a sentence; empty where it may have one."""
     if watched(attention):
-        return "it has hooks, or a forward or a weight that was replaced"
+        return CHANGED
     if isinstance(attention, Attention):
         changed = [
             name
@@ -134,21 +137,30 @@ class AttentionForm(nn.Module):
     """x -> proj(core(q(norm x), k(norm x), v(norm x))), with what else the module has between."""
 
     def __init__(
-        self, attention: Any, core: Core, norm: nn.Module | None, scale: Tensor | None, grid: Grid
+        self,
+        attention: Any,
+        core: Core,
+        norm: nn.Module | None,
+        scale: Tensor | None,
+        grid: Grid,
+        streams: nn.Module | None = None,
     ) -> None:
         super().__init__()
         ours, heads = isinstance(attention, Attention), attention.num_heads
         parts = attention.parts if ours else ("q", "k", "v")
         inner, name = heads * attention.head_dim, "".join(parts)
-        self.norm, affine = split(norm)
+        self.norm, affine = split(norm) if streams is None else (copied(norm), NOTHING)
+        self.streams = streams
         self.core, self.tied = core, len(parts) == 2
         # a norm of q stands between its layer and the operator, and takes the operator's factor
         factors = {"q": core.before if is_nothing(attention.q_norm) else 1.0}
-        with within(name):
-            for number, part in enumerate(parts):
-                rows = slice(number * inner, (number + 1) * inner)
-                layer = linear(getattr(attention, name), affine, factors.get(part, 1.0), rows)
-                self.add_module(part, layer)
+        for number, part in enumerate(parts):
+            path, rows = name, slice(number * inner, (number + 1) * inner)
+            if isinstance(attention, ConvAttention):
+                path, rows = f"proj_{part}", slice(None)
+            with within(path):
+                layer = linear(getattr(attention, path), affine, factors.get(part, 1.0), rows)
+            self.add_module(part, layer)
         self.q_norm = head_norm(attention.q_norm, heads, core.before)
         self.k_norm = head_norm(attention.k_norm, heads)
         v_conv = attention.v_conv if ours else None
@@ -168,8 +180,9 @@ class AttentionForm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B,N,C) -> (B,N,C)."""
         x = self.norm(x)
-        v = self.v(x)
-        o = self.core(self.q_norm(self.q(x)), None if self.tied else self.k_norm(self.k(x)), v)
+        of_q, of_k, of_v = (x, x, x) if self.streams is None else self.streams(x)
+        q, v = self.q_norm(self.q(of_q)), self.v(of_v)
+        o = self.core(q, None if self.tied else self.k_norm(self.k(of_k)), v)
         o = o if self.gain == 1.0 else o * self.gain
         o = o if self.v_conv is None else o + self.v_conv(v)
         o = self.between(o)

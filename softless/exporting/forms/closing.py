@@ -1,0 +1,54 @@
+"""What follows the last block of a host: the norm, the pooling and the head."""
+
+# B batch, N patches, C channels
+
+from torch import Tensor, nn
+
+from softless.exporting.forms.parts import copied, linear, refuse_acting, split, within
+from softless.layers.plain import is_nothing
+
+
+class Closing(nn.Module):
+    """A norm, a pooling and a head, of the tokens that the pooling reads: (B,N,C) -> (B,classes),
+    or (B,N,classes) where there is none.
+    """
+
+    def __init__(self, norm: nn.Module, head: nn.Module, pool: str) -> None:
+        super().__init__()
+        self.norm, self.head, self.pool = norm, head, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B,N,C), of which there is one with the pooling "token"."""
+        x = self.norm(x)
+        if self.pool == "token":
+            x = x.reshape(-1, x.shape[2])
+        elif self.pool == "avg":
+            x = x.mean(dim=1)
+        y: Tensor = self.head(x)
+        return y
+
+
+def closing(model: nn.Module, pool: str) -> Closing:
+    """The last parts of a host, the norm's affine in the head.
+
+    Args:
+        model: with `norm`, `head_drop` and `head`.
+        pool: "token", "avg" or "" for none.
+
+    Raises:
+        NoForm: a part is not plain.
+    """
+    refuse_acting(model, "head_drop")
+    norm, head = model.get_submodule("norm"), model.get_submodule("head")
+    if is_nothing(head):
+        with within("norm"):
+            return Closing(copied(norm), nn.Identity(), pool)
+    with within("norm"):
+        bare, affine = split(norm)
+    with within("head"):
+        return Closing(bare, linear(head, affine), pool)
+
+
+def own_methods(model: nn.Module, methods: tuple[str, ...]) -> str:
+    """Why a model's pass is not that of its class, as the end of a sentence; empty where it is."""
+    return next((f"its {name} was replaced" for name in methods if name in vars(model)), "")
