@@ -83,7 +83,9 @@ def bench(
 
     Examples:
         >>> import softless
-        >>> timed = softless.bench("latency", "sima_deit_tiny_patch16_224", rounds=1)
+        >>> timed = softless.bench(
+        ...     "latency", "sima_deit_tiny_patch16_224", runtimes=["eager"], rounds=1
+        ... )
         >>> timed.rows[0].height
         224
     """

@@ -343,9 +343,10 @@ def _exported(
         record.label(draft, labelled.as_text())
         parts = record.parts(draft)
         size = sum(_bytes(part) for part in parts)
-        suffix = "" if report.ok else FAILED
+        suffix, other = ("", FAILED) if report.ok else (FAILED, "")
         for part in parts:
             _moved(part, path.parent / (part.name + suffix))
+            _removed(path.parent / (part.name + other))
     return replace(report, path=path.with_name(path.name + suffix), bytes=size, form=form, why=why)
 
 
@@ -479,3 +480,10 @@ def _moved(path: Path, to: Path) -> None:
     if to.is_dir():
         shutil.rmtree(to)
     path.replace(to)
+
+
+def _removed(path: Path) -> None:
+    """What an earlier export left, which had the other outcome: it is not what was asked for."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
