@@ -3,11 +3,12 @@
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from softless.exporting.loaded import ExportedModel, load_exported
 from softless.exporting.measured import Measured, Parity, measured, parity, summary
 from softless.exporting.metadata import KEPT, Metadata, shareable
 from softless.exporting.noted import note
+from softless.exporting.quantized.calibration import Calibration, calibrated
+from softless.exporting.quantized.candidate import Material
 from softless.exporting.report import FAILED, Exported, ExportedFile
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
@@ -57,7 +60,7 @@ class Images:
     compared: Tensor  # (n, C, H, W), prepared
     steps: Tensor  # on which Newton's steps are chosen, where there is something to invert
     tested: Samples | None
-    calibration: Samples | None
+    calibration: Calibration | None
 
 
 def export(
@@ -285,69 +288,142 @@ def _images(
         UsageError: int8 without images.
     """
     tested = source.test_images(test) if measuring else None
-    calibration = None
-    if request.int8 == "static" or calibrate is not None:
-        calibration = source.calibration_images(calibrate)
-        if calibration is None:
-            raise UsageError(
-                "--int8 static measures the range of every activation on images: give --calibrate "
-                "FOLDER"
-            )
     if request.int8 != "none" and tested is None:
         raise UsageError(
             f"--int8 {request.int8} is measured on labelled test images, and there are none of "
             f"{source.name}: give --test FOLDER"
         )
-    real = tested if tested is not None else calibration
-    if real is not None:
-        compared = tensors(real, source.transform, PARITY_IMAGES)
+    measures = request.int8 == "static" or inverts(source.model)
+    if calibrate is not None and not measures:
+        raise UsageError(
+            f"--calibrate is of --int8 static, and --int8 is {request.int8}: leave it out"
+        )
+    calibration = None
+    if request.int8 == "static" or calibrate is not None:
+        calibration = calibrated(source, calibrate, tested)
+        if calibration is None:
+            raise UsageError(
+                "--int8 static measures the range of every activation on images: give --calibrate "
+                "FOLDER"
+            )
+    if tested is not None:
+        compared = tensors(tested, source.transform, PARITY_IMAGES)
         return Images(compared, _step_images(source, compared, calibration), tested, calibration)
     generator = torch.Generator().manual_seed(0)
     shape = (PARITY_IMAGES, int(source.best["in_chans"]), *request.size)
     noise = torch.randn(shape, generator=generator)
-    return Images(noise, noise, None, calibration)
+    return Images(noise, noise, None, None)
 
 
-def _step_images(source: Source, compared: Tensor, calibration: Samples | None) -> Tensor:
+def _step_images(source: Source, compared: Tensor, calibration: Calibration | None) -> Tensor:
     """Prepared images (n, C, H, W) that say how many steps an inverse takes: those of the training
     where it inverts and they are there.
     """
     if not inverts(source.model):
         return compared
-    if calibration is None:
-        try:
-            calibration = source.calibration_images(None)
-        except DataError:
-            return compared
-    if calibration is None:
+    if calibration is not None:
+        return calibration.images[:STEP_IMAGES]
+    try:
+        samples = source.calibration_images(None)
+    except DataError:
         return compared
-    return tensors(calibration, source.transform, STEP_IMAGES)
+    return compared if samples is None else tensors(samples, source.transform, STEP_IMAGES)
 
 
 def _exported(
     source: Source, record: Format, request: Request, images: Images, path: Path
 ) -> ExportedFile:
-    """One file: written beside, checked, and moved to its name once it is whole."""
+    """One file: written beside, checked, and moved to its name once it is whole.
+
+    In eight bits the recipes are tried in order; the first that passes is kept, or else the one
+    whose answers are most like the model's.
+    """
     graph, form, why = _graph(source, record, request, images)
+    metadata = _metadata(source, request, graph, form)
+    files: dict[str, ExportedFile] = {}
+    refused: dict[str, str] = {}
     with _workplace(path.parent) as folder:
-        draft = folder / path.name
-        with _logged(record, path.parent):
-            record.write(graph, draft, request.opset)
-        metadata = _metadata(source, request, graph, form)
-        record.label(draft, metadata.as_text())
-        report = _checked(source, record, request, images, draft)
-        accuracy, counts = summary(report.measured), None
-        if report.audit is not None:
-            counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
-        labelled = replace(metadata, accuracy=accuracy, audit=counts)
-        record.label(draft, labelled.as_text())
-        parts = record.parts(draft)
-        size = sum(_bytes(part) for part in parts)
+        ways = _ways(record, request, graph, images, folder)
+        for name, write in ways.items():
+            draft = make_folder(folder / name) / path.name
+            try:
+                with _logged(record, path.parent):
+                    write(draft)
+            except UsageError as error:
+                refused[name] = str(error)
+                if len(refused) == len(ways):
+                    raise
+                continue
+            described = replace(metadata, int8=_quantisation(request, name, images, refused))
+            files[name] = _proven(source, record, request, images, draft, described)
+            if files[name].ok:
+                break
+            refused[name] = "; ".join(files[name].faults)
+        kept = max(files, key=lambda name: (files[name].ok, files[name].alike))
+        report = files[kept]
         suffix, other = ("", FAILED) if report.ok else (FAILED, "")
-        for part in parts:
+        for part in record.parts(report.path):
             _moved(part, path.parent / (part.name + suffix))
             _removed(path.parent / (part.name + other))
-    return replace(report, path=path.with_name(path.name + suffix), bytes=size, form=form, why=why)
+    tried = {name: why for name, why in refused.items() if name != kept}
+    return replace(
+        report,
+        path=path.with_name(path.name + suffix),
+        form=form,
+        why=why,
+        int8=kept,
+        tried=tried,
+    )
+
+
+def _ways(
+    record: Format, request: Request, graph: Graph, images: Images, folder: Path
+) -> dict[str, Callable[[Path], None]]:
+    """How a file may be written, by the name of the recipe of eight bits, or "none"."""
+
+    def write(of: Graph, to: Path) -> None:
+        record.write(of, to, request.opset)
+
+    if request.int8 == "none":
+        return {"none": partial(write, graph)}
+    calibration = None if images.calibration is None else images.calibration.images
+    scratch = make_folder(folder / "float32") / f"model{record.ending}"
+    material = Material(graph, calibration, write, scratch)
+    return {recipe.name: partial(recipe.write, material) for recipe in record.int8[request.int8]}
+
+
+def _quantisation(
+    request: Request, name: str, images: Images, refused: Mapping[str, str]
+) -> Mapping[str, Any] | None:
+    """What a file says of its eight bits."""
+    if request.int8 == "none":
+        return None
+    calibration = images.calibration
+    return {
+        "kind": request.int8,
+        "recipe": name,
+        "tried": dict(refused),
+        "calibration": None if calibration is None else calibration.description(),
+    }
+
+
+def _proven(
+    source: Source,
+    record: Format,
+    request: Request,
+    images: Images,
+    draft: Path,
+    metadata: Metadata,
+) -> ExportedFile:
+    """The file with all that it says of itself, its worth too."""
+    record.label(draft, metadata.as_text())
+    report = _checked(source, record, request, images, draft)
+    accuracy, counts = summary(report.measured), None
+    if report.audit is not None:
+        counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
+    labelled = replace(metadata, accuracy=accuracy, audit=counts)
+    record.label(draft, labelled.as_text())
+    return replace(report, bytes=sum(_bytes(part) for part in record.parts(draft)))
 
 
 def _graph(
@@ -387,11 +463,8 @@ def _checked(
 ) -> ExportedFile:
     """The file that was written, run and read."""
     faults: list[str] = []
-    notes: list[str] = (
-        []
-        if images.tested or images.calibration
-        else ["compared on noise: there are no images of it"]
-    )
+    notes: list[str] = [] if images.tested else ["compared on noise: there are no images of it"]
+    eight_bits = request.int8 != "none"
     same: Parity | None = None
     measurement: Measured | None = None
     if record.open is not None:
@@ -401,15 +474,17 @@ def _checked(
             stepped = edge(source.model, request.size, "plain", images=images.steps)
             notes.append(str(stepped.inversion))
             reference = stepped
-        same = parity(answer.outputs, reference, images.compared)
-        if same.difference > record.tolerance:
-            faults.append(
-                f"its answers differ from the model's by {same.difference:.1e} of the largest, and "
-                f"{record.tolerance:.0e} is the most"
-            )
+        if not eight_bits:
+            same = parity(answer.outputs, reference, images.compared)
+            if same.difference > record.tolerance:
+                faults.append(
+                    f"its answers differ from the model's by {same.difference:.1e} of the largest, "
+                    f"and {record.tolerance:.0e} is the most"
+                )
         if images.tested is not None:
             measurement = _measured(source, answer, images.tested)
-            faults += measurement.faults(eight_bits=request.int8 != "none")
+            faults += measurement.faults(eight_bits=eight_bits)
+            notes += measurement.doubts()
     else:
         notes.append(f"{record.name} is written here and runs elsewhere: nothing was compared")
     found: Audit = audit(draft)

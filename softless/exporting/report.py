@@ -36,6 +36,14 @@ class ExportedFile:
         """Whether every check passed."""
         return not self.faults
 
+    @property
+    def alike(self) -> float:
+        """Share of the test images that the file answers as the model does; 0 where nothing was
+        measured.
+        """
+        agreement = None if self.measured is None else self.measured.agreement
+        return agreement or 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
