@@ -49,8 +49,7 @@ DIVISIONS = frozenset({
     "rsqrt",
 })
 # products, sums, comparisons, moves; factors of a Fourier transform depend on the size alone
-PLAIN = frozenset(
-    """
+PLAIN_NAMES = """
     __and__ __iand__ __ilshift__ __ior__ __irshift__ __ixor__ __lshift__ __or__ __rshift__
     __xor__ _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d _add_relu
     _aminmax _assert_async _assert_scalar _assert_tensor_metadata _batch_norm_impl_index
@@ -135,13 +134,12 @@ PLAIN = frozenset(
     upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
     upsample_nearest2d upsample_nearest3d upsample_trilinear3d values vander var var_mean vdot
     view view_as view_as_complex view_as_real vsplit vstack where zero zeros zeros_like
-    """.split()
-)
+"""
+PLAIN = frozenset(PLAIN_NAMES.split())
 # random draws by functions that a table does not count, and what has several forms
 HIDDEN = frozenset({"randn", "randn_like", "normal", "log_normal", "exponential", "multinomial"})
 # other libraries of operators, by their names with the library before
-OTHERS = frozenset(
-    """
+OTHER_NAMES = """
     quantized_decomposed::quantize_per_tensor quantized_decomposed::dequantize_per_tensor
     quantized_decomposed::quantize_per_channel quantized_decomposed::dequantize_per_channel
     quantized_decomposed::quantize_per_token quantized_decomposed::dequantize_per_token
@@ -166,8 +164,8 @@ OTHERS = frozenset(
     prims::view_of prims::view_of_dtype
     profiler::_record_function_enter_new profiler::_record_function_exit
     profiler::_record_function_enter
-    """.split()
-)
+"""
+OTHERS = frozenset(OTHER_NAMES.split())
 
 
 def plain(name: str) -> str:
@@ -175,7 +173,7 @@ def plain(name: str) -> str:
     if name.endswith("__"):
         return name
     name = name.removesuffix("_")
-    return name.removesuffix("_copy") if name not in {"_to_copy"} else name
+    return name if name == "_to_copy" else name.removesuffix("_copy")
 
 
 def known(name: str) -> bool:

@@ -18,7 +18,7 @@ from softless.measure.graphs.flatbuffer import Flat, Table
 from softless.measure.graphs.limits import Damaged, mapped
 
 # numbers of the unions' members
-INT, BOOL, DOUBLE, TENSOR = 2, 3, 4, 5
+INT, DOUBLE, TENSOR = 2, 4, 5
 KERNEL, DELEGATE, MOVE, JUMP, FREE = 1, 2, 3, 4, 5
 INLINE, SEGMENT = 0, 1
 EXTENDED = b"eh00"  # a header behind the identifier, with where segments begin
@@ -44,54 +44,36 @@ def read(path: Path) -> Iterator[Node]:
 
 
 class _Method:
-    """One method of a program."""
+    """One method of a program.
+
+    What depends on its inputs cannot be told: values that share memory stand for each other, with
+    no instruction between. So everything counts as evaluated for an image.
+    """
 
     def __init__(self, flat: Flat, program: Table, plan: Table, place: str) -> None:
         self.flat, self.program, self.place = flat, program, place
         self.values, self.number = plan.vector(2, 4)
-        self.inputs = set(plan.integers(3))
         self.chains = plan.tables(5)
         self.kernels = [each.text(0) for each in plan.tables(6)]
         self.delegates = plan.tables(7)
 
     def nodes(self) -> Iterator[Node]:
-        calls = [
-            (each.integer(0, "B"), each.table(1))
-            for chain in self.chains
-            for each in chain.tables(2)
-        ]
-        loops = any(kind == JUMP for kind, _ in calls)
-        depends = set(self.inputs)
-        for number, (kind, call) in enumerate(calls):
+        calls = [each for chain in self.chains for each in chain.tables(2)]
+        for number, instruction in enumerate(calls):
+            kind, call = instruction.integer(0, "B"), instruction.table(1)
             if call is None:
                 raise Damaged("an instruction says nothing")
             if kind == KERNEL:
-                args = call.integers(1)
-                from_input = loops or any(each in depends for each in args)
-                if from_input:  # what is computed is among them; constants stay what they are
-                    depends |= {each for each in args if not self._is_constant(each)}
-                yield self._kernel(call.integer(0), args, number, from_input=from_input)
+                yield self._kernel(call.integer(0), call.integers(1), number)
             elif kind == DELEGATE:
-                depends |= set(call.integers(1))
                 yield from self._delegate(call.integer(0))
-            elif kind == MOVE:
-                if call.integer(0) in depends:
-                    depends.add(call.integer(1))
-            elif kind not in {JUMP, FREE}:
+            elif kind not in {MOVE, JUMP, FREE}:
                 yield Node(f"instruction {kind}", f"{self.place}instruction {number}", OPAQUE, 1)
 
     def _value(self, index: int) -> Table:
         if not 0 <= index < self.number:
             raise Damaged("a call takes a value that is not there")
         return self.flat.table(self.values + 4 * index)
-
-    def _is_constant(self, index: int) -> bool:
-        """Whether a tensor's numbers stand in the file and in no memory that is written."""
-        value = self._value(index)
-        tensor = value.table(1)
-        if value.integer(0, "B") != TENSOR or tensor is None:
-            return False
-        return tensor.table(6) is None and tensor.integer(5, "I") > 0
 
     def _argument(self, index: int) -> Any:
         """An argument as the counters take it: numbers, and tensors without storage."""
@@ -109,7 +91,7 @@ class _Method:
             return held.integer(0, "q")
         return held.real(0) if kind == DOUBLE else None
 
-    def _kernel(self, index: int, args: list[int], number: int, *, from_input: bool) -> Node:
+    def _kernel(self, index: int, args: list[int], number: int) -> Node:
         if not 0 <= index < len(self.kernels):
             raise Damaged("a call names a kernel that is not there")
         library, _, name = self.kernels[index].partition("::")
@@ -122,10 +104,9 @@ class _Method:
             f"{self.place}instruction {number}",
             kind,
             evaluations,
-            from_input,
-            library == "aten" and plain(name) in ROOTS,
-            library == "aten" and plain(name) in DIVISIONS,
-            max((tensor.dim() for tensor in tensors), default=0),
+            root=library == "aten" and plain(name) in ROOTS,
+            division=library == "aten" and plain(name) in DIVISIONS,
+            rank=max((tensor.dim() for tensor in tensors), default=0),
         )
 
     def _delegate(self, index: int) -> Iterator[Node]:

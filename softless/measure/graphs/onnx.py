@@ -59,6 +59,15 @@ class _Scope:
     def inner(self) -> "_Scope":
         return _Scope(set(self.depends), dict(self.shapes), dict(self.numbers))
 
+    def renamed(self, names: Mapping[str, str]) -> "_Scope":
+        """What a function sees: the names that it has for what it is called with."""
+        pairs = names.items()
+        return _Scope(
+            {inside for inside, outside in pairs if outside in self.depends},
+            {inside: self.shapes[outside] for inside, outside in pairs if outside in self.shapes},
+            {inside: self.numbers[outside] for inside, outside in pairs if outside in self.numbers},
+        )
+
 
 def read(path: Path) -> Iterator[Node]:
     """Every operator of a model.
@@ -112,27 +121,22 @@ def _dimensions(value: Message) -> "list[int | str | None] | None":
 
 def _operation(message: Message) -> _Operation:
     node = _Operation()
+    texts = {3: "name", 4: "operator", 7: "domain", 8: "overload"}
+    lists = {1: node.inputs, 2: node.outputs}
     for number, part in message:
         if not isinstance(part, Message):
             continue
-        if number == 1:
-            node.inputs.append(part.text())
-        elif number == 2:
-            node.outputs.append(part.text())
-        elif number == 3:
-            node.name = part.text()
-        elif number == 4:
-            node.operator = part.text()
+        if number in lists:
+            lists[number].append(part.text())
+        elif number in texts:
+            setattr(node, texts[number], part.text())
         elif number == 5:
             node.attributes[part.name(1)] = part
             node.graphs += part.parts(6, 11)
-        elif number == 7:
-            node.domain = _domain(part.text())
-        elif number == 8:
-            node.overload = part.text()
         elif number == 9 and part.name(1) == SCOPES:
             scopes = re.findall(r"'([^']*)'", part.name(2))
             node.module = scopes[-2] if len(scopes) > 1 else ""
+    node.domain = _domain(node.domain)
     return node
 
 
@@ -249,14 +253,7 @@ class _Walk:
     ) -> Iterator[Node]:
         """A function of the file, walked where it is called."""
         names = [part.text() for part in function.parts(FUNCTION_INPUT)]
-        body = _Scope(set(), {}, {})
-        for inside, outside in zip(names, node.inputs, strict=False):
-            if outside in scope.depends:
-                body.depends.add(inside)
-            if outside in scope.shapes:
-                body.shapes[inside] = scope.shapes[outside]
-            if outside in scope.numbers:
-                body.numbers[inside] = scope.numbers[outside]
+        body = scope.renamed(dict(zip(names, node.inputs, strict=False)))
         for value in function.parts(FUNCTION_SHAPES):
             self._shape(value, body)
         results = [part.text() for part in function.parts(FUNCTION_OUTPUT)]

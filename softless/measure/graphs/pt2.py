@@ -30,12 +30,14 @@ def read(path: Path) -> Iterator[Node]:
     Raises:
         Damaged: not a program that torch.export.save wrote.
     """
-    for place, document in _documents(path):
-        try:
+    try:
+        for place, document in _documents(path):
             yield from _nodes(document, place)
-        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            # whatever JSON holds in place of a graph
-            raise Damaged(f"its graph lacks {str(error)[:120]}") from error
+    except Damaged:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        # whatever JSON holds in place of a graph
+        raise Damaged(f"its graph lacks {str(error)[:120]}") from error
 
 
 def _documents(path: Path) -> Iterator[tuple[str, Any]]:

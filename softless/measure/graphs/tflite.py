@@ -15,8 +15,7 @@ from softless.measure.graphs.flatbuffer import Flat, Table
 from softless.measure.graphs.limits import Damaged, mapped
 
 # BuiltinOperator, from 0
-NAMES = tuple(
-    """
+LISTED = """
     ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE
     EMBEDDING_LOOKUP FLOOR FULLY_CONNECTED HASHTABLE_LOOKUP L2_NORMALIZATION L2_POOL_2D
     LOCAL_RESPONSE_NORMALIZATION LOGISTIC LSH_PROJECTION LSTM MAX_POOL_2D MUL RELU RELU_N1_TO_1
@@ -46,8 +45,8 @@ NAMES = tuple(
     STABLEHLO_DYNAMIC_UPDATE_SLICE STABLEHLO_PAD STABLEHLO_IOTA STABLEHLO_DOT_GENERAL
     STABLEHLO_REDUCE_WINDOW STABLEHLO_SORT STABLEHLO_WHILE STABLEHLO_GATHER STABLEHLO_TRANSPOSE
     DILATE STABLEHLO_RNG_BIT_GENERATOR REDUCE_WINDOW STABLEHLO_COMPOSITE COMPLEX
-    """.split()
-)
+"""
+NAMES = tuple(LISTED.split())
 OPERATORS = operators(
     exp="EXP STABLEHLO_EXPONENTIAL",
     softmax="SOFTMAX LOG_SOFTMAX",
@@ -218,7 +217,7 @@ class _Graph:
         ranks = [len(shape) for each in inputs + outputs if (shape := self.shape(each)) is not None]
         common = Node(
             name[:LONGEST],
-            f"{place}{_module(where)}"[:LONGEST],
+            f"{place}{where.partition(';')[0]}"[:LONGEST],
             kind,
             max(sizes) if counted else None,
             from_input,
@@ -246,9 +245,3 @@ class _Graph:
         if size != struct.calcsize(letter):
             return None
         return float(struct.unpack(f"<{letter}", self.flat.view[at : at + size])[0])
-
-
-def _module(name: str) -> str:
-    """The module that litert-torch names a tensor by; of several with `;` between, the first."""
-    first = name.partition(";")[0]
-    return first

@@ -16,16 +16,15 @@ BACKEND = "XnnpackBackend"
 HEADER = b"XH00"
 SCHEMAS = frozenset({b"XN00", b"XN01"})
 # XNodeUnion, from 1
-NAMES = tuple(
-    """
+LISTED = """
     Add FullyConnected Softmax Sigmoid StaticTranspose Clamp Conv2d Div StaticResizeBilinear2D
     StaticConstantPad AvgPooling2d Minimum DepthwiseConv2d MaxPooling2d Multiply Subtract Floor
     Convert GlobalAvgPooling2d StaticReshape ArgMaxPooling2d SquareRoot Ceiling Hardswish LeakyReLU
     Maximum Negate Square ELU Abs PReLU Concatenate2 Concatenate3 Concatenate4 StaticSlice
     ScaledDotProductAttention BatchMatrixMultiply Concatenate5 ConvTranspose2d ReciprocalSquareRoot
     Log Gelu Tanh Exp Sin Copy Cos
-    """.split()
-)
+"""
+NAMES = tuple(LISTED.split())
 OPERATORS = operators(
     exp="Exp",
     softmax="Softmax ScaledDotProductAttention",
