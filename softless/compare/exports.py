@@ -17,9 +17,9 @@ from softless.exporting.export import files_of
 from softless.exporting.formats.format import Format, Int8
 from softless.exporting.formats.table import FORMATS, format_named
 from softless.exporting.loaded import load_exported
-from softless.exporting.report import ExportedFile
+from softless.exporting.report import ExportedFile, kinds_of
 from softless.exporting.source import Source, opened
-from softless.words import counted, table
+from softless.words import counted, said_columns, table
 
 WORKS, FAILS, ABSENT = "yes", "no", "not installed"
 INT8: tuple[Int8, ...] = ("none", "weights", "static")
@@ -63,7 +63,7 @@ class ExportRow:
             "drop_low": None if drop is None else drop.low,
             "agreement": None if measured is None else measured.agreement,
             "images": None if measured is None else measured.images,
-            "transcendentals": None if file is None or file.audit is None else _kinds(file),
+            "transcendentals": None if file is None or file.audit is None else kinds_of(file.audit),
             "delegated": None if file is None else file.shape.delegated,
             "outside": None if file is None else file.shape.outside,
             "bytes": None if file is None else file.bytes,
@@ -106,10 +106,7 @@ class Exports:
         timed = [row for row in self.rows if row.works != ABSENT]
         head = ["format", "works", "difference", "on test images", "model", "alike"]
         head += ["transcendental", "delegated + outside", "KiB", "ms", "quarters", "times eager"]
-        filled = [(name, [_cell(row, name) for row in timed]) for name in head]
-        # a column that says nothing of any row is left out
-        columns = [(name, cells) for name, cells in filled if any(cell != "-" for cell in cells)]
-        rows = list(zip(*(cells for _, cells in columns), strict=True))
+        columns = said_columns(head, [[_cell(row, name) for name in head] for row in timed])
         sentences = [f"{row.label}: {why}" for row in self.rows for why in row.why]
         images = {row.file.measured.images for row in timed if row.file and row.file.measured}
         how = [
@@ -120,7 +117,7 @@ class Exports:
             *(f"{counted(number, 'test image')}, 95 % interval" for number in sorted(images)),
         ]
         return "\n".join([
-            table([name for name, _ in columns], rows),
+            table(*columns),
             "",
             "; ".join(how),
             *sentences,
@@ -240,7 +237,7 @@ class _Tries:
                 self.folder,
                 size=self.sides,
                 int8=kind,
-                calibrate=self.calibrate if kind != "none" else None,
+                calibrate=self.calibrate if kind == "static" else None,
                 test=self.test,
                 overwrite=self.overwrite,
             )
@@ -305,12 +302,6 @@ def _spread(name: str, spread: Spread | None) -> dict[str, float | None]:
     }
 
 
-def _kinds(file: ExportedFile) -> str:
-    """What is left in a file, by kind, with how often."""
-    kinds = {} if file.audit is None else file.audit.kinds
-    return ", ".join(f"{kind} {number:,}" for kind, number in sorted(kinds.items())) or "none"
-
-
 def _cell(row: ExportRow, column: str) -> str:
     """A cell of the table for people."""
     file, spread = row.file, row.milliseconds
@@ -334,7 +325,7 @@ def _cell_of(file: ExportedFile, column: str) -> str:
     if column == "difference":
         return "-" if file.parity is None else f"{file.parity.difference:.1e}"
     if column == "transcendental":
-        return "-" if file.audit is None else _kinds(file)
+        return "-" if file.audit is None else kinds_of(file.audit)
     if column == "delegated + outside":
         parts = (file.shape.delegated, file.shape.outside)
         return "-" if None in parts else f"{parts[0]} + {parts[1]}"
