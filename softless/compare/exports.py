@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from softless.compare.record import processor, record_path, write_csv
-from softless.compare.runtimes import BFLOAT16, EAGER, OF_TORCH, Call, missing, of_file, of_torch
+from softless.compare.runtimes import BFLOAT16, EAGER, OF_TORCH, Call, of_file, of_torch
 from softless.compare.timing import Spread, Timings, interleaved, threads_of
 from softless.errors import SoftlessError, UsageError, located
 from softless.exporting.export import files_of
 from softless.exporting.formats.format import Format, Int8
+from softless.exporting.formats.standing import missing
 from softless.exporting.formats.table import FORMATS, format_named
 from softless.exporting.loaded import load_exported
 from softless.exporting.report import ExportedFile, kinds_of

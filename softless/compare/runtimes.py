@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from softless.compare.timing import forward_pass
-from softless.errors import MissingExtra, UsageError, need, unknown
+from softless.errors import UsageError, need, unknown
 from softless.exporting.export import files_of
 from softless.exporting.formats.format import Format
+from softless.exporting.formats.standing import needs
 from softless.exporting.formats.table import FORMATS
 from softless.exporting.loaded import ExportedModel, load_exported
 from softless.exporting.source import Source
@@ -49,15 +50,6 @@ def checked(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def missing(record: Format) -> str:
-    """What a format lacks here, with the command that installs it; empty where it lacks nothing."""
-    try:
-        need(*record.writes_with, *(record.runs_with or ()))
-    except MissingExtra as error:
-        return str(error)
-    return ""
-
-
 def of_torch(runtime: str, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> Call:
     """A model by torch: as it is, or an optimized copy in float32 or bfloat16.
 
@@ -91,7 +83,7 @@ def exported(record: Format, source: Source, shape: tuple[int, ...], folder: Pat
         UsageError: the format cannot hold the model, or answers otherwise.
         MissingExtra: what writes or runs it is not installed.
     """
-    need(*record.writes_with, *(record.runs_with or ()))
+    need(*needs(record))
     batch = "batch" if shape[0] > 1 and "batch" in record.dynamic else None
     report = files_of(
         source, (record,), folder, size=(shape[2], shape[3]), dynamic=batch, measuring=False
