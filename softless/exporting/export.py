@@ -28,6 +28,7 @@ from softless.exporting.noted import note
 from softless.exporting.quantized.calibration import Calibration, calibrated
 from softless.exporting.quantized.candidate import Material
 from softless.exporting.report import FAILED, Exported, ExportedFile
+from softless.exporting.silence import Said, muted
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
 from softless.models.durable import make_folder, write_text
@@ -531,18 +532,27 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _logged(record: Format, folder: Path) -> Iterator[None]:
-    """A tool's own failure: its last sentence for people, all of it in a file."""
+    """A tool at work: what it prints goes to nobody. Of its failure people read the last sentence,
+    and all of it, with what it printed, stands in a file.
+    """
+    said, failure = Said(), None
     try:
-        yield
-    except SoftlessError as error:
-        if error.__cause__ is not None:
-            write_text(folder / LOG, f"{record.name}\n\n{error.__cause__}\n", errors="replace")
-        raise
-    except Exception as error:
-        write_text(folder / LOG, f"{record.name}\n\n{error}\n", errors="replace")
-        raise UsageError(
-            f"{record.name} failed: {last_sentence(error)}; all that it said is in {folder / LOG}"
-        ) from error
+        with muted() as said:
+            yield
+    except Exception as error:  # noqa: BLE001 - raised below, once the tool's words are there
+        failure = error
+    if failure is None:
+        return
+    ours = isinstance(failure, SoftlessError)
+    cause = failure.__cause__ if ours else failure
+    if cause is not None:
+        text = f"{record.name}\n\n{cause}\n\n{said.text}"
+        write_text(folder / LOG, text, errors="replace")
+    if ours:
+        raise failure
+    raise UsageError(
+        f"{record.name} failed: {last_sentence(failure)}; all that it said is in {folder / LOG}"
+    ) from failure
 
 
 def _bytes(path: Path) -> int:

@@ -28,6 +28,15 @@ def write(graph: Graph, path: Path, opset: int | None) -> None:
     """
     import onnx
 
+    onnx.save_model(converted(graph, opset), path)
+
+
+def converted(graph: Graph, opset: int | None = None) -> Any:
+    """A module as the protobuf of ONNX, without what the exporter notes of this machine.
+
+    Raises:
+        UsageError: the exporter cannot, or an opset that it does not write.
+    """
     number = OPSET if opset is None else opset
     if not OPSETS[0] <= number <= OPSETS[1]:
         raise UsageError(f"opset={number}: from {OPSETS[0]} to {OPSETS[1]} are written")
@@ -54,11 +63,11 @@ def write(graph: Graph, path: Path, opset: int | None) -> None:
     model = program.model_proto
     if model.ByteSize() > LARGEST:
         raise UsageError(
-            f"the graph has {model.ByteSize():,} bytes, and one ONNX file holds {LARGEST:,}: "
-            "choose --format openvino or pt2"
+            f"the graph has {model.ByteSize():,} bytes, and one protobuf of ONNX holds "
+            f"{LARGEST:,}: choose --format pt2"
         )
     _strip(model)
-    onnx.save_model(model, path)
+    return model
 
 
 def _strip(model: Any) -> None:

@@ -1,0 +1,154 @@
+"""ExecuTorch: a program for phones and small devices, its layers handed to XNNPACK where it has them.
+
+A program has no room for words of its own, so a file of JSON stands beside it.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softless.errors import DataError, need
+from softless.exporting.formats.format import Format, Runner, Shape
+from softless.exporting.graph import Graph, last_sentence, recorded
+from softless.exporting.metadata import KEY, LARGEST
+from softless.exporting.silence import muted
+from softless.models.digests import of_file
+from softless.models.durable import write_text
+from softless.models.records import DIGEST, TABLE, Rule, check, parsed
+
+ANEW = "export the model anew"
+RULES: dict[str, Rule] = {KEY: TABLE, "sha256": DIGEST}
+DELEGATE = "XnnpackBackend"
+
+
+def write(graph: Graph, path: Path, _: int | None) -> None:
+    """Record a module and write it as a program.
+
+    Raises:
+        UsageError: torch cannot record it.
+    """
+    path.write_bytes(lowered(recorded(graph)))
+
+
+def lowered(program: torch.export.ExportedProgram) -> bytes:
+    """A recorded program as ExecuTorch runs it, all that XNNPACK takes in its hands."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    content: bytes = edge.to_executorch().buffer
+    return content
+
+
+def beside(path: Path) -> Path:
+    """Where the words of a program stand."""
+    return path.with_name(path.name + ".json")
+
+
+def label(path: Path, text: str) -> None:
+    """Keep a text beside the program, with the digest that says which one it is of."""
+    content = {KEY: json.loads(text), "sha256": of_file(path)}
+    write_text(beside(path), json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def text_of(path: Path) -> str:
+    """The text that was kept; "" where there is none.
+
+    Raises:
+        DataError: it is damaged, or the text of another program.
+    """
+    words = beside(path)
+    if not words.is_file():
+        return ""
+    if words.stat().st_size > LARGEST:
+        raise DataError(f"{words} has {words.stat().st_size:,} bytes, at most {LARGEST:,}")
+    content = parsed(words.read_text(encoding="utf-8", errors="replace"), words, dict, mend=ANEW)
+    check(content, RULES, words, mend=ANEW)
+    if of_file(path) != content["sha256"]:
+        raise DataError(
+            f"{path} is damaged, or {words.name} belongs to another program: the digest in it is "
+            f"not this one's; {ANEW}"
+        )
+    return json.dumps(content[KEY], sort_keys=True)
+
+
+def run(path: Path) -> Runner:
+    """What runs the program on the processor, one image at a time, with as many threads as torch
+    has.
+
+    Raises:
+        DataError: the runtime cannot load it.
+    """
+    need("executorch")
+    with muted():
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        threads = torch.get_num_threads()
+        if portable_lib._threadpool_get_thread_count() != threads:
+            portable_lib._unsafe_reset_threadpool(threads)
+        failure = None
+        try:
+            method = Runtime.get().load_program(path).load_method("forward")
+        except (RuntimeError, ValueError) as error:
+            failure = error
+    if failure is not None:
+        with path.open("rb") as file:
+            layout = file.read(8)[4:].decode("ascii", errors="replace")
+        raise DataError(
+            f"ExecuTorch cannot load {path}, a program of layout {layout!r}: "
+            f"{last_sentence(failure)}; {ANEW}"
+        ) from failure
+
+    def answer(images: Tensor) -> tuple[Tensor, ...]:
+        # the outputs lie in the program's own memory, and the next call writes there
+        outputs = method.execute([images.detach().contiguous()])
+        return tuple(output.clone() for output in outputs)
+
+    return answer
+
+
+def shape(path: Path) -> Shape:
+    """Kernels outside XNNPACK by ATen's names, and how many parts it takes over."""
+    program = _program(path)
+    kernels: Counter[str] = Counter()
+    delegates, rank = 0, 0
+    for plan in program.execution_plan:
+        for instruction in (each for chain in plan.chains for each in chain.instructions):
+            call = instruction.instr_args
+            if type(call).__name__ == "DelegateCall":
+                delegates += 1
+            elif type(call).__name__ == "KernelCall":
+                kernels[plan.operators[call.op_index].name] += 1
+        sizes = [getattr(value.val, "sizes", ()) for value in plan.values]
+        rank = max([rank, *map(len, sizes)])
+    nodes = {**dict(kernels.most_common()), DELEGATE: delegates}
+    return Shape(nodes, rank, delegates, kernels.total())
+
+
+def _program(path: Path) -> Any:
+    """The program as a table of its instructions, without its weights."""
+    with muted():
+        from executorch.exir._serialize._program import deserialize_pte_binary
+
+        return deserialize_pte_binary(path.read_bytes()).program
+
+
+FORMAT = Format(
+    name="executorch",
+    ending=".pte",
+    summary="ExecuTorch: phones and small devices, by XNNPACK",
+    writes_with=("executorch",),
+    write=write,
+    label=label,
+    text_of=text_of,
+    runs_with=("executorch",),
+    open=run,
+    batch=1,
+    shape=shape,
+    parts=lambda path: [path, beside(path)],
+)
