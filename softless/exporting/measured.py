@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class Measured:
     drop: Interval | None  # file less model, paired over the images
     agreement: float | None  # share of the images that both answer alike
     difference: float  # |file - model| over |model|, of all logits
+    # (n,) of the file and of the model: whether it got each image right, in order
+    right: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def faults(self, *, eight_bits: bool) -> list[str]:
         """Why the file must not be used, as sentences; files in eight bits have room to differ."""
@@ -78,7 +80,7 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        content = asdict(self)
+        content = {name: value for name, value in asdict(self).items() if name != "right"}
         return content | {"drop": None if self.drop is None else list(self.drop)}
 
 
@@ -158,6 +160,7 @@ def measured(
         paired_bootstrap(right_file, right_model),
         float(alike.mean()),
         relative,
+        (right_file, right_model),
     )
 
 
