@@ -190,7 +190,8 @@ def exports(
         target,
     )
     if target is not None:
-        write_csv(target, [row.to_dict() for row in rows])
+        # what is not installed says a path of this machine, and was not measured
+        write_csv(target, [row.to_dict() for row in rows if row.works != ABSENT])
     return result
 
 

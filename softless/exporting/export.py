@@ -114,7 +114,7 @@ def export(
         >>> report.ok, report.path.name
         (True, 'model.pt2')
     """
-    formats = _formats(format)
+    formats = formats_named(format)
     return files_of(
         opened(source),
         formats,
@@ -189,7 +189,13 @@ def files_of(
     return report
 
 
-def _formats(named: str | Sequence[str]) -> tuple[Format, ...]:
+def formats_named(named: str | Sequence[str]) -> tuple[Format, ...]:
+    """The formats of these names, each once.
+
+    Raises:
+        UsageError: no such format, or none is named.
+        MissingExtra: what writes one is not installed.
+    """
     names = [named] if isinstance(named, str) else list(named)
     if not names:
         raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
