@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from softless.data.samples import Samples
 from softless.errors import DataError, SoftlessError, UsageError, located, need
+from softless.experiment.files import LARGEST_IMAGE
 from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
 from softless.exporting.formats.table import FORMATS, format_named
@@ -31,11 +32,12 @@ from softless.exporting.report import FAILED, Exported, ExportedFile
 from softless.exporting.silence import Said, muted
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
-from softless.models.durable import make_folder, write_text
+from softless.models.durable import make_folder, remove_empty, write_text
 from softless.modes import in_evaluation
 
 PARITY_IMAGES = 16
 STEP_IMAGES = 64
+NOISE = 1 << 22  # pixels that a model is compared on where there are no images
 LOG = "export.log"
 Pixels = Literal["normalised", "uint8"]
 Form = Literal["auto", "plain", "edge"]
@@ -176,6 +178,7 @@ def files_of(
     _check_free(folder, names, overwrite=overwrite)
     sized = source.at(request.size)
     images = _images(sized, request, calibrate, test, measuring=measuring)
+    fresh = not folder.exists()
     make_folder(folder)
     files: list[ExportedFile] = []
     try:
@@ -186,6 +189,8 @@ def files_of(
         report = Exported(sized.name, request.size, tuple(files), request.dynamic, request.pixels)
         if noted:
             note(source, report)
+        if fresh and not files:
+            remove_empty(folder)
     return report
 
 
@@ -260,8 +265,13 @@ def _check_word(option: str, word: str | None, words: Sequence[str | None]) -> N
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise UsageError(f"--size {size}: give height and width in pixels")
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or not all(0 < side <= LARGEST_IMAGE for side in sides):
+        raise UsageError(
+            f"--size {' '.join(map(str, sides))}: give height and width in pixels, from 1 to "
+            f"{LARGEST_IMAGE:,}"
+        )
     return int(sides[0]), int(sides[1])
 
 
@@ -317,9 +327,14 @@ def _images(
         compared = tensors(tested, source.transform, PARITY_IMAGES)
         return Images(compared, _step_images(source, compared, calibration), tested, calibration)
     generator = torch.Generator().manual_seed(0)
-    shape = (PARITY_IMAGES, int(source.best["in_chans"]), *request.size)
+    shape = (_images_of_noise(request.size), int(source.best["in_chans"]), *request.size)
     noise = torch.randn(shape, generator=generator)
     return Images(noise, noise, None, None)
+
+
+def _images_of_noise(size: tuple[int, int]) -> int:
+    """As many as a machine of ordinary memory answers at once."""
+    return max(2, min(PARITY_IMAGES, NOISE // (size[0] * size[1])))
 
 
 def _step_images(source: Source, compared: Tensor, calibration: Calibration | None) -> Tensor:

@@ -52,7 +52,9 @@ def test_the_section_that_is_put_in_is_the_one_that_is_drawn(run, tmp_path):
     after = (run / REPORT).read_text()
     write([run], tmp_path / "anew.html")
     assert after == (tmp_path / "anew.html").read_text()
-    without = re.sub(r'<section aria-labelledby="exported">.*?</section>', "", after, flags=re.S)
+    without = re.sub(
+        r'<section aria-labelledby="exported">.*?</section>', "", after, flags=re.DOTALL
+    )
     assert without.replace('<a href="#exported">Exported files</a>', "") == before
     section = after.split('<section aria-labelledby="exported">')[1].split("</section>")[0]
     words = re.sub(r"<[^>]*>", " ", section)
