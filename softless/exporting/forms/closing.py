@@ -47,8 +47,3 @@ def closing(model: nn.Module, pool: str) -> Closing:
         bare, affine = split(norm)
     with within("head"):
         return Closing(bare, linear(head, affine), pool)
-
-
-def own_methods(model: nn.Module, methods: tuple[str, ...]) -> str:
-    """Why a model's pass is not that of its class, as the end of a sentence; empty where it is."""
-    return next((f"its {name} was replaced" for name in methods if name in vars(model)), "")

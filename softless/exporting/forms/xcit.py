@@ -15,7 +15,7 @@ from softless.attention.linear import gain
 from softless.attention.norms import Norm
 from softless.attention.registry import OPERATORS
 from softless.exporting.forms.attention import attention_form
-from softless.exporting.forms.closing import Closing, closing, own_methods
+from softless.exporting.forms.closing import Closing, closing
 from softless.exporting.forms.convolutions import local_form, stem_form
 from softless.exporting.forms.core import Heads, product
 from softless.exporting.forms.parts import (
@@ -37,7 +37,6 @@ from softless.layers.patch_embed import check_size
 from softless.layers.plain import watched, why_called
 from softless.models.xcit import HOST
 
-METHODS = ("forward", "forward_features", "forward_cls", "forward_head")
 CHANGED = "it has hooks, or a forward or a weight that was replaced"
 DROPS = ("drop_path", "drop_path1", "drop_path2", "drop_path3")
 NORMS: dict[str, Norm] = {"sima": "l1", "sima_l2": "l2", "sima_none": "none"}
@@ -227,8 +226,8 @@ def xcit_form(model: Any, setting: Setting) -> XcitForm:
         NoForm: a part of it is not the host's own, or somebody waits for its call.
         UsageError: the size is not a whole number of patches.
     """
-    if type(model) not in HOST.models or (why := own_methods(model, METHODS) or why_called(model)):
-        raise NoForm(why if type(model) in HOST.models else f"it is a {type(model).__name__}")
+    if type(model) not in HOST.models:
+        raise NoForm(f"{type(model).__name__} has a forward of its own")
     refuse_acting(model, "pos_drop")
     if model.num_prefix_tokens != int(model.cls_attn_blocks is not None):
         raise NoForm(f"it counts {model.num_prefix_tokens} tokens ahead of its patches")

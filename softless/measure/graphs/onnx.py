@@ -17,7 +17,7 @@ from softless.measure.graphs.limits import DEEPEST, Damaged, beside, mapped
 from softless.measure.graphs.onnx_operators import ACTIVATIONS, DOMAINS, LINEAR
 from softless.measure.graphs.protobuf import Message
 
-MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
+MODEL_VERSION, MODEL_GRAPH, MODEL_FUNCTIONS = 1, 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE, GRAPH_INPUT = 1, 5, 15, 11
 GRAPH_SHAPES = (11, 12, 13)  # inputs, outputs, values
 FUNCTION_NAME, FUNCTION_INPUT, FUNCTION_OUTPUT, FUNCTION_NODE = 1, 4, 5, 7
@@ -82,8 +82,10 @@ def read(path: Path) -> Iterator[Node]:
         if graph is None or not graph.parts(GRAPH_NODE):
             raise Damaged("it holds no graph")
         functions = {_signature(part): part for part in model.parts(MODEL_FUNCTIONS)}
-        batch = _batch(graph)
-        yield from _Walk(path, functions, batch).graph(graph, _Scope(set(), {}, {}), "", 0, None)
+        # before version 4 every weight stood among the inputs too
+        older = next(iter(model.integers(MODEL_VERSION)), 0) < 4
+        walk = _Walk(path, functions, _batch(graph), weights_are_inputs=older)
+        yield from walk.graph(graph, _Scope(set(), {}, {}), "", 0, inputs_depend=True)
 
 
 def _signature(function: Message) -> tuple[str, str, str]:
@@ -158,26 +160,35 @@ class _Walk:
     """Walks the graphs of one file."""
 
     def __init__(
-        self, path: Path, functions: Mapping[tuple[str, str, str], Message], batch: str | None
+        self,
+        path: Path,
+        functions: Mapping[tuple[str, str, str], Message],
+        batch: str | None,
+        *,
+        weights_are_inputs: bool,
     ) -> None:
         self.path, self.functions, self.batch = path, functions, batch
+        self.weights_are_inputs = weights_are_inputs
 
     def graph(
-        self, graph: Message, scope: _Scope, place: str, depth: int, inputs_depend: bool | None
+        self, graph: Message, scope: _Scope, place: str, depth: int, *, inputs_depend: bool
     ) -> Iterator[Node]:
-        """The nodes of a graph; None for `inputs_depend` is the model's own, whose inputs do."""
-        self._constants(graph, scope)
-        inputs = [value.name(1) for value in graph.parts(GRAPH_INPUT)]
-        fresh = {name for name in inputs if inputs_depend is not None or name not in scope.numbers}
-        scope.depends -= fresh
-        if inputs_depend or inputs_depend is None:
-            scope.depends |= fresh
+        """The nodes of a graph, those of its bodies behind the node that holds them."""
+        weights = self._constants(graph, scope)
+        inputs = {value.name(1) for value in graph.parts(GRAPH_INPUT)}
+        if self.weights_are_inputs:
+            inputs -= weights
+        for name in inputs:  # what has a default may be another at each call
+            scope.numbers.pop(name, None)
+        scope.depends = scope.depends | inputs if inputs_depend else scope.depends - inputs
         for value in graph.parts(*GRAPH_SHAPES):
             self._shape(value, scope)
         for message in graph.parts(GRAPH_NODE):
             yield from self._node(_operation(message), scope, place, depth)
 
-    def _constants(self, graph: Message, scope: _Scope) -> None:
+    def _constants(self, graph: Message, scope: _Scope) -> set[str]:
+        """Names of the tensors that a graph holds."""
+        names: set[str] = set()
         for tensor in graph.parts(GRAPH_INITIALIZER):
             name = tensor.name(8)
             for entry in tensor.parts(13):
@@ -185,11 +196,14 @@ class _Walk:
                     beside(self.path, entry.name(2))
             scope.numbers[name] = _one_number(tensor)
             scope.shapes[name] = tuple(tensor.integers(1))
-            scope.depends.discard(name)
+            names.add(name)
         for sparse in graph.parts(GRAPH_SPARSE):
             values = sparse.part(1)
             if values is not None:
                 scope.numbers[values.name(8)] = None
+                names.add(values.name(8))
+        scope.depends -= names
+        return names
 
     def _shape(self, value: Message, scope: _Scope) -> None:
         sizes = _dimensions(value)
@@ -328,8 +342,10 @@ def _evaluations(node: _Operation, scope: _Scope, table: Operators | None) -> in
         if q is None or k is None or len(q) != 4 or len(k) != 4 or len(node.inputs) > 4:
             return None
         return _product((*q[:3], k[2]))
+    if node.operator.startswith("Reduce"):
+        return _product(shapes[0])
     counts = [count for shape in shapes if (count := _product(shape)) is not None]
-    return max(counts) if counts and len(counts) == len(shapes) else None
+    return counts[-1] if counts else None
 
 
 def _product(shape: Shape | None) -> int | None:

@@ -5,10 +5,12 @@ is read by itself, and weights stay closed.
 """
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -17,11 +19,14 @@ from softless.measure.graphs.aten import DIVISIONS, ROOTS, kind_of, plain
 from softless.measure.graphs.classes import LONGEST, Node
 from softless.measure.graphs.limits import TEXT, Damaged
 
-SCHEMA = frozenset({7, 8, 9})  # major versions that are alike in what is read here
 OLDER = "serialized_exported_program.json"  # of torch before 2.8
+# what zipfile raises for an archive that is none
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(NotImplementedError, RuntimeError, OverflowError, ValueError),
+)
 # Python's own arithmetic on sizes
 SCALAR = ("_operator.", "operator.", "math.", "torch.sym_", "torch._sym_", "builtins.")
-NO_TENSOR = frozenset({"torch.ops.aten.sym_size", "torch.ops.aten.sym_numel"})
 
 
 def read(path: Path) -> Iterator[Node]:
@@ -42,27 +47,35 @@ def read(path: Path) -> Iterator[Node]:
 
 def _documents(path: Path) -> Iterator[tuple[str, Any]]:
     """The graphs of the archive; their names where there are several."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [
-                entry
-                for entry in archive.infolist()
-                if _is_graph(entry.filename)
-            ]  # fmt: skip
-            if not names:
-                raise Damaged("it holds no graph of torch.export.save")
-            for entry in names:
-                if entry.file_size > TEXT:
-                    raise Damaged(f"its graph has {entry.file_size:,} bytes")
-                with archive.open(entry) as file:
-                    text = file.read(TEXT + 1)
-                stem = Path(entry.filename).stem
-                yield (f"{stem}/" if len(names) > 1 else ""), json.loads(text)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise Damaged("it is no archive that can be opened") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, Damaged):
+    with path.open("rb") as file:
+        try:
+            texts = _texts(file)
+        except Damaged:
             raise
+        except UNREADABLE as error:
+            raise Damaged("it is no archive that can be opened") from error
+    if not texts:
+        raise Damaged("it holds no graph of torch.export.save")
+    for name, text in texts.items():
+        yield f"{Path(name).stem}/" if len(texts) > 1 else "", _parsed(text)
+
+
+def _texts(file: BinaryIO) -> dict[str, bytes]:
+    with zipfile.ZipFile(file) as archive:
+        entries = [entry for entry in archive.infolist() if _is_graph(entry.filename)]
+        if sum(entry.file_size for entry in entries) > TEXT:
+            raise Damaged(f"its graph has more than {TEXT:,} bytes")
+        texts = {}
+        for entry in entries:
+            with archive.open(entry) as part:
+                texts[entry.filename] = part.read(TEXT + 1)
+    return texts
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise Damaged("its graph is no JSON") from error
 
 
