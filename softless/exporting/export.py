@@ -32,7 +32,15 @@ from softless.exporting.report import FAILED, Exported, ExportedFile
 from softless.exporting.silence import Said, muted
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
-from softless.models.durable import make_folder, remove_empty, write_text
+from softless.models.durable import (
+    make_folder,
+    remove_empty,
+    storage_error,
+    storing,
+    sync_file,
+    sync_folder,
+    write_text,
+)
 from softless.modes import in_evaluation
 
 PARITY_IMAGES = 16
@@ -438,13 +446,15 @@ def _proven(
     metadata: Metadata,
 ) -> ExportedFile:
     """The file with all that it says of itself, its worth too."""
-    record.label(draft, metadata.as_text())
+    with storing(draft):
+        record.label(draft, metadata.as_text())
     report = _checked(source, record, request, images, draft)
     accuracy, counts = summary(report.measured), None
     if report.audit is not None:
         counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
     labelled = replace(metadata, accuracy=accuracy, audit=counts)
-    record.label(draft, labelled.as_text())
+    with storing(draft):
+        record.label(draft, labelled.as_text())
     return replace(report, bytes=sum(_bytes(part) for part in record.parts(draft)))
 
 
@@ -544,7 +554,8 @@ def _measured(source: Source, answer: ExportedModel, samples: Samples) -> Measur
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """A folder beside the files, gone afterwards whatever happens."""
-    place = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    with storing(folder):
+        place = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         yield place
     finally:
@@ -564,6 +575,9 @@ def _logged(record: Format, folder: Path) -> Iterator[None]:
         failure = error
     if failure is None:
         return
+    # a disk that refuses is no failure of the tool, which would be told in its own words
+    if isinstance(failure, OSError) and failure.errno is not None:
+        raise storage_error(folder, failure) from failure
     ours = isinstance(failure, SoftlessError)
     cause = failure.__cause__ if ours else failure
     if cause is not None:
@@ -583,13 +597,20 @@ def _bytes(path: Path) -> int:
 
 
 def _moved(path: Path, to: Path) -> None:
-    if to.is_dir():
-        shutil.rmtree(to)
-    path.replace(to)
+    """Give a file or folder its name once it is on the disk."""
+    with storing(to):
+        for inner in path.rglob("*") if path.is_dir() else [path]:
+            if inner.is_file():
+                sync_file(inner)
+        if to.is_dir():
+            shutil.rmtree(to)
+        path.replace(to)
+        sync_folder(to.parent)
 
 
 def _removed(path: Path) -> None:
     """What an earlier export left, which had the other outcome: it is not what was asked for."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
+    with storing(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
