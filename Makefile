@@ -15,8 +15,8 @@ $(STAMP): pyproject.toml $(KERNELS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
-demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten digits; runs/demo/report.html
-	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite
+demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten digits, export SimA to ONNX; runs/demo/report.html
+	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite --export onnx
 
 test: lint               ## under twenty minutes on two idle cores; CI runs it with MARKS="not soak"
 	$(BIN)/python -m pytest -m "$(MARKS)" --numprocesses $(WORKERS) --dist loadfile

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from softless.data.samples import Samples
 from softless.errors import DataError, SoftlessError, UsageError, located, need
+from softless.experiment.files import LARGEST_IMAGE
 from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
 from softless.exporting.formats.table import FORMATS, format_named
@@ -24,17 +25,27 @@ from softless.exporting.grid import check_any_size, check_size, free_step, grid_
 from softless.exporting.loaded import ExportedModel, load_exported
 from softless.exporting.measured import Measured, Parity, measured, parity, summary
 from softless.exporting.metadata import KEPT, Metadata, shareable
+from softless.exporting.noted import note
 from softless.exporting.quantized.calibration import Calibration, calibrated
 from softless.exporting.quantized.candidate import Material
 from softless.exporting.report import FAILED, Exported, ExportedFile
 from softless.exporting.silence import Said, muted
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
-from softless.models.durable import make_folder, write_text
+from softless.models.durable import (
+    make_folder,
+    remove_empty,
+    storage_error,
+    storing,
+    sync_file,
+    sync_folder,
+    write_text,
+)
 from softless.modes import in_evaluation
 
 PARITY_IMAGES = 16
 STEP_IMAGES = 64
+NOISE = 1 << 22  # pixels that a model is compared on where there are no images
 LOG = "export.log"
 Pixels = Literal["normalised", "uint8"]
 Form = Literal["auto", "plain", "edge"]
@@ -113,23 +124,91 @@ def export(
         >>> report.ok, report.path.name
         (True, 'model.pt2')
     """
-    formats = _formats(format, int8)
-    opened_source = opened(source)
-    request = _request(opened_source, formats, form, size, dynamic, int8, pixels, opset)
-    folder = located(out)
+    formats = formats_named(format, int8)
+    return files_of(
+        opened(source),
+        formats,
+        located(out),
+        form,
+        size=size,
+        dynamic=dynamic,
+        int8=int8,
+        calibrate=calibrate,
+        pixels=pixels,
+        test=test,
+        opset=opset,
+        overwrite=overwrite,
+        noted=True,
+    )
+
+
+def files_of(
+    source: Source,
+    formats: tuple[Format, ...],
+    folder: Path,
+    form: Form = "auto",
+    *,
+    size: int | tuple[int, int] | None = None,
+    dynamic: Dynamic | None = None,
+    int8: Int8 = "none",
+    calibrate: str | Path | None = None,
+    pixels: Pixels = "normalised",
+    test: str | Path | None = None,
+    opset: int | None = None,
+    overwrite: bool = False,
+    measuring: bool = True,
+    noted: bool = False,
+) -> Exported:
+    """As `export`, of what is open.
+
+    Args:
+        source: what is exported.
+        formats: in which formats.
+        folder: for the files.
+        form: as in `export`, as all that is not described here.
+        size: height and width in pixels.
+        dynamic: what stays free.
+        int8: eight bits.
+        calibrate: a folder of images.
+        pixels: what the file takes.
+        test: labelled images.
+        opset: of ONNX.
+        overwrite: replace files of the same names.
+        measuring: run the files on test images.
+        noted: keep a line for each file in the folder of the run.
+
+    Raises:
+        UsageError: as `export`.
+        DataError: as `export`.
+    """
+    request = _request(source, formats, form, size, dynamic, int8, pixels, opset)
     names = [_name(record, request) for record in formats]
     _check_free(folder, names, overwrite=overwrite)
-    sized = opened_source.at(request.size)
-    images = _images(sized, request, calibrate, test)
+    sized = source.at(request.size)
+    images = _images(sized, request, calibrate, test, measuring=measuring)
+    fresh = not folder.exists()
     make_folder(folder)
-    files = tuple(
-        _exported(sized, record, request, images, folder / name)
-        for record, name in zip(formats, names, strict=True)
-    )
-    return Exported(sized.name, request.size, files)
+    files: list[ExportedFile] = []
+    try:
+        for record, name in zip(formats, names, strict=True):
+            files.append(_exported(sized, record, request, images, folder / name))
+    finally:
+        # files that were whole before another format failed count too
+        report = Exported(sized.name, request.size, tuple(files), request.dynamic, request.pixels)
+        if noted:
+            note(source, report)
+        if fresh and not files:
+            remove_empty(folder)
+    return report
 
 
-def _formats(named: str | Sequence[str], int8: Int8) -> tuple[Format, ...]:
+def formats_named(named: str | Sequence[str], int8: Int8 = "none") -> tuple[Format, ...]:
+    """The formats of these names, each once.
+
+    Raises:
+        UsageError: no such format, or none is named.
+        MissingExtra: what writes one is not installed.
+    """
     names = [named] if isinstance(named, str) else list(named)
     if not names:
         raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
@@ -195,8 +274,13 @@ def _check_word(option: str, word: str | None, words: Sequence[str | None]) -> N
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise UsageError(f"--size {size}: give height and width in pixels")
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or not all(0 < side <= LARGEST_IMAGE for side in sides):
+        raise UsageError(
+            f"--size {' '.join(map(str, sides))}: give height and width in pixels, from 1 to "
+            f"{LARGEST_IMAGE:,}"
+        )
     return int(sides[0]), int(sides[1])
 
 
@@ -217,14 +301,19 @@ def _check_free(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
 
 
 def _images(
-    source: Source, request: Request, calibrate: str | Path | None, test: str | Path | None
+    source: Source,
+    request: Request,
+    calibrate: str | Path | None,
+    test: str | Path | None,
+    *,
+    measuring: bool,
 ) -> Images:
     """What files are compared and measured on.
 
     Raises:
         UsageError: int8 without images.
     """
-    tested = source.test_images(test)
+    tested = source.test_images(test) if measuring else None
     if request.int8 != "none" and tested is None:
         raise UsageError(
             f"--int8 {request.int8} is measured on labelled test images, and there are none of "
@@ -247,9 +336,14 @@ def _images(
         compared = tensors(tested, source.transform, PARITY_IMAGES)
         return Images(compared, _step_images(source, compared, calibration), tested, calibration)
     generator = torch.Generator().manual_seed(0)
-    shape = (PARITY_IMAGES, int(source.best["in_chans"]), *request.size)
+    shape = (_images_of_noise(request.size), int(source.best["in_chans"]), *request.size)
     noise = torch.randn(shape, generator=generator)
     return Images(noise, noise, None, None)
+
+
+def _images_of_noise(size: tuple[int, int]) -> int:
+    """As many as a machine of ordinary memory answers at once."""
+    return max(2, min(PARITY_IMAGES, NOISE // (size[0] * size[1])))
 
 
 def _step_images(source: Source, compared: Tensor, calibration: Calibration | None) -> Tensor:
@@ -298,9 +392,10 @@ def _exported(
             refused[name] = "; ".join(files[name].faults)
         kept = max(files, key=lambda name: (files[name].ok, files[name].alike))
         report = files[kept]
-        suffix = "" if report.ok else FAILED
+        suffix, other = ("", FAILED) if report.ok else (FAILED, "")
         for part in record.parts(report.path):
             _moved(part, path.parent / (part.name + suffix))
+            _removed(path.parent / (part.name + other))
     tried = {name: why for name, why in refused.items() if name != kept}
     return replace(
         report,
@@ -352,13 +447,15 @@ def _proven(
     metadata: Metadata,
 ) -> ExportedFile:
     """The file with all that it says of itself, its worth too."""
-    record.label(draft, metadata.as_text())
+    with storing(draft):
+        record.label(draft, metadata.as_text())
     report = _checked(source, record, request, images, draft)
     accuracy, counts = summary(report.measured), None
     if report.audit is not None:
         counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
     labelled = replace(metadata, accuracy=accuracy, audit=counts)
-    record.label(draft, labelled.as_text())
+    with storing(draft):
+        record.label(draft, labelled.as_text())
     return replace(report, bytes=sum(_bytes(part) for part in record.parts(draft)))
 
 
@@ -458,7 +555,8 @@ def _measured(source: Source, answer: ExportedModel, samples: Samples) -> Measur
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """A folder beside the files, gone afterwards whatever happens."""
-    place = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    with storing(folder):
+        place = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         yield place
     finally:
@@ -478,6 +576,9 @@ def _logged(record: Format, folder: Path) -> Iterator[None]:
         failure = error
     if failure is None:
         return
+    # a disk that refuses is no failure of the tool, which would be told in its own words
+    if isinstance(failure, OSError) and failure.errno is not None:
+        raise storage_error(folder, failure) from failure
     ours = isinstance(failure, SoftlessError)
     cause = failure.__cause__ if ours else failure
     if cause is not None:
@@ -497,6 +598,20 @@ def _bytes(path: Path) -> int:
 
 
 def _moved(path: Path, to: Path) -> None:
-    if to.is_dir():
-        shutil.rmtree(to)
-    path.replace(to)
+    """Give a file or folder its name once it is on the disk."""
+    with storing(to):
+        for inner in path.rglob("*") if path.is_dir() else [path]:
+            if inner.is_file():
+                sync_file(inner)
+        if to.is_dir():
+            shutil.rmtree(to)
+        path.replace(to)
+        sync_folder(to.parent)
+
+
+def _removed(path: Path) -> None:
+    """What an earlier export left, which had the other outcome: it is not what was asked for."""
+    with storing(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
