@@ -38,6 +38,7 @@ OURS = frozenset({
     "moments",
     "centred",
     "self_attention",
+    "sums",
 })
 DIVISIONS = frozenset({
     "attend",
