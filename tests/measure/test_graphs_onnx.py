@@ -144,10 +144,9 @@ def test_functions_of_the_file_are_walked_where_they_are_called(
     assert {each.where for each in found.findings} == {"one/in/soft", "two/in/soft"}
     assert found.kinds.keys() == {"softmax"}
     # a function under a standard name is what it does, and one that is never called is not
-    relu = helper.make_function(
-        "", "Relu", ["a"], ["b"], [helper.make_node("Exp", ["a"], ["b"])],
-        [helper.make_opsetid("", 23)],
-    )  # fmt: skip
+    hidden = [helper.make_node("Exp", ["a"], ["b"])]
+    opset = [helper.make_opsetid("", 23)]
+    relu = helper.make_function("", "Relu", ["a"], ["b"], hidden, opset)
     assert read(tmp_path, [node("Relu")], functions=[relu]).kinds.keys() == {"exp"}
     assert read(tmp_path, [node("Abs")], functions=[relu], libraries=["own"]).exp_free
     # of itself: no end
@@ -253,6 +252,7 @@ def test_a_batch_of_any_size_counts_as_one_image(tmp_path: Path) -> None:
     assert reduced.kinds == {"softmax": 40}
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_read_as_the_library_onnx_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     program = torch.onnx.export(

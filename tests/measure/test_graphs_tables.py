@@ -127,10 +127,7 @@ def test_every_type_of_the_installed_openvino_has_a_class() -> None:
         functions |= {name for name in vars(module) if not name.startswith("_")}
     assert len(functions) > 150
     # names of Python's functions -> names that a file has
-    other = {
-        "absolute": "abs", "ceil": "ceiling", "constant": "const", "batch_norm_inference":
-        "batchnorminference", "if_op": "if", "nms_rotated": "nmsrotated", "matrix_nms": "matrixnms",
-    }  # fmt: skip
+    other = {"absolute": "abs", "ceil": "ceiling", "constant": "const", "if_op": "if"}
     known = {name.lower() for name in openvino.OPERATORS.known}
     names = {other.get(name, name).replace("_", "") for name in functions - {"ops"}}
     assert names - known == set()

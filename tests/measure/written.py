@@ -21,10 +21,8 @@ PLACE = "blocks.0.mlp.act"
 SHAPE = (1, 5, 8)
 PLANTED = ("gelu", "exp", "softmax")
 
-SCALARS = {
-    "b": "Int8", "B": "Uint8", "i": "Int32", "I": "Uint32", "q": "Int64", "Q": "Uint64",
-    "f": "Float32", "d": "Float64",
-}  # fmt: skip
+LONG = "Int8 Uint8 Int32 Uint32 Int64 Uint64 Float32 Float64"
+SCALARS = dict(zip("bBiIqQfd", LONG.split(), strict=True))
 
 
 class Numbers(list[int]):

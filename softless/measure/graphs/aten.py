@@ -1,4 +1,4 @@
-"""The operators of PyTorch, which .pt2 and .pte files name; their kinds are those of `exps.KINDS`."""
+"""The operators of PyTorch, which .pt2 and .pte files name; their kinds stand in `exps.KINDS`."""
 
 from typing import Any
 

@@ -98,9 +98,9 @@ def read(path: Path) -> Iterator[Node]:
         program = Message(view).part(ML_PROGRAM)
         if program is None:
             raise DataError(
-                f"{path} holds no ML Program: convert it with coremltools' "
-                'convert_to="mlprogram"'
-            )  # fmt: skip
+                f"{path} holds no ML Program, and other models of Core ML are not read: convert "
+                "it with convert_to='mlprogram'"
+            )
         functions = program.parts(2)
         for function in functions:
             body = function.part(2)
