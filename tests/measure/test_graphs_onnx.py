@@ -231,7 +231,7 @@ def test_fused_attention_counts_its_pairs(tmp_path: Path) -> None:
     assert found.kinds == {"softmax": 2 * 3 * 5 * 7}
     assert found.rank == 4
     flat = [value(name, (2, 5, 24)) for name in "qkv"]
-    heads = {"q_num_heads": 3, "kv_num_heads": 3}
+    heads: dict[str, Any] = {"q_num_heads": 3, "kv_num_heads": 3}
     found = read(tmp_path, [node("Attention", "q k v", **heads)], inputs=flat, shape=(2, 5, 24))
     assert found.kinds == {"softmax": 1}
     assert not found.findings[0].sized

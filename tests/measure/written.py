@@ -188,12 +188,13 @@ def write_tflite(folder: Path, planted: str, *, options: Table | None = None) ->
 class _Act(nn.Module):
     def __init__(self, planted: str) -> None:
         super().__init__()
-        self.call: Callable[[Tensor], Tensor] = {
+        calls: dict[str, Callable[[Tensor], Tensor]] = {
             "gelu": nn.functional.gelu,
             "exp": torch.exp,
             "softmax": lambda x: x.softmax(-1),
             "relu": torch.relu,
-        }[planted]
+        }
+        self.call = calls[planted]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.call(x)
