@@ -469,7 +469,10 @@ def _graph(
     number = 2 if request.dynamic in {"batch", "both"} else 1
     outputs = ("features",) if source.task == "dino" else ("logits",)
     step = free_step(source.model) if any_size else grid_step(source.model)
-    graph = Graph(module, images.compared[:number], outputs, request.dynamic, step)
+    # no image of anybody's: some files keep what they were recorded with
+    shape = (number, *images.compared.shape[1:])
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    graph = Graph(module, example, outputs, request.dynamic, step)
     return graph, str(module.form), str(module.why)
 
 
