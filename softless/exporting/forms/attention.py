@@ -178,6 +178,10 @@ class AttentionForm(nn.Module):
             where they are the same.
     """
 
+    q: nn.Linear
+    k: nn.Linear  # where it is not tied to q
+    v: nn.Linear
+
     def __init__(
         self,
         attention: Any,
