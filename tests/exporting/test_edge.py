@@ -120,7 +120,9 @@ def test_odd_parts_are_right(name: str) -> None:
 
 @pytest.mark.parametrize("op", ["sima", "xca", "soft", "linformer"])
 def test_one_channel_and_patches_of_eight(op: str) -> None:
-    model = vit(op, in_chans=1, patch_size=8)
+    # windows of four: at 24 bottleneck tokens float32 itself leaves 1e-5
+    options: dict[str, Any] = {"ratio": 4} if op == "soft" else {}
+    model = vit(op, in_chans=1, patch_size=8, **options)
     assert_parity(model, images(64, 96, channels=1), form="edge")
 
 
@@ -148,7 +150,9 @@ def test_an_image_that_timm_pads() -> None:
 
 
 def test_what_drops_in_training_does_nothing_here() -> None:
-    rates = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "drop_path_rate"), 0.5)
+    rates: dict[str, Any] = dict.fromkeys(
+        ("drop_rate", "pos_drop_rate", "proj_drop_rate", "drop_path_rate"), 0.5
+    )
     model = alive(vit(patch_drop_rate=0.5, **rates), images()).train()
     before = {name: x.clone() for name, x in model.state_dict().items()}
     module = softless.edge(model, form="edge")
@@ -162,9 +166,10 @@ def test_what_drops_in_training_does_nothing_here() -> None:
     )
 
 
-def test_a_channel_of_zeros_gives_zero() -> None:
-    """The eps of the norms: a zero channel is divided by 1e-12, and not by itself."""
-    model = alive(vit(init_values=0.5), images())
+@pytest.mark.parametrize("op", ["sima", "sima_l2", "xca", "relu_linear", "seqnorm"])
+def test_a_channel_of_zeros_gives_zero(op: str) -> None:
+    """The eps of the norms: a zero channel is divided by that, and not by itself."""
+    model = alive(vit(op, init_values=0.5), images())
     with torch.no_grad():
         for block in model.blocks:
             for part in range(2):  # of q and of k

@@ -53,6 +53,9 @@ def test_steps_are_the_most_that_any_matrix_needs() -> None:
     noise = softless.edge(model, images=images()).inversion.steps
     both = softless.edge(model, images=torch.cat([images(), flat])).inversion
     assert both.steps > noise
+    with torch.no_grad(), watching_newton() as needed:
+        model(flat)
+    assert both.steps == needed.most
     assert both.images == 4
     assert str(both).startswith(f"{both.steps} of Newton's steps, chosen on 4 images: |I - A X|")
 

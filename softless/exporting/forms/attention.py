@@ -179,7 +179,7 @@ class AttentionForm(nn.Module):
     """
 
     q: nn.Linear
-    k: nn.Linear
+    k: nn.Linear  # where it is not tied to q
     v: nn.Linear
     streams: nn.Module | None
 
