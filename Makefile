@@ -24,8 +24,8 @@ $(EXPORT_STAMP): $(STAMP)
 	$(EXPORT)/bin/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python tools/on_top.py openvino executorch coreml) "accelerate>=1.0"
 	touch $@
 
-demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten digits; runs/demo/report.html
-	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite
+demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten digits, export SimA to ONNX; runs/demo/report.html
+	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite --export onnx
 
 test: lint               ## under twenty minutes on two idle cores; CI runs it with MARKS="not soak"
 	$(BIN)/python -m pytest -m "$(MARKS)" --numprocesses $(WORKERS) --dist loadfile
@@ -79,6 +79,7 @@ lint: $(STAMP)
 	$(BIN)/python tools/stairs.py --check
 	$(BIN)/python tools/tables.py --check
 	$(BIN)/python tools/help_table.py --check
+	$(BIN)/python tools/task_fields.py --check
 
 stairs: $(STAMP)         ## counts imports within functions, circles, the longest chain; lists them
 	$(BIN)/python tools/stairs.py --list
@@ -91,9 +92,10 @@ bench: $(STAMP)          ## the measured tables of the documents, written to ben
 	$(BIN)/python -m lab operators --ops sima --long --record
 	$(BIN)/softless bench twins --recipe digits --seeds 3 --resume --record
 
-tables: $(STAMP)         ## rewrite the generated blocks of README and docs, and the table of the command's help
+tables: $(STAMP)         ## rewrite the generated blocks of README and docs, the table of the command's help, the types of the tasks' groups
 	$(BIN)/python tools/tables.py
 	$(BIN)/python tools/help_table.py
+	$(BIN)/python tools/task_fields.py
 
 clean:
 	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .import_linter_cache

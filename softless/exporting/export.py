@@ -3,11 +3,12 @@
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from softless.data.samples import Samples
 from softless.errors import DataError, SoftlessError, UsageError, located, need
+from softless.experiment.files import LARGEST_IMAGE
 from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
 from softless.exporting.formats.table import FORMATS, format_named
@@ -24,15 +26,27 @@ from softless.exporting.grid import check_any_size, check_size, free_step, grid_
 from softless.exporting.loaded import ExportedModel, load_exported
 from softless.exporting.measured import Measured, Parity, measured, parity, summary
 from softless.exporting.metadata import KEPT, Metadata, shareable
+from softless.exporting.noted import note
+from softless.exporting.quantized.calibration import Calibration, calibrated
+from softless.exporting.quantized.candidate import Material
 from softless.exporting.report import FAILED, Exported, ExportedFile
 from softless.exporting.silence import Said, muted
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
-from softless.models.durable import make_folder, write_text
+from softless.models.durable import (
+    make_folder,
+    remove_empty,
+    storage_error,
+    storing,
+    sync_file,
+    sync_folder,
+    write_text,
+)
 from softless.modes import in_evaluation
 
 PARITY_IMAGES = 16
 STEP_IMAGES = 64
+NOISE = 1 << 22  # pixels that a model is compared on where there are no images
 LOG = "export.log"
 Pixels = Literal["normalised", "uint8"]
 Form = Literal["auto", "plain", "edge"]
@@ -58,7 +72,7 @@ class Images:
     compared: Tensor  # (n, C, H, W), prepared
     steps: Tensor  # on which Newton's steps are chosen, where there is something to invert
     tested: Samples | None
-    calibration: Samples | None
+    calibration: Calibration | None
 
 
 def export(
@@ -111,28 +125,97 @@ def export(
         >>> report.ok, report.path.name
         (True, 'model.pt2')
     """
-    formats = _formats(format)
-    opened_source = opened(source)
-    request = _request(opened_source, formats, form, size, dynamic, int8, pixels, opset)
-    folder = located(out)
+    formats = formats_named(format, int8)
+    return files_of(
+        opened(source),
+        formats,
+        located(out),
+        form,
+        size=size,
+        dynamic=dynamic,
+        int8=int8,
+        calibrate=calibrate,
+        pixels=pixels,
+        test=test,
+        opset=opset,
+        overwrite=overwrite,
+        noted=True,
+    )
+
+
+def files_of(
+    source: Source,
+    formats: tuple[Format, ...],
+    folder: Path,
+    form: Form = "auto",
+    *,
+    size: int | tuple[int, int] | None = None,
+    dynamic: Dynamic | None = None,
+    int8: Int8 = "none",
+    calibrate: str | Path | None = None,
+    pixels: Pixels = "normalised",
+    test: str | Path | None = None,
+    opset: int | None = None,
+    overwrite: bool = False,
+    measuring: bool = True,
+    noted: bool = False,
+) -> Exported:
+    """As `export`, of what is open.
+
+    Args:
+        source: what is exported.
+        formats: in which formats.
+        folder: for the files.
+        form: as in `export`, as all that is not described here.
+        size: height and width in pixels.
+        dynamic: what stays free.
+        int8: eight bits.
+        calibrate: a folder of images.
+        pixels: what the file takes.
+        test: labelled images.
+        opset: of ONNX.
+        overwrite: replace files of the same names.
+        measuring: run the files on test images.
+        noted: keep a line for each file in the folder of the run.
+
+    Raises:
+        UsageError: as `export`.
+        DataError: as `export`.
+    """
+    request = _request(source, formats, form, size, dynamic, int8, pixels, opset)
     names = [_name(record, request) for record in formats]
     _check_free(folder, names, overwrite=overwrite)
-    sized = opened_source.at(request.size)
-    images = _images(sized, request, calibrate, test)
+    sized = source.at(request.size)
+    images = _images(sized, request, calibrate, test, measuring=measuring)
+    fresh = not folder.exists()
     make_folder(folder)
-    files = tuple(
-        _exported(sized, record, request, images, folder / name)
-        for record, name in zip(formats, names, strict=True)
-    )
-    return Exported(sized.name, request.size, files)
+    files: list[ExportedFile] = []
+    try:
+        for record, name in zip(formats, names, strict=True):
+            files.append(_exported(sized, record, request, images, folder / name))
+    finally:
+        # files that were whole before another format failed count too
+        report = Exported(sized.name, request.size, tuple(files), request.dynamic, request.pixels)
+        if noted:
+            note(source, report)
+        if fresh and not files:
+            remove_empty(folder)
+    return report
 
 
-def _formats(named: str | Sequence[str]) -> tuple[Format, ...]:
+def formats_named(named: str | Sequence[str], int8: Int8 = "none") -> tuple[Format, ...]:
+    """The formats of these names, each once.
+
+    Raises:
+        UsageError: no such format, or none is named.
+        MissingExtra: what writes one is not installed.
+    """
     names = [named] if isinstance(named, str) else list(named)
     if not names:
         raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
     formats = tuple(format_named(name) for name in dict.fromkeys(names))
-    need(*(package for record in formats for package in record.writes_with))
+    for record in formats:
+        need(*record.writes_with, *(record.quantises_with if int8 != "none" else ()))
     return formats
 
 
@@ -192,8 +275,13 @@ def _check_word(option: str, word: str | None, words: Sequence[str | None]) -> N
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise UsageError(f"--size {size}: give height and width in pixels")
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or not all(0 < side <= LARGEST_IMAGE for side in sides):
+        raise UsageError(
+            f"--size {' '.join(map(str, sides))}: give height and width in pixels, from 1 to "
+            f"{LARGEST_IMAGE:,}"
+        )
     return int(sides[0]), int(sides[1])
 
 
@@ -214,76 +302,162 @@ def _check_free(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
 
 
 def _images(
-    source: Source, request: Request, calibrate: str | Path | None, test: str | Path | None
+    source: Source,
+    request: Request,
+    calibrate: str | Path | None,
+    test: str | Path | None,
+    *,
+    measuring: bool,
 ) -> Images:
     """What files are compared and measured on.
 
     Raises:
         UsageError: int8 without images.
     """
-    tested = source.test_images(test)
-    calibration = None
-    if request.int8 == "static" or calibrate is not None:
-        calibration = source.calibration_images(calibrate)
-        if calibration is None:
-            raise UsageError(
-                "--int8 static measures the range of every activation on images: give --calibrate "
-                "FOLDER"
-            )
+    tested = source.test_images(test) if measuring else None
     if request.int8 != "none" and tested is None:
         raise UsageError(
             f"--int8 {request.int8} is measured on labelled test images, and there are none of "
             f"{source.name}: give --test FOLDER"
         )
-    real = tested if tested is not None else calibration
-    if real is not None:
-        compared = tensors(real, source.transform, PARITY_IMAGES)
+    measures = request.int8 == "static" or inverts(source.model)
+    if calibrate is not None and not measures:
+        raise UsageError(
+            f"--calibrate is of --int8 static, and --int8 is {request.int8}: leave it out"
+        )
+    calibration = None
+    if request.int8 == "static" or calibrate is not None:
+        calibration = calibrated(source, calibrate, tested)
+        if calibration is None:
+            raise UsageError(
+                "--int8 static measures the range of every activation on images: give --calibrate "
+                "FOLDER"
+            )
+    if tested is not None:
+        compared = tensors(tested, source.transform, PARITY_IMAGES)
         return Images(compared, _step_images(source, compared, calibration), tested, calibration)
     generator = torch.Generator().manual_seed(0)
-    shape = (PARITY_IMAGES, int(source.best["in_chans"]), *request.size)
+    shape = (_images_of_noise(request.size), int(source.best["in_chans"]), *request.size)
     noise = torch.randn(shape, generator=generator)
-    return Images(noise, noise, None, calibration)
+    return Images(noise, noise, None, None)
 
 
-def _step_images(source: Source, compared: Tensor, calibration: Samples | None) -> Tensor:
+def _images_of_noise(size: tuple[int, int]) -> int:
+    """As many as a machine of ordinary memory answers at once."""
+    return max(2, min(PARITY_IMAGES, NOISE // (size[0] * size[1])))
+
+
+def _step_images(source: Source, compared: Tensor, calibration: Calibration | None) -> Tensor:
     """Prepared images (n, C, H, W) that say how many steps an inverse takes: those of the training
     where it inverts and they are there.
     """
     if not inverts(source.model):
         return compared
-    if calibration is None:
-        try:
-            calibration = source.calibration_images(None)
-        except DataError:
-            return compared
-    if calibration is None:
+    if calibration is not None:
+        return calibration.images[:STEP_IMAGES]
+    try:
+        samples = source.calibration_images(None)
+    except DataError:
         return compared
-    return tensors(calibration, source.transform, STEP_IMAGES)
+    return compared if samples is None else tensors(samples, source.transform, STEP_IMAGES)
 
 
 def _exported(
     source: Source, record: Format, request: Request, images: Images, path: Path
 ) -> ExportedFile:
-    """One file: written beside, checked, and moved to its name once it is whole."""
+    """One file: written beside, checked, and moved to its name once it is whole.
+
+    In eight bits the recipes are tried in order; the first that passes is kept, or else the one
+    whose answers are most like the model's.
+    """
     graph, form, why = _graph(source, record, request, images)
+    metadata = _metadata(source, request, graph, form)
+    files: dict[str, ExportedFile] = {}
+    refused: dict[str, str] = {}
     with _workplace(path.parent) as folder:
-        draft = folder / path.name
-        with _logged(record, path.parent):
-            record.write(graph, draft, request.opset)
-        metadata = _metadata(source, request, graph, form)
-        record.label(draft, metadata.as_text())
-        report = _checked(source, record, request, images, draft)
-        accuracy, counts = summary(report.measured), None
-        if report.audit is not None:
-            counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
-        labelled = replace(metadata, accuracy=accuracy, audit=counts)
-        record.label(draft, labelled.as_text())
-        parts = record.parts(draft)
-        size = sum(_bytes(part) for part in parts)
-        suffix = "" if report.ok else FAILED
-        for part in parts:
+        ways = _ways(record, request, graph, images, folder)
+        for name, write in ways.items():
+            draft = make_folder(folder / name) / path.name
+            try:
+                with _logged(record, path.parent):
+                    write(draft)
+                described = replace(metadata, int8=_quantisation(request, name, images, refused))
+                files[name] = _proven(source, record, request, images, draft, described)
+            except UsageError as error:  # the tool's own failure; another recipe may do
+                refused[name] = str(error)
+                if not files and len(refused) == len(ways):
+                    raise
+                continue
+            if files[name].ok:
+                break
+            refused[name] = "; ".join(files[name].faults)
+        kept = max(files, key=lambda name: (files[name].ok, files[name].alike))
+        report = files[kept]
+        suffix, other = ("", FAILED) if report.ok else (FAILED, "")
+        for part in record.parts(report.path):
             _moved(part, path.parent / (part.name + suffix))
-    return replace(report, path=path.with_name(path.name + suffix), bytes=size, form=form, why=why)
+            _removed(path.parent / (part.name + other))
+    tried = {name: why for name, why in refused.items() if name != kept}
+    return replace(
+        report,
+        path=path.with_name(path.name + suffix),
+        form=form,
+        why=why,
+        int8=kept,
+        tried=tried,
+    )
+
+
+def _ways(
+    record: Format, request: Request, graph: Graph, images: Images, folder: Path
+) -> dict[str, Callable[[Path], None]]:
+    """How a file may be written, by the name of the recipe of eight bits, or "none"."""
+
+    def write(of: Graph, to: Path) -> None:
+        record.write(of, to, request.opset)
+
+    if request.int8 == "none":
+        return {"none": partial(write, graph)}
+    calibration = None if images.calibration is None else images.calibration.images
+    scratch = make_folder(folder / "float32") / f"model{record.ending}"
+    material = Material(graph, calibration, write, scratch)
+    return {recipe.name: partial(recipe.write, material) for recipe in record.int8[request.int8]}
+
+
+def _quantisation(
+    request: Request, name: str, images: Images, refused: Mapping[str, str]
+) -> Mapping[str, Any] | None:
+    """What a file says of its eight bits."""
+    if request.int8 == "none":
+        return None
+    calibration = images.calibration
+    return {
+        "kind": request.int8,
+        "recipe": name,
+        "tried": dict(refused),
+        "calibration": None if calibration is None else calibration.description(),
+    }
+
+
+def _proven(
+    source: Source,
+    record: Format,
+    request: Request,
+    images: Images,
+    draft: Path,
+    metadata: Metadata,
+) -> ExportedFile:
+    """The file with all that it says of itself, its worth too."""
+    with storing(draft):
+        record.label(draft, metadata.as_text())
+    report = _checked(source, record, request, images, draft)
+    accuracy, counts = summary(report.measured), None
+    if report.audit is not None:
+        counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
+    labelled = replace(metadata, accuracy=accuracy, audit=counts)
+    with storing(draft):
+        record.label(draft, labelled.as_text())
+    return replace(report, bytes=sum(_bytes(part) for part in record.parts(draft)))
 
 
 def _graph(
@@ -296,7 +470,10 @@ def _graph(
     number = 2 if request.dynamic in {"batch", "both"} else 1
     outputs = ("features",) if source.task == "dino" else ("logits",)
     step = free_step(source.model) if any_size else grid_step(source.model)
-    graph = Graph(module, images.compared[:number], outputs, request.dynamic, step)
+    # no image of anybody's: some files keep what they were recorded with
+    shape = (number, *images.compared.shape[1:])
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    graph = Graph(module, example, outputs, request.dynamic, step)
     return graph, str(module.form), str(module.why)
 
 
@@ -323,11 +500,8 @@ def _checked(
 ) -> ExportedFile:
     """The file that was written, run and read."""
     faults: list[str] = []
-    notes: list[str] = (
-        []
-        if images.tested or images.calibration
-        else ["compared on noise: there are no images of it"]
-    )
+    notes: list[str] = [] if images.tested else ["compared on noise: there are no images of it"]
+    eight_bits = request.int8 != "none"
     same: Parity | None = None
     measurement: Measured | None = None
     if record.open is not None:
@@ -337,20 +511,23 @@ def _checked(
             stepped = edge(source.model, request.size, "plain", images=images.steps)
             notes.append(str(stepped.inversion))
             reference = stepped
-        same = parity(answer.outputs, reference, images.compared)
-        compared = {tuple(images.compared.shape): same.difference}
-        for others in _of_other_shapes(answer.metadata, images.compared):
-            apart = parity(answer.outputs, reference, others).difference
-            compared[tuple(others.shape)] = apart
-        for (number, _, height, width), apart in compared.items():
-            if apart > record.tolerance:
-                faults.append(
-                    f"its answers to {number} images of {height} x {width} pixels differ from the "
-                    f"model's by {apart:.1e} of the largest, and {record.tolerance:.0e} is the most"
-                )
+        if not eight_bits:
+            same = parity(answer.outputs, reference, images.compared)
+            compared = {tuple(images.compared.shape): same.difference}
+            for others in _of_other_shapes(answer.metadata, images.compared):
+                apart = parity(answer.outputs, reference, others).difference
+                compared[tuple(others.shape)] = apart
+            for (number, _, height, width), apart in compared.items():
+                if apart > record.tolerance:
+                    faults.append(
+                        f"its answers to {number} images of {height} x {width} pixels differ from "
+                        f"the model's by {apart:.1e} of the largest, and {record.tolerance:.0e} is "
+                        "the most"
+                    )
         if images.tested is not None:
             measurement = _measured(source, answer, images.tested)
-            faults += measurement.faults(eight_bits=request.int8 != "none")
+            faults += measurement.faults(eight_bits=eight_bits)
+            notes += measurement.doubts()
     else:
         notes.append(f"{record.name} is written here and runs elsewhere: nothing was compared")
     found: Audit = audit(draft)
@@ -401,7 +578,8 @@ def _measured(source: Source, answer: ExportedModel, samples: Samples) -> Measur
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """A folder beside the files, gone afterwards whatever happens."""
-    place = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    with storing(folder):
+        place = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         yield place
     finally:
@@ -421,6 +599,9 @@ def _logged(record: Format, folder: Path) -> Iterator[None]:
         failure = error
     if failure is None:
         return
+    # a disk that refuses is no failure of the tool, which would be told in its own words
+    if isinstance(failure, OSError) and failure.errno is not None:
+        raise storage_error(folder, failure) from failure
     ours = isinstance(failure, SoftlessError)
     cause = failure.__cause__ if ours else failure
     if cause is not None:
@@ -440,6 +621,20 @@ def _bytes(path: Path) -> int:
 
 
 def _moved(path: Path, to: Path) -> None:
-    if to.is_dir():
-        shutil.rmtree(to)
-    path.replace(to)
+    """Give a file or folder its name once it is on the disk."""
+    with storing(to):
+        for inner in path.rglob("*") if path.is_dir() else [path]:
+            if inner.is_file():
+                sync_file(inner)
+        if to.is_dir():
+            shutil.rmtree(to)
+        path.replace(to)
+        sync_folder(to.parent)
+
+
+def _removed(path: Path) -> None:
+    """What an earlier export left, which had the other outcome: it is not what was asked for."""
+    with storing(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)

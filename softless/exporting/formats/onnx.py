@@ -12,6 +12,7 @@ from softless.errors import DataError, UsageError, need
 from softless.exporting.formats.format import Format, Runner, Shape
 from softless.exporting.graph import IMAGE, Graph, last_sentence, quiet
 from softless.exporting.metadata import KEY
+from softless.exporting.quantized.onnx import INT8
 from softless.modes import in_evaluation
 from softless.words import clipped
 
@@ -214,6 +215,8 @@ FORMAT = Format(
     runs_with=("onnxruntime",),
     open=run,
     dynamic=("batch", "size", "both"),
+    int8=INT8,
+    quantises_with=("onnxruntime",),
     shape=shape,
     takes_opset=True,
 )
