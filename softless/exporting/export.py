@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.data.samples import Samples
@@ -20,7 +21,7 @@ from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
 from softless.exporting.formats.table import FORMATS, format_named
 from softless.exporting.forms.steps import inverts
-from softless.exporting.graph import Dynamic, Graph, last_sentence
+from softless.exporting.graph import CELLS, Dynamic, Graph, last_sentence
 from softless.exporting.grid import check_any_size, check_size, free_step, grid_step
 from softless.exporting.loaded import ExportedModel, load_exported
 from softless.exporting.measured import Measured, Parity, measured, parity, summary
@@ -512,11 +513,17 @@ def _checked(
             reference = stepped
         if not eight_bits:
             same = parity(answer.outputs, reference, images.compared)
-            if same.difference > record.tolerance:
-                faults.append(
-                    f"its answers differ from the model's by {same.difference:.1e} of the largest, "
-                    f"and {record.tolerance:.0e} is the most"
-                )
+            compared = {tuple(images.compared.shape): same.difference}
+            for others in _of_other_shapes(answer.metadata, images.compared):
+                apart = parity(answer.outputs, reference, others).difference
+                compared[tuple(others.shape)] = apart
+            for (number, _, height, width), apart in compared.items():
+                if apart > record.tolerance:
+                    faults.append(
+                        f"its answers to {number} images of {height} x {width} pixels differ from "
+                        f"the model's by {apart:.1e} of the largest, and {record.tolerance:.0e} is "
+                        "the most"
+                    )
         if images.tested is not None:
             measurement = _measured(source, answer, images.tested)
             faults += measurement.faults(eight_bits=eight_bits)
@@ -537,6 +544,19 @@ def _checked(
         faults=tuple(faults),
         notes=tuple(notes),
     )
+
+
+def _of_other_shapes(metadata: Metadata, images: Tensor) -> Iterator[Tensor]:
+    """Images (n,C,H,W) in other numbers and sizes that a dynamic file takes: one and three, the
+    smallest, and a larger one whose sides differ.
+    """
+    if metadata.dynamic in {"batch", "both"}:
+        yield from (images[:1], images[:3])
+    if metadata.dynamic in {"size", "both"}:
+        height, width = metadata.size
+        least = CELLS[0] * metadata.step
+        for size in ((least, least), (height + metadata.step, 2 * width)):
+            yield F.interpolate(images[:2], size, mode="bilinear", antialias=True)
 
 
 def _measured(source: Source, answer: ExportedModel, samples: Samples) -> Measured:
