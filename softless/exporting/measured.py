@@ -45,12 +45,13 @@ class Measured:
     interval: tuple[float, float] | None  # of the file's value
     drop: Interval | None  # file less model, paired over the images
     agreement: float | None  # share of the images that both answer alike
-    difference: float  # |file - model| over |model|, of all logits
+    difference: float | None  # |file - model| over |model|, of all logits
+    least: float = 1.0  # of agreement, where the file is in float32
 
     def faults(self, *, eight_bits: bool) -> list[str]:
         """Why the file must not be used, as sentences; files in eight bits have room to differ."""
         sentences = []
-        least = LEAST_AGREEMENT if eight_bits else 1.0
+        least = LEAST_AGREEMENT if eight_bits else self.least
         if self.agreement is not None and self.agreement < least:
             sentences.append(
                 f"it answers {self.agreement:.1%} of {self.images} test images as the model does, "

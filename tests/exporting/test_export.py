@@ -171,7 +171,9 @@ def test_a_file_whose_answers_differ_is_kept_as_failed(tmp_path, alive, monkeypa
         record.write(replace(graph, module=zeroed(graph.module)), path, opset)
 
     monkeypatch.setattr(exporting, "format_named", lambda _: replace(record, write=other))
-    monkeypatch.setattr(exporting, "parity", lambda answer, _, images: parity(answer, alive, images))
+    monkeypatch.setattr(
+        exporting, "parity", lambda answer, _, images: parity(answer, alive, images)
+    )
     report = softless.export(alive, "onnx", tmp_path, "plain", size=(96, 64))
     assert report.exit_code == 1
     assert report.path.name == "model.onnx.failed"

@@ -44,5 +44,6 @@ class Format:
     shape: Callable[[Path], Shape] = lambda _: Shape()
     parts: Callable[[Path], list[Path]] = lambda path: [path]  # all its files, the first one named
     takes_opset: bool = False
+    inverts: bool = False  # whether its graphs hold an inverse by Cholesky
     tolerance: float = 1e-5  # of the largest answer, in float32
     notes: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softless.errors import DataError, UsageError, need
 from softless.exporting.formats.format import Format, Runner, Shape
-from softless.exporting.graph import IMAGE, Graph, last_sentence, quiet
+from softless.exporting.graph import Graph, last_sentence, quiet
 from softless.exporting.metadata import KEY
 from softless.modes import in_evaluation
 
@@ -38,7 +38,7 @@ def write(graph: Graph, path: Path, opset: int | None) -> None:
                 (graph.example,),
                 dynamo=True,
                 dynamic_shapes=None if shapes is None else (shapes,),
-                input_names=[IMAGE],
+                input_names=[graph.takes],
                 output_names=list(graph.outputs),
                 opset_version=number,
                 external_data=False,
