@@ -250,28 +250,7 @@ def rewritten(path, target, change):
     return target
 
 
-<<<<<<< HEAD
 OPAQUE = b'{"config": {"x": {"path_name": "opaque_obj_0", "use_pickle": true, "is_param": false}}}'
-=======
-HOSTILE = {
-    "weights": lambda code: (
-        lambda name, content: (
-            code
-            if name.endswith("weight_0")
-            else content.replace(b'"use_pickle": false', b'"use_pickle": true')
-        )
-    ),
-    "example": lambda code: lambda name, content: code if "sample_inputs" in name else content,
-    "object": lambda code: (
-        lambda name, content: (
-            b'{"config": {"x": {"path_name": "opaque_obj_0", "use_pickle": true, "is_param": false}}}'
-            if name.endswith("constants_config.json")
-            else content
-        )
-    ),
-    "library": lambda code: lambda name, content: content or ("data/aotinductor/x.so", b"\x7fELF"),
-}
->>>>>>> 7307cc03cc558dd4664ac13a9568bca3bebd4ea8
 
 
 def hostile(place, code):
