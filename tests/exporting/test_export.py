@@ -174,7 +174,7 @@ def test_a_file_whose_answers_differ_is_kept_as_failed(tmp_path, alive, monkeypa
 
     monkeypatch.setattr(exporting, "format_named", lambda _: replace(record, write=other))
     monkeypatch.setattr(
-        exporting, "parity", lambda answer, _, images: parity(answer, alive, images)
+        exporting, "parity", lambda answer, _, *images: parity(answer, alive, *images)
     )
     report = softless.export(alive, "onnx", tmp_path, "plain", size=(96, 64))
     assert report.exit_code == 1
