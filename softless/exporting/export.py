@@ -125,6 +125,12 @@ def export(
         (True, 'model.pt2')
     """
     formats = formats_named(format)
+    if str(out) in FORMATS:  # `softless export RUN onnx openvino` would write into openvino/
+        raise UsageError(
+            f"out='{out}' is the name of a format: several are given as --format "
+            f"{' '.join([*(record.name for record in formats), str(out)])}; a folder of that name "
+            f"is --out ./{out}"
+        )
     return files_of(
         opened(source),
         formats,
