@@ -63,6 +63,7 @@ lint: $(STAMP)
 	$(BIN)/python tools/stairs.py --check
 	$(BIN)/python tools/tables.py --check
 	$(BIN)/python tools/help_table.py --check
+	$(BIN)/python tools/task_fields.py --check
 
 stairs: $(STAMP)         ## counts imports within functions, circles, the longest chain; lists them
 	$(BIN)/python tools/stairs.py --list
@@ -75,9 +76,10 @@ bench: $(STAMP)          ## the measured tables of the documents, written to ben
 	$(BIN)/python -m lab operators --ops sima --long --record
 	$(BIN)/softless bench twins --recipe digits --seeds 3 --resume --record
 
-tables: $(STAMP)         ## rewrite the generated blocks of README and docs, and the table of the command's help
+tables: $(STAMP)         ## rewrite the generated blocks of README and docs, the table of the command's help, the types of the tasks' groups
 	$(BIN)/python tools/tables.py
 	$(BIN)/python tools/help_table.py
+	$(BIN)/python tools/task_fields.py
 
 clean:
 	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .import_linter_cache

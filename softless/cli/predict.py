@@ -123,6 +123,8 @@ def _loaded(
             f"{loaded.path} learned features without labels, so it names nothing: see `softless "
             "eval --knn`"
         )
+    if TABLE[loaded.task].predict is None:
+        raise UsageError(f"{loaded.path} is a run of {loaded.task}, which answers no images")
     return loaded, Setting(
         device, batch_size or loaded.batch_size, chosen_amp(amp, loaded), workers
     )

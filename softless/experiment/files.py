@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from softless.experiment.epochs import from_one, numbered
-from softless.experiment.groups import CLASSIFICATION, TASKS
+from softless.experiment.groups import CLASSIFICATION
 from softless.experiment.measures import MEASURES
+from softless.experiment.task_fields import GROUPS
 from softless.models.records import (
     ANY_NUMBER,
     ARGUMENTS,
@@ -31,6 +32,7 @@ from softless.models.records import (
     unsealed,
     whole,
 )
+from softless.tasks.folders import TASKS
 
 SCORED = frozenset({*MEASURES, "loss", "seen"})
 LARGEST_IMAGE = 1 << 14  # pixels of a side
@@ -102,9 +104,7 @@ RECIPE_RULES: dict[str, Rule] = {
     "model": TABLE,
     "data": TABLE,
     "schedule?": TABLE,
-    "detection?": TABLE,
-    "segmentation?": TABLE,
-    "dino?": TABLE,
+    **{f"{task}?": TABLE for task in GROUPS},
     "fitted?": TABLE,
     "machine?": TABLE,
     "amp?": _one_of(("none", "bfloat16", "float16")),
@@ -174,6 +174,7 @@ EXPORT_RULES: dict[str, Rule] = {
     ),
     "weights_sha256": DIGEST,
 }
+EXPORTS = "exports.jsonl"  # a line for each file that `softless export` made of a run
 MEND = "bring it back from a backup, or train the run again"
 
 

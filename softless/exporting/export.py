@@ -1,10 +1,9 @@
 """`softless.export`: a model as a file of another runtime, run, compared, audited and measured."""
 
 import importlib.metadata
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.data.samples import Samples
-from softless.errors import DataError, SoftlessError, UsageError, located, need
+from softless.errors import DataError, SoftlessError, StorageError, UsageError, located, need
 from softless.experiment.files import LARGEST_IMAGE
 from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
@@ -33,7 +32,10 @@ from softless.exporting.silence import Said, muted
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
 from softless.models.durable import (
+    delete,
+    delete_folder,
     make_folder,
+    move,
     remove_empty,
     storage_error,
     storing,
@@ -124,7 +126,7 @@ def export(
         >>> report.ok, report.path.name
         (True, 'model.pt2')
     """
-    formats = formats_named(format)
+    formats = formats_named(format, int8)
     if str(out) in FORMATS:  # `softless export RUN onnx openvino` would write into openvino/
         raise UsageError(
             f"out='{out}' is the name of a format: several are given as --format "
@@ -208,7 +210,7 @@ def files_of(
     return report
 
 
-def formats_named(named: str | Sequence[str]) -> tuple[Format, ...]:
+def formats_named(named: str | Sequence[str], int8: Int8 = "none") -> tuple[Format, ...]:
     """The formats of these names, each once.
 
     Raises:
@@ -219,7 +221,8 @@ def formats_named(named: str | Sequence[str]) -> tuple[Format, ...]:
     if not names:
         raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
     formats = tuple(format_named(name) for name in dict.fromkeys(names))
-    need(*(package for record in formats for package in record.writes_with))
+    for record in formats:
+        need(*record.writes_with, *(record.quantises_with if int8 != "none" else ()))
     return formats
 
 
@@ -385,13 +388,13 @@ def _exported(
             try:
                 with _logged(record, path.parent):
                     write(draft)
-            except UsageError as error:
+                described = replace(metadata, int8=_quantisation(request, name, images, refused))
+                files[name] = _proven(source, record, request, images, draft, described)
+            except UsageError as error:  # the tool's own failure; another recipe may do
                 refused[name] = str(error)
-                if len(refused) == len(ways):
+                if not files and len(refused) == len(ways):
                     raise
                 continue
-            described = replace(metadata, int8=_quantisation(request, name, images, refused))
-            files[name] = _proven(source, record, request, images, draft, described)
             if files[name].ok:
                 break
             refused[name] = "; ".join(files[name].faults)
@@ -474,7 +477,10 @@ def _graph(
     number = 2 if request.dynamic in {"batch", "both"} else 1
     outputs = ("features",) if source.task == "dino" else ("logits",)
     step = free_step(source.model) if any_size else grid_step(source.model)
-    graph = Graph(module, images.compared[:number], outputs, request.dynamic, step)
+    # no image of anybody's: some files keep what they were recorded with
+    shape = (number, *images.compared.shape[1:])
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    graph = Graph(module, example, outputs, request.dynamic, step)
     return graph, str(module.form), str(module.why)
 
 
@@ -565,7 +571,8 @@ def _workplace(folder: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        with suppress(StorageError):  # cleaning up hides no error under way
+            delete_folder(place)
 
 
 @contextmanager
@@ -608,15 +615,14 @@ def _moved(path: Path, to: Path) -> None:
         for inner in path.rglob("*") if path.is_dir() else [path]:
             if inner.is_file():
                 sync_file(inner)
-        if to.is_dir():
-            shutil.rmtree(to)
-        path.replace(to)
-        sync_folder(to.parent)
+    _removed(to)
+    move(path, to)
+    sync_folder(to.parent)
 
 
 def _removed(path: Path) -> None:
-    """What an earlier export left, which had the other outcome: it is not what was asked for."""
-    with storing(path):
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
+    """What an earlier export left of this name is not what was asked for."""
+    if path.is_dir():
+        delete_folder(path)
+    else:
+        delete(path)

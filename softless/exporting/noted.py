@@ -8,8 +8,8 @@ from pathlib import Path
 
 from softless.data.notices import notice
 from softless.errors import DataError, StorageError
-from softless.experiment.files import read_exports
-from softless.experiment.folder import EXPORTS, REPORT
+from softless.experiment.files import EXPORTS, read_exports
+from softless.experiment.folder import REPORT
 from softless.exporting.report import Exported, as_row, same_file
 from softless.exporting.source import Source, weights_digest
 from softless.models.durable import write_text

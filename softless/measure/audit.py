@@ -67,8 +67,9 @@ def audit(
         return replace(_watched(model, input_size_of(model, input_size)), allowed=allowed)
     if input_size is not None:
         raise UsageError("an exported graph says its own input size: leave input_size out")
-    exported = isinstance(model, torch.export.ExportedProgram)
-    return replace(_read(model) if exported else audit_file(model), allowed=allowed)
+    if isinstance(model, torch.export.ExportedProgram):
+        return replace(_read(model), allowed=allowed)
+    return replace(audit_file(model), allowed=allowed)
 
 
 class _Watcher(TorchDispatchMode):

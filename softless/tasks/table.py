@@ -1,25 +1,13 @@
-"""The table of the tasks: a row for each folder of `tasks/`."""
+"""What each task brings, gathered from its folder."""
 
 from types import ModuleType
 from typing import NamedTuple
 
 from softless.errors import UsageError, need, unknown
 from softless.experiment.recipe import Recipe
-from softless.tasks import lengths
-from softless.tasks.classification import page as classification_page
-from softless.tasks.classification import predict as classification_predict
+from softless.tasks import folders, lengths
 from softless.tasks.classification.task import Classification
-from softless.tasks.detection import page as detection_page
-from softless.tasks.detection import predict as detection_predict
-from softless.tasks.detection.task import Detection
-from softless.tasks.dino import page as dino_page
-from softless.tasks.dino.task import Dino
-from softless.tasks.multilabel import page as multilabel_page
-from softless.tasks.multilabel import predict as multilabel_predict
-from softless.tasks.multilabel.task import Multilabel
-from softless.tasks.segmentation import page as segmentation_page
-from softless.tasks.segmentation import predict as segmentation_predict
-from softless.tasks.segmentation.task import Segmentation
+from softless.tasks.folders import of_tasks
 from softless.tasks.task import Task
 
 
@@ -33,14 +21,10 @@ class TaskRow(NamedTuple):
     predict: ModuleType | None  # `predict`; None where it gives no answers to images
 
 
-ROWS = (
-    TaskRow(Classification, classification_page, classification_predict),
-    TaskRow(Multilabel, multilabel_page, multilabel_predict),
-    TaskRow(Detection, detection_page, detection_predict),
-    TaskRow(Segmentation, segmentation_page, segmentation_predict),
-    TaskRow(Dino, dino_page, None),
-)
-TABLE = {row.task.name: row for row in ROWS}
+_TASKS, _PAGES, _PREDICTS = of_tasks("task"), of_tasks("page"), of_tasks("predict")
+TABLE = {
+    name: TaskRow(_TASKS[name].TASK, _PAGES[name], _PREDICTS.get(name)) for name in folders.TASKS
+}
 TASKS: dict[str, type[Task]] = {name: row.task for name, row in TABLE.items()}
 
 

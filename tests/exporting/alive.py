@@ -12,11 +12,17 @@ from softless.layers import Attention
 from tests.models.lively import branches, drawn, scaled
 
 
-def alive(model: nn.Module, image: Tensor) -> nn.Module:
+def alive(model: nn.Module, image: Tensor) -> Any:
     """The model with random weights whose attention branches are 30 % of the residual, by what
-    their operators make.
+    their operators make; norms multiply each channel by a number of its own.
     """
     model = drawn(model)
+    generator = torch.Generator().manual_seed(6)
+    for norm in model.modules():
+        if isinstance(norm, nn.LayerNorm) and isinstance(norm.weight, Tensor):
+            # negative ones too: a largest value does not pass them
+            with torch.no_grad():
+                norm.weight.copy_(0.8 + 0.5 * torch.randn(norm.weight.shape, generator=generator))
     for module in branches(model).values():
         if isinstance(module, Attention) and "inverse" in module.op.options:
             brought_near(model, module, image)
@@ -29,9 +35,12 @@ def brought_near(model: nn.Module, attention: Any, image: Tensor) -> None:
     """q and bottleneck tokens so near each other that kernels lie between 0.05 and 1, and a
     convolution of v that leaves them room.
     """
-    for name, x in attention.learned.named_parameters():
-        if name.startswith("norm"):
+    for name, x in attention.named_parameters():
+        if name.startswith("learned.norm"):
             x.mul_(0.3)
+        elif name == "learned.conv":  # drawn by torch's own generator, as it stood
+            own = torch.Generator().manual_seed(8)
+            x.normal_(std=x[0].numel() ** -0.5, generator=own)
     if attention.v_conv is not None:
         attention.v_conv.weight.mul_(0.1)
     seen: list[Tensor] = []

@@ -10,7 +10,8 @@ import pytest
 
 import softless
 from softless.errors import DataError
-from softless.experiment.folder import EXPORTS, FILES, REPORT
+from softless.experiment.files import EXPORTS
+from softless.experiment.folder import FILES, REPORT
 from softless.exporting import export as exporting
 from softless.exporting.measured import Parity
 from softless.report.runs import read_run

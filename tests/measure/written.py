@@ -21,10 +21,8 @@ PLACE = "blocks.0.mlp.act"
 SHAPE = (1, 5, 8)
 PLANTED = ("gelu", "exp", "softmax")
 
-SCALARS = {
-    "b": "Int8", "B": "Uint8", "i": "Int32", "I": "Uint32", "q": "Int64", "Q": "Uint64",
-    "f": "Float32", "d": "Float64",
-}  # fmt: skip
+LONG = "Int8 Uint8 Int32 Uint32 Int64 Uint64 Float32 Float64"
+SCALARS = dict(zip("bBiIqQfd", LONG.split(), strict=True))
 
 
 class Numbers(list[int]):
@@ -190,12 +188,13 @@ def write_tflite(folder: Path, planted: str, *, options: Table | None = None) ->
 class _Act(nn.Module):
     def __init__(self, planted: str) -> None:
         super().__init__()
-        self.call: Callable[[Tensor], Tensor] = {
+        calls: dict[str, Callable[[Tensor], Tensor]] = {
             "gelu": nn.functional.gelu,
             "exp": torch.exp,
             "softmax": lambda x: x.softmax(-1),
             "relu": torch.relu,
-        }[planted]
+        }
+        self.call = calls[planted]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.call(x)

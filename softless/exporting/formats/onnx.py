@@ -186,6 +186,7 @@ FORMAT = Format(
     open=run,
     dynamic=("batch", "size", "both"),
     int8=INT8,
+    quantises_with=("onnxruntime",),
     shape=shape,
     takes_opset=True,
 )

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softless.errors import DataError, need
+from softless.errors import DataError
 from softless.exporting.formats import onnx
 from softless.exporting.formats.format import Format, Runner, Shape
 from softless.exporting.graph import Graph, last_sentence
 from softless.exporting.metadata import KEY
+from softless.exporting.quantized import tools
+from softless.exporting.quantized.openvino import INT8
 from softless.exporting.silence import muted
 from softless.models.digests import of_file
 from softless.models.durable import write_bytes
@@ -42,9 +44,7 @@ def from_onnx(proto: Any) -> Any:
     It is read by the runtime's own reader. `openvino.convert_model` would note the path of its
     source in the file, and tell its makers of each use.
     """
-    import openvino
-
-    model = openvino.Core().read_model(proto.SerializeToString())
+    model = tools.openvino().Core().read_model(proto.SerializeToString())
     _resized_as_torch(model)
     model.set_friendly_name(KEY)
     return model
@@ -54,8 +54,7 @@ def _resized_as_torch(model: Any) -> None:
     """Cubic resizing that averages when it shrinks: OpenVINO's processor plugin has it under
     Pillow's name alone, and leaves the averaging out of the one that it reads from ONNX.
     """
-    from openvino import opset11
-
+    opset11 = tools.openvino().opset11
     for old in model.get_ops():
         if old.get_type_name() != "Interpolate":
             continue
@@ -80,9 +79,7 @@ def _resized_as_torch(model: Any) -> None:
 
 def save(model: Any, path: Path) -> None:
     """Write a model of OpenVINO, its weights in the precision that they have."""
-    import openvino
-
-    openvino.save_model(model, path, compress_to_fp16=False)
+    tools.openvino().save_model(model, path, compress_to_fp16=False)
 
 
 def weights_of(path: Path) -> Path:
@@ -155,9 +152,7 @@ def run(path: Path) -> Runner:
     Raises:
         DataError: its weights are not there or not its own, or the runtime cannot load it.
     """
-    need("openvino")
-    import openvino
-
+    openvino = tools.openvino()
     check_weights(path)
     options = {
         "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, where the processor has it
@@ -200,6 +195,8 @@ FORMAT = Format(
     runs_with=("openvino",),
     open=run,
     dynamic=("batch", "size", "both"),
+    int8=INT8,
+    quantises_with=("nncf",),
     shape=shape,
     parts=lambda path: [path, weights_of(path)],
 )

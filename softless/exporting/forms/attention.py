@@ -34,7 +34,7 @@ from softless.exporting.forms.parts import (
 from softless.layers.attention import Attention
 from softless.layers.companions import GATES, HeadConv, Reduction
 from softless.layers.conv_attention import ConvAttention
-from softless.layers.plain import is_nothing, watched
+from softless.layers.plain import give, is_nothing, watched
 
 CHANGED = "it has hooks, or a forward or a weight that was replaced"
 # what a class of attention may not have of its own
@@ -160,9 +160,9 @@ class ReducedStreams(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B,N,C) -> those of q, of k and of v."""
         patches = x[:, self.prefix :] if self.prefix else x
-        few = self.norm(to_tokens(self.conv(to_map(patches, self.height, self.width))))
-        few = torch.cat([x[:, : self.prefix], few], dim=1) if self.prefix else few
-        return x, few, few
+        reduced = self.norm(to_tokens(self.conv(to_map(patches, self.height, self.width))))
+        reduced = torch.cat([x[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
+        return x, reduced, reduced
 
 
 class AttentionForm(nn.Module):
@@ -177,6 +177,11 @@ class AttentionForm(nn.Module):
         streams: makes of the tokens, whose norm keeps its affine, those of q, of k and of v; None
             where they are the same.
     """
+
+    q: nn.Linear
+    k: nn.Linear  # where it is not tied to q
+    v: nn.Linear
+    streams: nn.Module | None
 
     def __init__(
         self,
@@ -203,10 +208,8 @@ class AttentionForm(nn.Module):
             if isinstance(attention, ConvAttention):
                 path, rows = f"proj_{part}", slice(None)
             with within(path):
-                layer = linear(getattr(attention, path), affine, factors.get(part, 1.0), rows)
-            if unread:
-                layer.bias = None
-            self.add_module(part, layer)
+                source, factor = getattr(attention, path), factors.get(part, 1.0)
+                self.add_module(part, linear(source, affine, factor, rows, biased=not unread))
         self.q_norm = head_norm(attention.q_norm, heads, core.before)
         self.k_norm = head_norm(attention.k_norm, heads)
         v_conv = attention.v_conv if ours else None
@@ -222,7 +225,7 @@ class AttentionForm(nn.Module):
         self.gain = 1.0 if folds else core.after
         with within("proj"):
             self.proj = linear(attention.proj, Affine(core.after if folds else 1.0, 0.0), scale)
-        self.core = core.to(self.proj.weight.dtype)  # its constants are made in float32
+        self.core = core.to(next(self.proj.parameters()).dtype)  # its constants are made in float32
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B,N,C) -> (B,N,C)."""
@@ -249,13 +252,13 @@ def head_norm(norm: nn.Module, heads: int, factor: float = 1.0) -> nn.Module:
         return nn.Identity()
     if type(norm) not in LAYER_NORMS:
         raise NoForm(f"q and k go through a {type(norm).__name__}")
-    whole = copied(norm)
-    with torch.no_grad():
-        for name in ("weight", "bias"):
-            if (own := getattr(whole, name)) is not None:
-                setattr(whole, name, nn.Parameter(own * factor))
-    if whole.weight is None and factor != 1.0:
-        raise NoForm("q goes through a LayerNorm without weights")
+    bare, (weight, bias) = split(norm)
+    if not isinstance(weight, Tensor):
+        raise NoForm("q and k go through a LayerNorm without weights")
+    shift = bias if isinstance(bias, Tensor) else torch.zeros_like(weight)
+    like = next(norm.parameters())
+    whole = nn.LayerNorm(len(weight), bare.eps, device=like.device, dtype=like.dtype)  # type: ignore[arg-type]
+    give(whole, weight * factor, shift * factor)
     return HeadNorm(whole, heads)
 
 
@@ -285,7 +288,8 @@ class ValueConv(nn.Module):
         self.prefix, self.height, self.width = grid
         if type(filters) is not HeadConv:
             raise NoForm(f"it is a {type(filters).__name__}", "v_conv")
-        heads, width, own = attention.num_heads, attention.head_dim, filters.weight.detach()
+        heads, width = attention.num_heads, attention.head_dim
+        own = next(filters.parameters()).detach()  # it has no other, and nobody waits for its call
         one_each = {
             "head": lambda: own.repeat_interleave(width, 0),
             "channel": own.clone,

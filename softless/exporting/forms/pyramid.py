@@ -120,18 +120,18 @@ class PyramidForm(nn.Module):
     def __init__(self, stages: list[StageForm], end: Closing) -> None:
         super().__init__()
         self.stages, self.end = nn.ModuleList(stages), end
+        self.grids = [stage.grid for stage in stages]
 
     def forward(self, image: Tensor) -> Tensor:
         """Images (B,C,h,w) -> logits (B,classes), or what stands in their place."""
-        tokens, grid = image, None
-        for stage in self.stages:
-            tokens = stage(tokens if grid is None else _map(tokens, grid))
-            grid = stage.grid
-        assert grid is not None
+        tokens: Tensor = self.stages[0](image)
+        for stage, grid in zip(self.stages[1:], self.grids, strict=False):
+            tokens = stage(_map(tokens, grid))
+        prefix = self.grids[-1][0]
         if self.end.pool == "token":
             tokens = tokens[:, :1]
-        elif self.end.pool == "avg" and grid[0]:
-            tokens = tokens[:, grid[0] :]
+        elif self.end.pool == "avg" and prefix:
+            tokens = tokens[:, prefix:]
         y: Tensor = self.end(tokens)
         return y
 

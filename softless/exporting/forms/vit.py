@@ -254,9 +254,9 @@ def two_heads(model: Any) -> nn.Module:
             if is_nothing(layer):
                 raise NoForm("it is no classifier")
             heads.append(linear(layer, affine, 0.5))
-    weight = torch.cat([head.weight for head in heads], 1)
-    bias = heads[0].bias + heads[1].bias
-    return Head(norm, FirstTwo(), nn.Identity(), written(weight, bias, weight))
+    (first, first_bias), (second, second_bias) = (head.parameters() for head in heads)
+    both = written(torch.cat([first, second], 1), first_bias + second_bias, first)
+    return Head(norm, FirstTwo(), nn.Identity(), both)
 
 
 class FirstTwo(nn.Module):

@@ -31,7 +31,7 @@ def smooth(material: Material, path: Path) -> None:
 
 def weights(material: Material, path: Path) -> None:
     """Weights alone, a scale and a zero for each channel; the arithmetic is float."""
-    _saved(tools.nncf().compress_weights(_read(material), all_layers=True), path)
+    _saved(tools.nncf().compress_weights(_read(material)), path)
 
 
 def _quantised(
@@ -39,7 +39,8 @@ def _quantised(
 ) -> None:
     nncf, model = tools.nncf(), _read(material)
     batches = [batch.numpy() for batch in material.batches()]
-    advanced: Mapping[str, Any] = {} if smoothed else {"smooth_quant_alpha": -1}
+    alphas = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+    advanced: Mapping[str, Any] = {} if smoothed else {"smooth_quant_alphas": alphas}
     quantised = nncf.quantize(
         model,
         nncf.Dataset(batches),
@@ -64,16 +65,11 @@ def _sums(model: Any) -> list[str]:
 
 
 def _read(material: Material) -> Any:
-    with tools.without_telemetry():
-        import openvino
-
-    return openvino.Core().read_model(material.float_file)
+    return tools.openvino().Core().read_model(material.float_file)
 
 
 def _saved(model: Any, path: Path) -> None:
-    import openvino
-
-    openvino.save_model(model, path, compress_to_fp16=False)
+    tools.openvino().save_model(model, path, compress_to_fp16=False)
 
 
 INT8 = {

@@ -44,9 +44,25 @@ def own_handler() -> Iterator[None]:
         logging.root.removeHandler(handler)
 
 
+def openvino() -> Any:
+    """OpenVINO.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    need("openvino")
+    with without_telemetry():
+        import openvino
+
+    return openvino
+
+
 def nncf() -> Any:
     """NNCF. What it logs goes to the process's own streams, whatever stands for them now: it keeps
     the stream that it meets at its import.
+
+    Raises:
+        MissingExtra: it is not installed.
     """
     need("openvino", "nncf")
     with without_telemetry(), redirect_stdout(sys.__stdout__), redirect_stderr(sys.__stderr__):

@@ -1,4 +1,4 @@
-"""The operators of PyTorch, which .pt2 and .pte files name; their kinds are those of `exps.KINDS`."""
+"""The operators of PyTorch, which .pt2 and .pte files name; their kinds stand in `exps.KINDS`."""
 
 from typing import Any
 
@@ -38,6 +38,7 @@ OURS = frozenset({
     "moments",
     "centred",
     "self_attention",
+    "sums",
 })
 DIVISIONS = frozenset({
     "attend",

@@ -98,9 +98,9 @@ def read(path: Path) -> Iterator[Node]:
         program = Message(view).part(ML_PROGRAM)
         if program is None:
             raise DataError(
-                f"{path} holds no ML Program: convert it with coremltools' "
-                'convert_to="mlprogram"'
-            )  # fmt: skip
+                f"{path} holds no ML Program, and other models of Core ML are not read: convert "
+                "it with convert_to='mlprogram'"
+            )
         functions = program.parts(2)
         for function in functions:
             body = function.part(2)
@@ -203,13 +203,13 @@ def _classed(
     *,
     from_input: bool,
 ) -> Iterator[Node]:
-    kinds = [OPERATORS.kind(name)]
+    kinds: list[str | None] = [OPERATORS.kind(name)]
     if name in CELLS:
         keys = ("activation", "recurrent_activation", "cell_activation")
         named = [_text(inputs[key], scope) for key in keys if key in inputs]
         if named:
-            kinds = [ACTIVATIONS.get(each, OPAQUE) for each in named]
-            kinds = list(dict.fromkeys(filter(None, kinds))) or [None]
+            behind = (ACTIVATIONS.get(each, OPAQUE) for each in named)
+            kinds = [*dict.fromkeys(filter(None, behind))] or [None]
     elif name == "pow" and "y" in inputs and whole_or_half(_number(inputs["y"], scope)):
         kinds = [None]
     elif name == "local_response_norm" and "beta" in inputs:

@@ -79,6 +79,12 @@ def audit_nodes(nodes: Iterable[Node], file: str) -> Audit:
             )
     findings = tuple(Finding(*key[:3], number, *key[3:]) for key, number in evaluations.items())
     return Audit(
-        None, findings, roots, divisions, dynamic=dynamic, file=file, nodes=dict(names.most_common()),
+        None,
+        findings,
+        roots,
+        divisions,
+        dynamic=dynamic,
+        file=file,
+        nodes=dict(names.most_common()),
         rank=rank or None,
-    )  # fmt: skip
+    )

@@ -188,6 +188,7 @@ ACTIVATIONS = {
     "softmax": "softmax",
 }
 LINEAR = frozenset({
-    "", "relu", "relu6", "leakyrelu", "thresholdedrelu", "clip", "hardsigmoid", "hardswish",
-    "affine", "identity", "linear", "none", "softsign", "abs",
-})  # fmt: skip
+    "",
+    *("relu", "relu6", "leakyrelu", "thresholdedrelu", "clip", "hardsigmoid", "hardswish"),
+    *("affine", "identity", "linear", "none", "softsign", "abs"),
+})

@@ -211,11 +211,11 @@ def _classed(
     from_input: bool,
 ) -> Iterator[Node]:
     kind = OPERATORS.kind(layer.kind) if known else OPAQUE
-    kinds = [kind]
+    kinds: list[str | None] = [kind]
     if layer.kind in CELLS and "activations" in layer.attributes:
         names = layer.attributes["activations"].split(",")
-        kinds = [ACTIVATIONS.get(name.strip().lower(), OPAQUE) for name in names]
-        kinds = list(dict.fromkeys(filter(None, kinds))) or [None]
+        behind = (ACTIVATIONS.get(name.strip().lower(), OPAQUE) for name in names)
+        kinds = [*dict.fromkeys(filter(None, behind))] or [None]
     elif layer.kind == "Power" and whole_or_half(_exponent(layer, layers, path)):
         kinds = [None]
     elif layer.kind == "LRN":
