@@ -401,7 +401,8 @@ def _exported(
         kept = max(files, key=lambda name: (files[name].ok, files[name].alike))
         report = files[kept]
         suffix, other = ("", FAILED) if report.ok else (FAILED, "")
-        for part in record.parts(report.path):
+        # the first one names the others, and comes when they are there
+        for part in reversed(record.parts(report.path)):
             _moved(part, path.parent / (part.name + suffix))
             _removed(path.parent / (part.name + other))
     tried = {name: why for name, why in refused.items() if name != kept}
