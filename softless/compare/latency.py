@@ -107,7 +107,8 @@ class Latencies:
             for row in self.rows
         ]
         how = (
-            f"float32 where no other is named, {counted(self.batch, 'image')} at once, {self.device}, "
+            "float32 where no other is named, "
+            f"{counted(self.batch, 'image')} at once, {self.device}, "
             f"{counted(self.threads, 'thread')}, {counted(self.rounds, 'round')} in turns"
         )
         return "\n".join([table(head, rows), "", how, *self.notes])

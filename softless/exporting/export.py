@@ -17,6 +17,7 @@ from softless.errors import DataError, SoftlessError, StorageError, UsageError, 
 from softless.experiment.files import LARGEST_IMAGE
 from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
+from softless.exporting.formats.standing import needs
 from softless.exporting.formats.table import FORMATS, format_named
 from softless.exporting.forms.steps import inverts
 from softless.exporting.graph import Dynamic, Graph, last_sentence
@@ -215,14 +216,13 @@ def formats_named(named: str | Sequence[str], int8: Int8 = "none") -> tuple[Form
 
     Raises:
         UsageError: no such format, or none is named.
-        MissingExtra: what writes one is not installed.
+        MissingExtra: what writes, runs or quantises one is not installed.
     """
     names = [named] if isinstance(named, str) else list(named)
     if not names:
         raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
     formats = tuple(format_named(name) for name in dict.fromkeys(names))
-    for record in formats:
-        need(*record.writes_with, *(record.quantises_with if int8 != "none" else ()))
+    need(*(package for record in formats for package in needs(record, int8)))
     return formats
 
 
