@@ -95,7 +95,7 @@ def exported(record: Format, source: Source, shape: tuple[int, ...], folder: Pat
 
 
 def of_file(model: ExportedModel, shape: tuple[int, ...]) -> Call:
-    """A file as its runtime answers it, of which `shape` (B, C, H, W) is one batch.
+    """A file as its runtime answers batches of `shape` (B, C, H, W).
 
     Raises:
         UsageError: it does not take such images.
@@ -106,7 +106,7 @@ def of_file(model: ExportedModel, shape: tuple[int, ...]) -> Call:
 
 
 def images_of(model: ExportedModel, shape: tuple[int, ...]) -> Tensor:
-    """Noise as the file takes it: normalised numbers, or bytes."""
+    """Noise (B, C, H, W) of this shape as the file takes it: normalised numbers, or bytes."""
     generator = torch.Generator().manual_seed(0)
     if model.metadata.pixels == "uint8":
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

@@ -1,10 +1,9 @@
 """`softless.export`: a model as a file of another runtime, run, compared, audited and measured."""
 
 import importlib.metadata
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from softless.data.images import MODES
 from softless.data.samples import Samples
-from softless.errors import DataError, SoftlessError, UsageError, located, need
+from softless.errors import DataError, SoftlessError, StorageError, UsageError, located, need
 from softless.experiment.files import LARGEST_IMAGE
 from softless.exporting.dense.maps import Stepped
 from softless.exporting.dense.recorded import (
@@ -31,6 +30,7 @@ from softless.exporting.dense.recorded import recording as dense_recording
 from softless.exporting.dense.worth import dense_worth
 from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
+from softless.exporting.formats.standing import needs
 from softless.exporting.formats.table import FORMATS, format_named
 from softless.exporting.forms.steps import inverts
 from softless.exporting.graph import CELLS, Dynamic, Graph, last_sentence
@@ -48,7 +48,10 @@ from softless.exporting.silence import Said, muted
 from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
 from softless.measure.audit import Audit, audit
 from softless.models.durable import (
+    delete,
+    delete_folder,
     make_folder,
+    move,
     remove_empty,
     storage_error,
     storing,
@@ -144,6 +147,12 @@ def export(
         (True, 'model.pt2')
     """
     formats = formats_named(format, int8)
+    if str(out) in FORMATS:  # `softless export RUN onnx openvino` would write into openvino/
+        raise UsageError(
+            f"out='{out}' is the name of a format: several are given as --format "
+            f"{' '.join([*(record.name for record in formats), str(out)])}; a folder of that name "
+            f"is --out ./{out}"
+        )
     return files_of(
         opened(source),
         formats,
@@ -231,14 +240,13 @@ def formats_named(named: str | Sequence[str], int8: Int8 = "none") -> tuple[Form
 
     Raises:
         UsageError: no such format, or none is named.
-        MissingExtra: what writes one is not installed.
+        MissingExtra: what writes, runs or quantises one is not installed.
     """
     names = [named] if isinstance(named, str) else list(named)
     if not names:
         raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
     formats = tuple(format_named(name) for name in dict.fromkeys(names))
-    for record in formats:
-        need(*record.writes_with, *(record.quantises_with if int8 != "none" else ()))
+    need(*(package for record in formats for package in needs(record, int8)))
     return formats
 
 
@@ -511,7 +519,8 @@ def _exported(
         kept = max(files, key=lambda name: (files[name].ok, files[name].alike))
         report = files[kept]
         suffix, other = ("", FAILED) if report.ok else (FAILED, "")
-        for part in _parts(record, recording, report.path):
+        # the first one names the others, and comes when they are there
+        for part in reversed(_parts(record, recording, report.path)):
             _moved(part, path.parent / (part.name + suffix))
             _removed(path.parent / (part.name + other))
     tried = {name: why for name, why in refused.items() if name != kept}
@@ -797,7 +806,8 @@ def _workplace(folder: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        with suppress(StorageError):  # cleaning up hides no error under way
+            delete_folder(place)
 
 
 @contextmanager
@@ -840,15 +850,14 @@ def _moved(path: Path, to: Path) -> None:
         for inner in path.rglob("*") if path.is_dir() else [path]:
             if inner.is_file():
                 sync_file(inner)
-        if to.is_dir():
-            shutil.rmtree(to)
-        path.replace(to)
-        sync_folder(to.parent)
+    _removed(to)
+    move(path, to)
+    sync_folder(to.parent)
 
 
 def _removed(path: Path) -> None:
-    """What an earlier export left, which had the other outcome: it is not what was asked for."""
-    with storing(path):
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
+    """What an earlier export left of this name is not what was asked for."""
+    if path.is_dir():
+        delete_folder(path)
+    else:
+        delete(path)

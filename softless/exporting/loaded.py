@@ -237,7 +237,7 @@ def load_exported(file: str | Path) -> ExportedModel:
 
     Examples:
         >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
-        >>> report = softless.export(model, "pt2", "edge", size=32)
+        >>> report = softless.export(model, "pt2", "files", size=32)
         >>> exported = softless.load_exported(report.path)
         >>> exported(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 1000])
