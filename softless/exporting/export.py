@@ -184,7 +184,12 @@ def files_of(
     """
     request = _request(source, formats, form, size, dynamic, int8, pixels, opset)
     names = [_name(record, request) for record in formats]
-    _check_free(folder, names, overwrite=overwrite)
+    parts = [
+        part.name
+        for record, name in zip(formats, names, strict=True)
+        for part in record.parts(folder / name)
+    ]
+    _check_free(folder, parts, overwrite=overwrite)
     sized = source.at(request.size)
     images = _images(sized, request, calibrate, test, measuring=measuring)
     fresh = not folder.exists()
