@@ -211,12 +211,14 @@ def files_of(
     """
     request = _request(source, formats, form, size, dynamic, int8, pixels, opset)
     names = [_name(record, request) for record in formats]
-    further = [
-        part_path(Path(name), record, part).name
-        for name, record in zip(names, formats, strict=True)
-        for part in later_names(source.model)
+    later = later_names(source.model)
+    parts = [
+        part.name
+        for record, name in zip(formats, names, strict=True)
+        for path in [folder / name, *(part_path(folder / name, record, one) for one in later)]
+        for part in record.parts(path)
     ]
-    _check_free(folder, [*names, *further], overwrite=overwrite)
+    _check_free(folder, parts, overwrite=overwrite)
     sized = source.at(request.size)
     images = _images(sized, request, calibrate, test, measuring=measuring)
     fresh = not folder.exists()
