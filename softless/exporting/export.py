@@ -74,11 +74,7 @@ class Images:
     tested: Samples | None
     calibration: Samples | None
     task: Task | None = None  # that measures a detector or segmenter on `tested`
-
-    @property
-    def real(self) -> bool:
-        """Whether they are images, and not noise."""
-        return self.tested is not None or self.calibration is not None
+    real: bool = True  # whether they are images, and not noise
 
 
 def export(
@@ -289,6 +285,8 @@ def _images(
         UsageError: int8 without images.
     """
     if is_dense(source.model):
+        if calibrate is not None:
+            raise UsageError("--calibrate is for --int8, which is of classifiers: leave it out")
         return _dense_images(source, request, test)
     tested = source.test_images(test)
     calibration = None
@@ -315,7 +313,7 @@ def _images(
         steps = _step_images(source, compared, calibration)
         return Images(compared, pixels, steps, tested, calibration)
     compared, pixels = _noise(source, request)
-    return Images(compared, pixels, compared, None, calibration)
+    return Images(compared, pixels, compared, None, calibration, real=False)
 
 
 def _dense_images(source: Source, request: Request, test: str | Path | None) -> Images:
@@ -331,11 +329,14 @@ def _dense_images(source: Source, request: Request, test: str | Path | None) -> 
         any_size=request.dynamic in {"size", "both"},
         as_they_are=request.pixels == "uint8",
     )
+    real = compared is not None
     if compared is None:
         compared, pixels = _noise(source, request)
     else:
+        # a graph of any number is not recorded with one
+        compared = compared if len(compared) > 1 else torch.cat([compared, compared])
         pixels = compared if request.pixels == "normalised" else _bytes_of(source, compared)
-    return Images(compared, pixels, compared, tested, None, task)
+    return Images(compared, pixels, compared, tested, None, task, real)
 
 
 def _noise(source: Source, request: Request) -> tuple[Tensor, Tensor]:

@@ -75,11 +75,6 @@ class ExportedModel(nn.Module):
         """Of a detector: what COCO's files call the classes, in index order."""
         return tuple((self.metadata.decoding or {}).get("categories", ()))
 
-    @property
-    def host(self) -> nn.Module:
-        """Itself: no layer of the model is left in a file."""
-        return self
-
     @cached_property
     def audit(self) -> Audit:
         """What transcendental functions are in the file, by `softless.audit`."""
@@ -164,7 +159,11 @@ class ExportedModel(nn.Module):
         """
         if self.reader is None:
             return ""
-        return self._other_size(*self.reader.framed_size(height, width))
+        framed = self.reader.framed_size(height, width)
+        reason = self._other_size(*framed)
+        if not reason or framed == (height, width):
+            return reason
+        return f"of {height} x {width} pixels it becomes {reason}"
 
     def _check(self, batch: Tensor) -> None:
         metadata = self.metadata

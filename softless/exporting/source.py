@@ -29,8 +29,10 @@ from softless.models.files import CONFIG
 from softless.models.kept import operators_of
 from softless.models.records import is_number
 from softless.tasks.dense import dense_samples
+from softless.tasks.detection.model import Detector
 from softless.tasks.labelled import check_there, samples_of, source_of
 from softless.tasks.loaded import load_run
+from softless.tasks.segmentation.model import Segmenter
 from softless.tasks.table import open_task
 from softless.tasks.task import Task
 
@@ -95,7 +97,12 @@ class Source:
                 )
             return None
         if self.task == "dino":
-            return None  # it learned without labels
+            if path is None:
+                return None
+            raise UsageError(
+                f"--test measures answers, and {self.name} learned features without labels: leave "
+                "it out; softless eval FILE DATA --knn 20 measures those"
+            )
         if path is None and not self._is_there():
             return None
         return self._of_split(path, lambda split: self._labelled(path, split))
@@ -200,7 +207,7 @@ def _module(name: str, model: nn.Module) -> Source:
     about: Any = getattr(model, "pretrained_cfg", {})
     mean, std = (_per_channel(about.get(part), channels, part) for part in ("mean", "std"))
     best = {
-        "task": "classification",
+        "task": _task_of(model),
         "architecture": str(about.get("architecture") or name),
         "classes": [],
         "image_size": [height, width],
@@ -214,6 +221,12 @@ def _module(name: str, model: nn.Module) -> Source:
         "operators": operators_of(model),
     }
     return Source(name, copy.deepcopy(_ready(model)).eval(), best)
+
+
+def _task_of(model: nn.Module) -> str:
+    if isinstance(model, Detector):
+        return "detection"
+    return "segmentation" if isinstance(model, Segmenter) else "classification"
 
 
 def _ready(model: nn.Module) -> nn.Module:

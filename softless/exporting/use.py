@@ -7,7 +7,7 @@ import torch
 from softless.data.pictures import size_of
 from softless.data.samples import Samples
 from softless.errors import UsageError, located
-from softless.evaluation.evaluate import chosen_amp
+from softless.evaluation.evaluate import chosen_amp, precision_of
 from softless.evaluation.run import LoadedRun
 from softless.exporting.formats.table import is_exported
 from softless.exporting.loaded import ExportedModel, exported_run
@@ -59,6 +59,13 @@ def amp_for(amp: str | None, loaded: LoadedRun) -> str:
             f"--amp {amp}: what {loaded.path.name} computes in stands in the file; leave --amp out"
         )
     return "none"
+
+
+def precision_for(amp: str, loaded: LoadedRun) -> str:
+    """What an output says of it: the type that matrix products are computed in."""
+    model = loaded.model
+    eight_bits = isinstance(model, ExportedModel) and model.metadata.int8 is not None
+    return "int8" if eight_bits else precision_of(amp)
 
 
 def check_named(loaded: LoadedRun, data: object, table: object) -> None:

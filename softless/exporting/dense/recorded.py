@@ -69,7 +69,7 @@ def recording(
     stages = later_stages(own)
     parts: dict[str, Graph] = {}
     if stages:
-        heads: Any = own.net.roi_heads  # type: ignore[union-attr]
+        heads: Any = own.net.roi_heads
         with torch.no_grad():
             pyramid = maps(example[:1])[-1]
         for name, stage in stages.items():
