@@ -27,6 +27,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "averages": ("lab.averages:averages", "what a recipe publishes beside its last weights"),
     "survival": ("lab.survival:survival", "what checkpoints and the loop's watching cost"),
     "slides": ("lab.slides:slides", "reading slides through tifffile beside openslide"),
+    "exports": ("lab.exports:exports", "what eight bits cost trained runs, by every tool"),
     "settings": ("lab.settings:settings", "fields set to what they cannot be: what is refused"),
 }
 EXTRAS = {"speed": ("matplotlib",)}

@@ -197,6 +197,11 @@ EXTRAS = {  # what is imported -> (package, extra)
     "onnx": ("onnx", "export"),
     "onnxscript": ("onnxscript", "export"),
     "onnxruntime": ("onnxruntime", "export"),
+    "openvino": ("openvino", "openvino"),
+    "nncf": ("nncf", "openvino"),
+    "executorch": ("executorch", "executorch"),
+    "torchao": ("torchao", "executorch"),
+    "coremltools": ("coremltools", "coreml"),
 }
 
 

@@ -139,3 +139,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         for row in cells
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def said_columns(
+    head: Sequence[str], rows: Sequence[Sequence[str]], nothing: str = "-"
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows without the columns that say nothing in any row.
+
+    >>> said_columns(["a", "b", "c"], [["1", "-", "2"], ["3", "-", "-"]])
+    (['a', 'c'], [['1', '2'], ['3', '-']])
+    """
+    kept = [column for column in range(len(head)) if any(row[column] != nothing for row in rows)]
+    return [head[column] for column in kept], [[row[column] for column in kept] for row in rows]

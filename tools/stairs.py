@@ -5,12 +5,14 @@
     python tools/stairs.py --check    exit 1 where a count is above its limit (`make lint`)
 
 Modules are those of `softless/`. An import counts wherever it stands: at the top of a file, inside
-a function, or for type checkers alone.
+a function, or for type checkers alone. `of_tasks("settings")` counts as an import of the module
+`settings` of each task.
 """
 
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,8 @@ LIMITS = {
     "imports for types alone": 0,
     "circles of files": 0,
     "longest chain of imports": 26,
+    # the table of tasks, what `softless.training` offers, and old names of modules
+    "files that name every task": 3,
 }
 DOORS = ("softless", "softless.cli.main")  # import lazily, as a front door must
 Graph = Mapping[str, frozenset[str]]
@@ -56,17 +60,30 @@ def imports(root: Path) -> list[Import]:
     return found
 
 
-def _walk(node: ast.AST, *, inner: bool, typed: bool) -> Iterator[tuple[ast.stmt, bool, bool]]:
+def _walk(
+    node: ast.AST, *, inner: bool, typed: bool
+) -> Iterator[tuple[ast.stmt | ast.Call, bool, bool]]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.Import, ast.ImportFrom)):
+        if isinstance(child, (ast.Import, ast.ImportFrom)) or _gathers(child):
+            assert isinstance(child, (ast.stmt, ast.Call))
             yield child, inner, typed
         within = inner or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         checked = typed or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
         yield from _walk(child, inner=within, typed=checked)
 
 
-def _targets(node: ast.stmt, name: str, path: Path, known: Mapping[str, Path]) -> set[str]:
-    """The modules of the package that a statement imports."""
+def _gathers(node: ast.AST) -> bool:
+    """Whether it is a call of `softless.tasks.folders.of_tasks`."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("of_tasks")
+
+
+def _targets(
+    node: ast.stmt | ast.Call, name: str, path: Path, known: Mapping[str, Path]
+) -> set[str]:
+    """The modules of the package that a statement imports, or a call of `of_tasks`."""
+    if isinstance(node, ast.Call):
+        (file,) = (ast.literal_eval(argument) for argument in node.args)
+        return {each for each in known if fnmatch(each, f"softless.tasks.*.{file}")}
     if isinstance(node, ast.Import):
         return {alias.name for alias in node.names if alias.name in known}
     assert isinstance(node, ast.ImportFrom)
@@ -126,6 +143,33 @@ def longest_chain(edges: Graph) -> list[str]:
     return max(best, key=len, default=[])
 
 
+def naming_every_task(root: Path) -> list[str]:
+    """Modules outside the folders of tasks that name all of them but the first, which needs no
+    group: in an import, a field or a text. A new task would have to be written there too.
+    """
+    known = modules(root)
+    own = tuple(name.removesuffix("task") for name in known if fnmatch(name, "*.tasks.*.task"))
+    tasks = {name.split(".")[-2] for name in own} - {"classification"}
+    return [
+        name
+        for name, path in known.items()
+        if tasks and not name.startswith(own) and tasks <= _words(path)
+    ]
+
+
+def _words(path: Path) -> set[str]:
+    """The parts of dotted names in imports and texts, and the names of fields."""
+    words: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            words |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words |= set(node.value.split("."))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            words.add(node.target.id)
+    return words
+
+
 def table(root: Path) -> dict[str, list[str]]:
     """What is counted -> each of it."""
     found = imports(root)
@@ -141,6 +185,7 @@ def table(root: Path) -> dict[str, list[str]]:
         ],
         "circles of files": [", ".join(group) for group in circles(edges) if len(group) > 1],
         "longest chain of imports": longest_chain(edges),
+        "files that name every task": naming_every_task(root),
     }
 
 

@@ -430,6 +430,20 @@ def refused(root: Path = ROOT) -> str:
     return table(["fault", "tried", "refused"], sums) + origin(rows)
 
 
+def formats() -> str:
+    """What `softless export` writes (`softless.exporting.formats`)."""
+    from softless.exporting.formats.standing import abilities
+    from softless.exporting.formats.table import FORMATS
+
+    told = {name: abilities(record) for name, record in FORMATS.items()}
+    heads = list(next(iter(told.values())))
+    rows = [
+        (f"`{name}`", FORMATS[name].summary, *(cells[head] for head in heads))
+        for name, cells in told.items()
+    ]
+    return table(["format", "what reads it", *heads], rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "operators": operators,
     "claims": claims,
@@ -437,6 +451,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models": models,
     "errors": errors,
     "settings": settings,
+    "formats": formats,
     "refused": refused,
 }
 

@@ -202,7 +202,8 @@ def stepped(a: Tensor, identity: Tensor, steps: int) -> Tensor:
     """Newton's iteration with a fixed number of steps, the same for every matrix: A (...,R,R) and
     the identity (R,R) -> (...,R,R).
     """
-    x = (1.8 / a.abs().sum(-1, keepdim=True).amax(-2, keepdim=True).square()) * a
+    largest = a.abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
+    x = (1.8 / (largest * largest)) * a  # a graph would hold a square as a power
     # the operator of three dimensions, which expands nothing, for whoever records one image
     times = torch.bmm if a.ndim == 3 else torch.matmul
     for _ in range(steps):

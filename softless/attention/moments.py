@@ -7,6 +7,8 @@ own mean before anything is squared, and two chunks join by Chan, Golub and LeVe
     mean = mean_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,    d = mean_b - mean_a
 
 Means, counts and second moments are float64 where the device has it: they are D or D x E numbers.
+A recorded graph, which holds one chunk and which few runtimes run in float64, keeps the dtype of
+its tokens: there a mean is taken twice, the second time of what the first left.
 """
 
 # B batch, H heads, N tokens, D features of x, E features of y
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from softless.attention.norms import keep, product
+from softless.attention.recording import recording
 
 
 def precise(x: Tensor) -> Tensor:
@@ -22,11 +25,16 @@ def precise(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
+def summed(x: Tensor) -> Tensor:
+    """x of any shape in the dtype in which sums are kept: `precise`, or its own while recording."""
+    return x if recording() else precise(x)
+
+
 def number(x: Tensor, mask: Tensor | None) -> Tensor:
     """How many tokens of x (B,H,N,D) count: (B,1,1,1) or (1,1,1,1), whatever the dtype of x can
     count to.
     """
-    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    dtype = torch.float32 if x.device.type == "mps" or recording() else torch.float64
     if mask is None:
         return torch.full((1, 1, 1, 1), x.shape[-2], device=x.device, dtype=dtype)
     return mask.sum(-1)[:, None, None, None].to(dtype)
@@ -34,13 +42,18 @@ def number(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def mean(x: Tensor, mask: Tensor | None, count: Tensor) -> Tensor:
     """(B,H,1,D) mean over the tokens that count."""
-    return precise(keep(x, mask)).sum(-2, keepdim=True) / count.clamp_min(1)
+    middle = summed(keep(x, mask)).sum(-2, keepdim=True) / count.clamp_min(1)
+    if not recording():
+        return middle
+    return middle + keep(x - middle, mask).sum(-2, keepdim=True) / count.clamp_min(1)
 
 
 def centred(x: Tensor, middle: Tensor, mask: Tensor | None) -> Tensor:
     """x - middle in x's dtype, with what the dtype cannot hold of a large middle taken off
     afterwards; 0 where a token does not count. Here x is (B,H,n,D), middle (B,H,1,D).
     """
+    if middle.dtype == x.dtype:
+        return keep(x - middle, mask)
     high = middle.to(x.dtype)
     low = (middle - high).to(x.dtype)
     return keep(x - high - low, mask)
@@ -48,12 +61,12 @@ def centred(x: Tensor, middle: Tensor, mask: Tensor | None) -> Tensor:
 
 def squares(x: Tensor) -> Tensor:
     """(B,H,1,D) sums of squares over the tokens of centred x."""
-    return precise(x).square().sum(-2, keepdim=True)
+    return summed(x).square().sum(-2, keepdim=True)
 
 
 def products(x: Tensor, y: Tensor) -> Tensor:
     """(B,H,D,E) sums of products over the tokens of centred x and y."""
-    return precise(product(x, y))
+    return summed(product(x, y))
 
 
 def shift(

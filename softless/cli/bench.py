@@ -29,6 +29,7 @@ KINDS: Mapping[str, Comparison] = {
     ),
     "runs": Comparison("softless.compare.finished:finished", trains=False),
     "latency": Comparison("softless.compare.latency:latency", trains=False),
+    "export": Comparison("softless.compare.exports:exports", trains=False),
 }
 # what measures this repository, and stands beside it
 LAB = (
@@ -49,7 +50,7 @@ LAB = (
 
 
 def bench(
-    kind: Literal["twins", "compare", "uses", "dino", "resolution", "runs", "latency"],
+    kind: Literal["twins", "compare", "uses", "dino", "resolution", "runs", "latency", "export"],
     *arguments: Any,
     **options: Any,
 ) -> Any:
@@ -63,7 +64,8 @@ def bench(
     dino       a recipe of self-supervision with several operators: what frozen features are worth
     resolution a recipe's model trained at one image size, evaluated at 0.5 to 4 times that size
     runs       finished runs of one model over their seeds: mean test accuracy with its interval
-    latency    what an image takes each of several models
+    latency    what an image takes a model in each runtime that is here, or several models
+    export     a run in every format: does it work, is it right, exponentials, bytes, time
 
     Each has options of its own: softless bench KIND --help tells them. Under --ranks or torchrun
     those that train share each run among the ranks, and the first rank measures; the others are
@@ -71,7 +73,7 @@ def bench(
     in a checkout.
 
     Args:
-        kind: twins, compare, uses, dino, resolution, runs or latency.
+        kind: twins, compare, uses, dino, resolution, runs, latency or export.
         arguments: what the kind takes by place.
         options: what it takes by name.
 
@@ -83,7 +85,9 @@ def bench(
 
     Examples:
         >>> import softless
-        >>> timed = softless.bench("latency", "sima_deit_tiny_patch16_224", rounds=1)
+        >>> timed = softless.bench(
+        ...     "latency", "sima_deit_tiny_patch16_224", runtimes=["eager"], rounds=1
+        ... )
         >>> timed.rows[0].height
         224
     """

@@ -17,19 +17,18 @@ from softless.evaluation.knn import nearest
 from softless.evaluation.linear import LinearSettings, probe
 from softless.evaluation.run import MOST_AT_ONCE, LoadedRun
 from softless.experiment.assignments import assignments
-from softless.experiment.groups import DENSE
+from softless.experiment.groups import CLASSIFIES
 from softless.experiment.measures import MEASURES, beside
 from softless.exporting.dense.worth import of_normalised
+from softless.exporting.names import is_file
 from softless.exporting.use import (
     amp_for,
     check_named,
     device_for,
-    is_file,
     precision_for,
     run_or_file,
 )
 from softless.models.given import model_given
-from softless.tasks.dense import dense_samples
 from softless.tasks.dino.transforms import one_crop
 from softless.tasks.labelled import (
     HELD,
@@ -41,7 +40,7 @@ from softless.tasks.labelled import (
 )
 from softless.tasks.multilabel.measure import evaluate_labels
 from softless.tasks.multilabel.settings import MultilabelSpec
-from softless.tasks.table import TASKS
+from softless.tasks.table import TASKS, dense_samples
 from softless.tasks.task import Outcome
 from softless.training.machine import IN_MEMORY
 from softless.training.sharing import sharing
@@ -240,16 +239,16 @@ def _measured(
         )
         loaded, source = job.loaded, job.source
         origin = str(loaded.path), source.where, f"the {split} split"
-        if loaded.task in DENSE:
-            outcome = _dense(
-                job, world, None if data is None else str(data), split, batch_size, workers
-            )
-            return DenseEvaluation(*origin, outcome, precision_for(job.amp, loaded))
         if knn is not None or linear or loaded.task == "dino":
             return FeatureEvaluation(
                 *origin, _probes(job, split, batch_size or MOST_AT_ONCE, workers)
             )
-        return _classified(job, split, batch_size, workers)
+        if loaded.task in CLASSIFIES:
+            return _classified(job, split, batch_size, workers)
+        outcome = _by_task(
+            job, world, None if data is None else str(data), split, batch_size, workers
+        )
+        return DenseEvaluation(*origin, outcome, precision_for(job.amp, loaded))
 
 
 @dataclass(frozen=True)
@@ -289,12 +288,13 @@ def _job(
     check_there(loaded, data, table)
     source = source_of(loaded, data, table)
     features = knn is not None or linear
-    if loaded.task in DENSE and features:
+    featureless = loaded.task not in {*CLASSIFIES, "dino"}
+    if featureless and features:
         raise UsageError(
             f"{loaded.path} is a run of {loaded.task}: frozen features are measured of "
             "classifiers and of dino"
         )
-    if loaded.task in DENSE and table is not None:
+    if featureless and table is not None:
         raise UsageError(
             f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: "
             "leave it out"
@@ -382,7 +382,7 @@ def confusion_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _dense(
+def _by_task(
     job: EvaluationJob,
     world: World,
     data: str | None,

@@ -9,10 +9,12 @@ from softless.attention.record import Backend, Dims, Operator
 from softless.errors import UsageError, unknown
 from softless.experiment.fields import FieldRow, shown, walk
 from softless.experiment.names import ALIASES, canonical
+from softless.exporting.formats.standing import standing
+from softless.exporting.formats.table import FORMATS
 from softless.layers.companions import COMPANIONS
 from softless.recipes import RECIPES, get_recipe
 
-KINDS = ("models", "operators", "recipes", "backends")
+KINDS = ("models", "operators", "recipes", "backends", "formats")
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,17 @@ WIDE = 24  # characters of a column of values
 
 
 def list(
-    what: Literal["models", "operators", "recipes", "backends"] | None = None,
+    what: Literal["models", "operators", "recipes", "backends", "formats"] | None = None,
     pattern: str | None = None,
     *,
     backends: bool = False,
 ) -> dict[str, str] | dict[str, dict[str, str]] | RecipeFields:
-    """List models, operators, recipes and backends; `softless list recipes NAME` shows every field
-    of a recipe.
+    """List models, operators, recipes, backends and formats of `softless export`; `softless list
+    recipes NAME` shows every field of a recipe.
 
     Args:
-        what: one of the four kinds; all of them without it. Operators come with their options.
+        what: one of the five kinds; all of them without it. Operators come with their options,
+            formats with what they need and whether that is installed.
         pattern: only names that hold this text, or that it fits (`sima_*_224`). A recipe's whole
             name: all its fields, with default, range, unit and one line. An operator's: its
             formula, paper, claims and options.
@@ -73,7 +76,7 @@ def list(
             cannot run here.
 
     Returns:
-        Name -> one line; for operators name -> their lines; for one recipe its fields.
+        Name -> one line; for operators and formats name -> their lines; for one recipe its fields.
 
     Raises:
         UsageError: another kind, two kinds at once, or no such name.
@@ -88,7 +91,13 @@ def list(
         raise UsageError(f"list {what} --backends asks for two kinds at once: leave one out")
     what = "backends" if backends else what
 
-    names = {"models": _models, "operators": _operators, "recipes": _recipes, "backends": _backends}
+    names = {
+        "models": _models,
+        "operators": _operators,
+        "recipes": _recipes,
+        "backends": _backends,
+        "formats": _formats,
+    }
     if what is None:
         return {kind: names[kind]() for kind in KINDS}
     if what not in names:
@@ -97,6 +106,11 @@ def list(
         return _options_of(
             names[what]() if pattern is None else _fitting(what, names[what](), pattern)
         )
+    if what == "formats":
+        fitting = names[what]() if pattern is None else _fitting(what, names[what](), pattern)
+        return {
+            name: {"what": FORMATS[name].summary, **standing(FORMATS[name])} for name in fitting
+        }
     if pattern is None:
         return names[what]()
     if what == "recipes" and (pattern.endswith(".py") or _recipe_name(pattern) in names[what]()):
@@ -219,6 +233,10 @@ def _backends() -> dict[str, str]:
         name: ", ".join(standing(operator, backend) for backend in operator.backends)
         for name, operator in OPERATORS.items()
     }
+
+
+def _formats() -> dict[str, str]:
+    return {name: record.summary for name, record in FORMATS.items()}
 
 
 def _recipes() -> dict[str, str]:

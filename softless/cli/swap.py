@@ -18,8 +18,8 @@ from softless.data.folder import images_at
 from softless.errors import SoftlessError, UsageError, located
 from softless.experiment.assignments import assignments
 from softless.experiment.fields import literal
-from softless.measure.audit import Audit
 from softless.measure.audit import audit as watch
+from softless.measure.findings import Audit
 from softless.models.create import create_model, of_channels
 from softless.models.durable import write_tensors
 from softless.models.weights import load_weights

@@ -12,6 +12,7 @@ from softless.data.given import data_given, is_dataset, parts_of
 from softless.errors import ResumeMismatch, UsageError, located
 from softless.experiment.assignments import assignments
 from softless.experiment.folder import RunFolder
+from softless.experiment.groups import DENSE
 from softless.experiment.names import canonical
 from softless.experiment.recipe import Recipe
 from softless.models.given import model_given
@@ -175,7 +176,7 @@ def _check_callable(on_epoch: Any) -> None:
 def _write_page(recipe: Recipe, run_dir: Path, *, device: str) -> None:
     """The page of one run, with its speed here."""
     # whole images are large, and of several sizes
-    batch = 16 if recipe.task in {"classification", "multilabel", "dino"} else 1
+    batch = 1 if recipe.task in DENSE else 16
     speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
     page.write([run_dir], run_dir / "report.html", speeds=speeds)
 

@@ -21,7 +21,10 @@ from softless.compare.training import device_name, lacking, prepared, trained
 from softless.compare.uses import Used, used
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
-from softless.report.groups import grouped
+from softless.exporting.export import export as export_run
+from softless.exporting.export import formats_named
+from softless.exporting.report import Exported
+from softless.report.groups import Group, grouped
 from softless.report.runs import read_run
 from softless.report.statistics import ShareEstimate, accuracy, difference
 from softless.tasks import page
@@ -41,6 +44,7 @@ def twins(
     resume: bool = False,
     record: bool = False,
     device: str = "auto",
+    export: str | Sequence[str] = (),
 ) -> Compared | Used:
     """Train a recipe's model and its softmax twin, everything else alike, and compare them on the
     test images.
@@ -63,10 +67,14 @@ def twins(
         resume: keep finished runs and continue those that were stopped.
         record: also write benchmarks/twins_RECIPE.csv of the repository.
         device: auto, cpu, cuda, mps.
+        export: formats (`softless list formats`) that the classifier beside softmax is exported to
+            at the end, into OUT/exported; the page shows the files.
 
     Raises:
         UsageError: a recipe or a field that cannot be used, an unknown operator or model, a recipe
-            of softmax and no `op`, a folder that already holds these runs, no test split.
+            of softmax and no `op`, a folder that already holds these runs, no test split, no such
+            format.
+        MissingExtra: a format needs what is not installed.
     """
     chosen = prepared(recipe, data, epochs, set)
     own = op or host_and_operator(chosen.model)[1]
@@ -84,10 +92,28 @@ def twins(
         recipes = {own: with_operator(chosen, own), twin: plain}
     for candidate in recipes.values():
         candidate.check()
+    formats = [export] if isinstance(export, str) else [*export]
+    if formats:  # before hours of training
+        formats_named(formats)
     if chosen.task != "classification":
+        if formats:
+            raise UsageError(
+                f"--export goes with classifiers, and recipe '{chosen.name}' trains for "
+                f"{chosen.task}: export a run by itself with softless export RUN"
+            )
         return used(chosen, recipes, "twins", seeds, out, overwrite, resume, record, device)
     return _compared(
-        chosen, recipes, "twins", seeds, out, overwrite, resume, record, device, measure_steps=False
+        chosen,
+        recipes,
+        "twins",
+        seeds,
+        out,
+        overwrite,
+        resume,
+        record,
+        device,
+        formats=formats,
+        measure_steps=False,
     )
 
 
@@ -159,6 +185,7 @@ def _compared(
     device: str,
     *,
     measure_steps: bool,
+    formats: Sequence[str] = (),
 ) -> Compared:
     """Train each recipe over the seeds; the runs take turns, seed by seed.
 
@@ -184,6 +211,10 @@ def _compared(
         costs = steps(
             finished, classes=len(spec.classes), in_chans=chosen.data.in_chans, device=chosen_device
         )
+    try:
+        files = _exported(groups[0], formats, folder)
+    finally:
+        page_path = page.write(runs, folder / "report.html", speeds=speeds)
     compared = Compared(
         recipe=chosen.name,
         groups=tuple(groups),
@@ -191,7 +222,8 @@ def _compared(
         differences=tuple(_known(difference(group, groups[-1]), chosen) for group in groups[:-1]),
         speeds=speeds,
         only=lacking(chosen, recipes),
-        report=page.write(runs, folder / "report.html", speeds=speeds),
+        report=page_path,
+        exported=files,
         recorded=target,
         steps=costs,
         settings={op: settings(recipe) for op, recipe in recipes.items()},
@@ -200,6 +232,13 @@ def _compared(
     if target is not None:
         write_csv(target, compared.rows())
     return compared
+
+
+def _exported(group: Group, formats: Sequence[str], folder: Path) -> Exported | None:
+    """Files of a model's first run, where formats are named; its folder keeps a line for each."""
+    if not formats:
+        return None
+    return export_run(group.first.folder, formats, folder / "exported", overwrite=True)
 
 
 def _known(estimate: ShareEstimate | None, recipe: Recipe) -> ShareEstimate:

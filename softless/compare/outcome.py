@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from softless.compare.steps import StepCost
+from softless.exporting.report import Exported
 from softless.report.groups import Group
 from softless.report.runs import RunRecord
 from softless.report.statistics import ShareEstimate
@@ -30,6 +31,12 @@ class Compared:
     steps: Mapping[str, StepCost] = field(default_factory=dict)  # by operator
     settings: Mapping[str, str] = field(default_factory=dict)  # options of each operator, in words
     diverged: Mapping[str, str] = field(default_factory=dict)  # run folder's name -> what happened
+    exported: Exported | None = None  # files of the first run
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a check of an exported file failed."""
+        return 0 if self.exported is None else self.exported.exit_code
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per run, then one per mean and per difference."""
@@ -81,6 +88,7 @@ class Compared:
             "left_out": {op: dict(options) for op, options in self.only.items()},
             "diverged": dict(self.diverged),
             "report": str(self.report),
+            **({} if self.exported is None else {"exported": self.exported.to_dict()}),
         }
 
     def __str__(self) -> str:
@@ -88,6 +96,7 @@ class Compared:
             _runs_table(self),
             "",
             *_sentences(self),
+            *([] if self.exported is None else ["", str(self.exported), ""]),
             f"report: {self.report}",
             *([f"recorded: {self.recorded}"] if self.recorded else []),
         ])

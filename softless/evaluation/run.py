@@ -32,7 +32,7 @@ class LoadedRun:
 
     @property
     def task(self) -> str:
-        """One of `softless.experiment.groups.TASKS`."""
+        """One of `softless.tasks.folders.TASKS`."""
         return task_of(self.best)
 
     @property

@@ -39,6 +39,8 @@ class TaskSettings:
 
     # the fields that say how large images are, where the task leaves them their shape
     sized: ClassVar[str] = ""
+    # whether its images come with classes and its answers are some of these, as a classifier's
+    classifies: ClassVar[bool] = False
 
     def check(self, recipe: Any) -> None:
         """Whether the fields of the task, and those of `augment`, go together and with the images.

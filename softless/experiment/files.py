@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from softless.experiment.epochs import from_one, numbered
-from softless.experiment.groups import CLASSIFICATION, TASKS
+from softless.experiment.groups import CLASSIFICATION
 from softless.experiment.measures import MEASURES
+from softless.experiment.task_fields import GROUPS
 from softless.models.records import (
     ANY_NUMBER,
     ARGUMENTS,
@@ -27,9 +28,11 @@ from softless.models.records import (
     parsed,
     read_json,
     read_text,
+    texts,
     unsealed,
     whole,
 )
+from softless.tasks.folders import TASKS
 
 SCORED = frozenset({*MEASURES, "loss", "seen"})
 LARGEST_IMAGE = 1 << 14  # pixels of a side
@@ -101,9 +104,7 @@ RECIPE_RULES: dict[str, Rule] = {
     "model": TABLE,
     "data": TABLE,
     "schedule?": TABLE,
-    "detection?": TABLE,
-    "segmentation?": TABLE,
-    "dino?": TABLE,
+    **{f"{task}?": TABLE for task in GROUPS},
     "fitted?": TABLE,
     "machine?": TABLE,
     "amp?": _one_of(("none", "bfloat16", "float16")),
@@ -142,6 +143,36 @@ LINE_RULES: dict[str, Rule] = {
     "images_per_second?": ANY_NUMBER,
     "weights?": _one_of(("raw", "averaged")),
     "kept?": TRULY,
+}
+ACCURACY_RULES: dict[str, Rule] = {
+    "metric": TEXT,
+    "images": whole(1, 1 << 40),
+    "value": ANY_NUMBER,
+    "plain": ANY_NUMBER,
+    "interval?": INTERVAL,
+    "agreement?": ANY_NUMBER,
+}
+EXPORT_RULES: dict[str, Rule] = {
+    "format": TEXT,
+    "file": TEXT,
+    "ok": TRULY,
+    "faults": TEXTS,
+    "notes": TEXTS,
+    "form": TEXT,
+    "why": TEXT,
+    "int8": TEXT,
+    "tried": (lambda value: isinstance(value, dict) and texts([*value.values()]), "texts by name"),
+    "size": SIDES,
+    "dynamic?": _one_of(("batch", "size", "both")),
+    "pixels": _one_of(("normalised", "uint8")),
+    "bytes": whole(0, 1 << 60),
+    "parity?": TABLE,
+    "measured?": TABLE,
+    "transcendentals?": (
+        lambda value: isinstance(value, dict) and all(map(whole(0, 1 << 60)[0], value.values())),
+        "a table of counts",
+    ),
+    "weights_sha256": DIGEST,
 }
 MEND = "bring it back from a backup, or train the run again"
 
@@ -227,3 +258,23 @@ def read_log(path: Path, count: int | None = None) -> list[dict[str, Any]]:
     for line in read:
         check(line, LINE_RULES, path, mend=MEND)
     return numbered(read)
+
+
+def read_exports(path: Path) -> list[dict[str, Any]]:
+    """exports.jsonl: what was exported of a run; nothing where the file is missing.
+
+    Raises:
+        DataError: it is damaged; its line is named.
+    """
+    if not path.exists():
+        return []
+    mend = "delete it, and export the run anew"
+    lines = [line for line in read_text(path, mend=mend).split("\n") if line]
+    read = [parsed(line, path, number=number, mend=mend) for number, line in enumerate(lines, 1)]
+    for line in read:
+        check(line, EXPORT_RULES, path, mend=mend)
+        if line.get("parity") is not None:
+            check(line["parity"], {"difference": ANY_NUMBER}, path, mend=mend)
+        if line.get("measured") is not None:
+            check(line["measured"], ACCURACY_RULES, path, mend=mend)
+    return read

@@ -34,6 +34,7 @@ LABELS = "predictions"  # of segmentation, a label image each
 STATE, LOCK = "state.json", "lock"
 LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
 SPLITS = "splits.csv"  # file, part and group of each image
+EXPORTS = "exports.jsonl"  # a line for each file that `softless export` made of the run
 FILES = (
     RECIPE,
     CLASSES,
@@ -47,6 +48,7 @@ FILES = (
     LEFT_OUT,
     SPLITS,
     ABOUT,
+    EXPORTS,
 )
 MODEL = "model"  # the best weights as `save_weights` writes them
 RANKS = "ranks"  # the last words of each of several ranks

@@ -1,13 +1,11 @@
 """The groups of a recipe's fields, frozen; each field is described once, where it stands.
 
 Its default, what it is, the range of its numbers and its unit make checks, messages and tables. The
-groups of a task stand with the task (`tasks/*/settings.py`).
+groups of the tasks stand with them (`tasks/*/settings.py`, gathered by `task_fields`).
 """
 
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal, cast
 
 from softless.errors import UsageError
@@ -19,17 +17,21 @@ from softless.experiment.fields import (
     SOME,
     WEIGHT,
     TaskSettings,
-    group_of,
     setting,
 )
-from softless.tasks.detection.settings import DetectionSpec
-from softless.tasks.dino.settings import DinoSpec
-from softless.tasks.multilabel.settings import MultilabelSpec
-from softless.tasks.segmentation.settings import SegmentationSpec
+from softless.experiment.task_fields import GROUPS, TaskFields
+from softless.tasks.folders import TASKS
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
-CLASSIFICATION = "classification"  # the task of recipes that set no group of a task
+CLASSIFICATION = TASKS[0]  # the task of recipes that set no group of a task
+# tasks whose models take whole images of any size
+DENSE = frozenset(name for name, group in GROUPS.items() if group.sized)
+# those that give images classes
+CLASSIFIES = frozenset({
+    CLASSIFICATION,
+    *(name for name, group in GROUPS.items() if group.classifies),
+})
 
 
 @dataclass(frozen=True)
@@ -279,8 +281,8 @@ class DivergenceSpec:
 
 
 @dataclass(frozen=True)
-class RunFields:
-    """The fields of a recipe, and what follows from them alone."""
+class LeadingFields:
+    """The fields of a recipe that stand before the groups of the tasks."""
 
     name: str
     summary: str
@@ -290,10 +292,15 @@ class RunFields:
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
-    multilabel: MultilabelSpec | None = None
-    detection: DetectionSpec | None = None
-    segmentation: SegmentationSpec | None = None
-    dino: DinoSpec | None = None
+
+
+@dataclass(frozen=True)
+class RunFields(TaskFields, LeadingFields):
+    """The fields of a recipe, and what follows from them alone.
+
+    Those of `LeadingFields` come first, then the groups of the tasks, then these.
+    """
+
     save: SaveSpec = field(default_factory=SaveSpec)
     divergence: DivergenceSpec = field(default_factory=DivergenceSpec)
     batch_size: int = setting(1024, "images of a batch, over all processes", COUNT)
@@ -336,7 +343,7 @@ class RunFields:
     @property
     def task(self) -> str:
         """The task: the group that is set, or classification."""
-        named = [name for name in task_groups() if getattr(self, name) is not None]
+        named = [name for name in GROUPS if getattr(self, name) is not None]
         if len(named) > 1:
             raise UsageError(f"recipe '{self.name}' sets {' and '.join(named)}: a run has one task")
         return named[0] if named else CLASSIFICATION
@@ -357,18 +364,3 @@ class RunFields:
     def step_images(self) -> int:
         """Images of a step, over all processes."""
         return self.batch_size * self.accumulate
-
-
-@lru_cache
-def task_groups() -> dict[str, type[TaskSettings]]:
-    """The groups that make a run one of their task, as `detection`, by name."""
-    hints = typing.get_type_hints(RunFields)
-    groups = {name: group_of(hint) for name, hint in hints.items()}
-    return {
-        name: group for name, group in groups.items() if group and issubclass(group, TaskSettings)
-    }
-
-
-TASKS = (CLASSIFICATION, *task_groups())
-# tasks whose models take whole images of any size
-DENSE = frozenset(name for name, group in task_groups().items() if group.sized)

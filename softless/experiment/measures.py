@@ -1,45 +1,18 @@
 """The measures of all tasks: what each is called, how it is written, and whether more is better."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from softless.experiment.measure import Measure
+from softless.tasks.folders import of_tasks
 
-@dataclass(frozen=True)
-class Measure:
-    """One number of an evaluation."""
-
-    title: str  # within a sentence
-    best: str  # how the best value is called
-    percent: bool = False
-    higher: bool = True
-
-    def write(self, value: float | None) -> str:
-        """The value for people; one that cannot be computed (no class of that kind occurs) as
-        n/a.
-        """
-        if value is None:
-            return "n/a"
-        return f"{value:.1%}" if self.percent else f"{value:.3f}"
-
-
+# those of each task in turn
 MEASURES: Mapping[str, Measure] = {
-    "top1": Measure("top-1", "highest accuracy", percent=True),
-    "balanced_accuracy": Measure("balanced", "highest balanced accuracy", percent=True),
-    "auc": Measure("AUC", "highest AUC"),
-    "box_ap": Measure("box AP", "highest box AP", percent=True),
-    "box_ap50": Measure("box AP50", "highest box AP50", percent=True),
-    "box_ap75": Measure("box AP75", "highest box AP75", percent=True),
-    "mask_ap": Measure("mask AP", "highest mask AP", percent=True),
-    "mask_ap50": Measure("mask AP50", "highest mask AP50", percent=True),
-    "mask_ap75": Measure("mask AP75", "highest mask AP75", percent=True),
-    "miou": Measure("mIoU", "highest mIoU", percent=True),
-    "dice": Measure("mean Dice", "highest mean Dice", percent=True),
-    "pixel_accuracy": Measure("pixel accuracy", "highest pixel accuracy", percent=True),
-    "knn": Measure("20-NN", "highest 20-NN accuracy", percent=True),
-    "linear": Measure("linear", "highest linear accuracy", percent=True),
-    "spread": Measure("spread of features", "widest spread of features"),
-    "last": Measure("epoch", "last epoch"),
+    **{
+        name: measure
+        for module in of_tasks("scores").values()
+        for name, measure in module.MEASURES.items()
+    },
     "loss": Measure("loss", "lowest loss", higher=False),
 }
 

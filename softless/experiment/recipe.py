@@ -18,31 +18,25 @@ from softless.errors import DataError, UsageError
 from softless.experiment import augmentation, model_fields, rules
 from softless.experiment.fields import KEY, FieldSetting, group_of, literal, no_field, typed, walk
 from softless.experiment.files import MEND, read_recipe
-from softless.experiment.groups import RunFields, ScheduleSpec
-from softless.tasks.classification import small as classification
-from softless.tasks.detection import small as detection
-from softless.tasks.dino import small as dino
-from softless.tasks.segmentation import small as segmentation
+from softless.experiment.groups import CLASSIFICATION, RunFields, ScheduleSpec
+from softless.tasks.folders import TASKS, of_tasks
 from softless.words import clipped
 
 _log = logging.getLogger("softless.training")
 # of what made the run: its names in recipe.json
 VERSIONS = ("softless", "torch", "timm", "torchvision", "numpy", "python")
-# task -> the run on generated data, with a small model and two steps
+_SMALL = of_tasks("small")
+# task -> the run on generated data, with a small model and two steps; of a task that brings none,
+# that of classification
 SHRINK: Mapping[str, Callable[[Any, Path], Any]] = {
-    "classification": classification.shrunk,
-    "multilabel": classification.shrunk,
-    "detection": detection.shrunk,
-    "segmentation": segmentation.shrunk,
-    "dino": lambda recipe, folder: dino.shrunk(classification.shrunk(recipe, folder)),
+    task: _SMALL.get(task, _SMALL[CLASSIFICATION]).shrunk for task in TASKS
 }
 
 
 @dataclass(frozen=True)
 class Recipe(RunFields):
     """One run, complete. `table` lists the images where they lie in no class folders. At most one
-    of `multilabel`, `detection`, `segmentation` and `dino` is set; without, the run classifies.
-    `quick` is the same run on generated data with a small model and two steps.
+    group of a task (`detection`, …) is set; without, the run classifies. `quick` is the same run on generated data with a small model and two steps.
     """
 
     def quick(self, folder: str | Path | None = None) -> "Recipe":

@@ -10,7 +10,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 
 from softless.errors import UsageError, unknown
 from softless.experiment.data_rules import check_scaling, compiled
-from softless.experiment.groups import OptimSpec, RunFields
+from softless.experiment.groups import CLASSIFIES, OptimSpec, RunFields
 from softless.experiment.ranges import Range
 
 # one kernel for all tensors, on CPU too: 5 times less time per step for a small model
@@ -123,7 +123,7 @@ def parts(recipe: RunFields) -> None:
                 f"data.fold={data.fold} of data.folds={data.folds}: folds are counted from 0 to "
                 f"{data.folds - 1}"
             )
-        if recipe.task not in {"classification", "multilabel"}:
+        if recipe.task not in CLASSIFIES:
             raise UsageError(
                 f"data.folds={data.folds} is for classification; this recipe is for {recipe.task}"
             )
@@ -174,10 +174,7 @@ def squares(recipe: RunFields) -> None:
     Raises:
         UsageError: two numbers in a recipe for something else.
     """
-    if not isinstance(recipe.data.image_size, int) and recipe.task not in {
-        "classification",
-        "multilabel",
-    }:
+    if not isinstance(recipe.data.image_size, int) and recipe.task not in CLASSIFIES:
         raise UsageError(
             f"data.image_size={recipe.data.image_size}: height and width are for classification, "
             f"and this recipe is for {recipe.task}; set one number"

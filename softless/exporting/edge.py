@@ -6,12 +6,14 @@ holds what stands before and behind it.
 
 # B batch, C channels, H x W pixels
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from softless.attention.inverse import by_newton
+from softless.convert.swap import Teller
 from softless.errors import UsageError, need_module, unknown
 from softless.exporting.forms.parts import NoForm, Setting
 from softless.exporting.forms.steps import Steps, chosen, inverts
@@ -87,7 +89,7 @@ def edge(
             where there is such a form of every part, else plain, whose `why` says the reason.
         batch: 1 for one image at a time, whose products have three dimensions (ExecuTorch, Core
             ML); None for any number.
-        images: prepared images (n, C, H, W), on which Newton's steps are chosen; without any they
+        images: prepared images (B, C, H, W), on which Newton's steps are chosen; without any they
             are as many as no matrix outlasts.
 
     Returns:
@@ -143,10 +145,29 @@ def _form(model: nn.Module, setting: Setting) -> nn.Module:
     host = host_of(model)
     if host is None or host.name not in FORMS:
         raise NoForm(f"there is no edge form of a {type(model).__name__}")
-    for path, part in model.named_modules():
-        if why := why_called(part) or _replaced(part):
-            raise NoForm(why, path)
-    return FORMS[host.name](model, setting)
+    with _silent(model):
+        for path, part in model.named_modules():
+            if why := why_called(part) or _replaced(part):
+                raise NoForm(why, path)
+        return FORMS[host.name](model, setting)
+
+
+@contextmanager
+def _silent(model: nn.Module) -> Iterator[None]:
+    """Without the hooks by which `swap` lets a model's attention know the grid: a form knows it."""
+    tellers = [
+        (module._forward_hooks, key, hook)
+        for module in model.modules()
+        for key, hook in module._forward_hooks.items()
+        if isinstance(hook, Teller)
+    ]
+    for hooks, key, _ in tellers:
+        del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, key, hook in tellers:
+            hooks[key] = hook
 
 
 def _replaced(module: nn.Module) -> str:
@@ -183,7 +204,7 @@ def _size(model: Any, size: int | Sequence[int] | None) -> tuple[int, int]:
 def _refuse_images(images: Tensor, size: tuple[int, int]) -> None:
     if images.ndim != 4 or tuple(images.shape[-2:]) != size:
         raise UsageError(
-            f"images is {tuple(images.shape)}: it must be (n, C, {size[0]}, {size[1]}), prepared "
+            f"images is {tuple(images.shape)}: it must be (B, C, {size[0]}, {size[1]}), prepared "
             "as the model takes them"
         )
 
@@ -198,6 +219,6 @@ def _refuse_other(images: Tensor, setting: Setting) -> None:
         )
     if setting.batch is not None and images.shape[0] != setting.batch:
         raise UsageError(
-            f"this form takes {setting.batch} image at a time, and {images.shape[0]} came: make one "
-            "with batch=None"
+            f"this form takes {setting.batch} image at a time, and {images.shape[0]} came: make "
+            "one with batch=None"
         )

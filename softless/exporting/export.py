@@ -3,18 +3,21 @@
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.data.images import MODES
 from softless.data.samples import Samples
 from softless.errors import DataError, SoftlessError, UsageError, located, need
+from softless.experiment.files import LARGEST_IMAGE
 from softless.exporting.dense.maps import Stepped
 from softless.exporting.dense.recorded import (
     PLAIN,
@@ -30,22 +33,44 @@ from softless.exporting.edge import edge
 from softless.exporting.formats.format import Format, Int8
 from softless.exporting.formats.table import FORMATS, format_named
 from softless.exporting.forms.steps import inverts
-from softless.exporting.graph import Dynamic, Graph, last_sentence
+from softless.exporting.graph import CELLS, Dynamic, Graph, last_sentence
 from softless.exporting.grid import check_any_size, check_size, free_step, grid_step
-from softless.exporting.loaded import ExportedModel, as_bytes, load_exported, part_path
+from softless.exporting.loaded import ExportedModel, load_exported, part_path
 from softless.exporting.measured import Measured, Parity, measured, parity, summary
 from softless.exporting.metadata import KEPT, Metadata, shareable
+from softless.exporting.noted import note
 from softless.exporting.pixels import OfBytes
+from softless.exporting.preparing import as_bytes
+from softless.exporting.quantized.calibration import Calibration, calibrated
+from softless.exporting.quantized.candidate import Material
 from softless.exporting.recording import Recording
 from softless.exporting.report import FAILED, Exported, ExportedFile
-from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
+from softless.exporting.silence import Said, muted
+from softless.exporting.source import (
+    Source,
+    of_split,
+    opened,
+    tensors,
+    token_scale_of,
+    weights_digest,
+)
 from softless.measure.audit import Audit, audit
-from softless.models.durable import make_folder, write_text
+from softless.models.durable import (
+    make_folder,
+    remove_empty,
+    storage_error,
+    storing,
+    sync_file,
+    sync_folder,
+    write_text,
+)
 from softless.modes import in_evaluation
+from softless.tasks.table import dense_samples, open_task
 from softless.tasks.task import Task
 
 PARITY_IMAGES = 16
 STEP_IMAGES = 64
+NOISE = 1 << 22  # pixels that a model is compared on where there are no images
 LOG = "export.log"
 Pixels = Literal["normalised", "uint8"]
 Form = Literal["auto", "plain", "edge"]
@@ -72,9 +97,9 @@ class Images:
     pixels: Tensor  # the same as the file takes them: normalised, or bytes
     steps: Tensor  # on which Newton's steps are chosen, where there is something to invert
     tested: Samples | None
-    calibration: Samples | None
+    calibration: Calibration | None
     task: Task | None = None  # that measures a detector or segmenter on `tested`
-    real: bool = True  # whether they are images, and not noise
+    noise: bool = False  # whether the images are noise, since there are none
 
 
 def export(
@@ -127,33 +152,102 @@ def export(
         >>> report.ok, report.path.name
         (True, 'model.pt2')
     """
-    formats = _formats(format)
-    opened_source = opened(source)
-    request = _request(opened_source, formats, form, size, dynamic, int8, pixels, opset)
-    folder = located(out)
+    formats = formats_named(format, int8)
+    return files_of(
+        opened(source),
+        formats,
+        located(out),
+        form,
+        size=size,
+        dynamic=dynamic,
+        int8=int8,
+        calibrate=calibrate,
+        pixels=pixels,
+        test=test,
+        opset=opset,
+        overwrite=overwrite,
+        noted=True,
+    )
+
+
+def files_of(
+    source: Source,
+    formats: tuple[Format, ...],
+    folder: Path,
+    form: Form = "auto",
+    *,
+    size: int | tuple[int, int] | None = None,
+    dynamic: Dynamic | None = None,
+    int8: Int8 = "none",
+    calibrate: str | Path | None = None,
+    pixels: Pixels = "normalised",
+    test: str | Path | None = None,
+    opset: int | None = None,
+    overwrite: bool = False,
+    measuring: bool = True,
+    noted: bool = False,
+) -> Exported:
+    """As `export`, of what is open.
+
+    Args:
+        source: what is exported.
+        formats: in which formats.
+        folder: for the files.
+        form: as in `export`, as all that is not described here.
+        size: height and width in pixels.
+        dynamic: what stays free.
+        int8: eight bits.
+        calibrate: a folder of images.
+        pixels: what the file takes.
+        test: labelled images.
+        opset: of ONNX.
+        overwrite: replace files of the same names.
+        measuring: run the files on test images.
+        noted: keep a line for each file in the folder of the run.
+
+    Raises:
+        UsageError: as `export`.
+        DataError: as `export`.
+    """
+    request = _request(source, formats, form, size, dynamic, int8, pixels, opset)
     names = [_name(record, request) for record in formats]
     further = [
         part_path(Path(name), record, part).name
         for name, record in zip(names, formats, strict=True)
-        for part in later_names(opened_source.model)
+        for part in later_names(source.model)
     ]
     _check_free(folder, [*names, *further], overwrite=overwrite)
-    sized = opened_source.at(request.size)
-    images = _images(sized, request, calibrate, test)
+    sized = source.at(request.size)
+    images = _images(sized, request, calibrate, test, measuring=measuring)
+    fresh = not folder.exists()
     make_folder(folder)
-    files = tuple(
-        _exported(sized, record, request, images, folder / name)
-        for record, name in zip(formats, names, strict=True)
-    )
-    return Exported(sized.name, request.size, files)
+    files: list[ExportedFile] = []
+    try:
+        for record, name in zip(formats, names, strict=True):
+            files.append(_exported(sized, record, request, images, folder / name))
+    finally:
+        # files that were whole before another format failed count too
+        report = Exported(sized.name, request.size, tuple(files), request.dynamic, request.pixels)
+        if noted:
+            note(source, report)
+        if fresh and not files:
+            remove_empty(folder)
+    return report
 
 
-def _formats(named: str | Sequence[str]) -> tuple[Format, ...]:
+def formats_named(named: str | Sequence[str], int8: Int8 = "none") -> tuple[Format, ...]:
+    """The formats of these names, each once.
+
+    Raises:
+        UsageError: no such format, or none is named.
+        MissingExtra: what writes one is not installed.
+    """
     names = [named] if isinstance(named, str) else list(named)
     if not names:
         raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
     formats = tuple(format_named(name) for name in dict.fromkeys(names))
-    need(*(package for record in formats for package in record.writes_with))
+    for record in formats:
+        need(*record.writes_with, *(record.quantises_with if int8 != "none" else ()))
     return formats
 
 
@@ -255,8 +349,13 @@ def _check_word(option: str, word: str | None, words: Sequence[str | None]) -> N
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise UsageError(f"--size {size}: give height and width in pixels")
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or not all(0 < side <= LARGEST_IMAGE for side in sides):
+        raise UsageError(
+            f"--size {' '.join(map(str, sides))}: give height and width in pixels, from 1 to "
+            f"{LARGEST_IMAGE:,}"
+        )
     return int(sides[0]), int(sides[1])
 
 
@@ -277,7 +376,12 @@ def _check_free(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
 
 
 def _images(
-    source: Source, request: Request, calibrate: str | Path | None, test: str | Path | None
+    source: Source,
+    request: Request,
+    calibrate: str | Path | None,
+    test: str | Path | None,
+    *,
+    measuring: bool,
 ) -> Images:
     """What files are compared and measured on.
 
@@ -287,24 +391,29 @@ def _images(
     if is_dense(source.model):
         if calibrate is not None:
             raise UsageError("--calibrate is for --int8, which is of classifiers: leave it out")
-        return _dense_images(source, request, test)
-    tested = source.test_images(test)
-    calibration = None
-    if request.int8 == "static" or calibrate is not None:
-        calibration = source.calibration_images(calibrate)
-        if calibration is None:
-            raise UsageError(
-                "--int8 static measures the range of every activation on images: give --calibrate "
-                "FOLDER"
-            )
+        return _dense_images(source, request, test, measuring=measuring)
+    tested = source.test_images(test) if measuring else None
     if request.int8 != "none" and tested is None:
         raise UsageError(
             f"--int8 {request.int8} is measured on labelled test images, and there are none of "
             f"{source.name}: give --test FOLDER"
         )
-    real = tested if tested is not None else calibration
+    measures = request.int8 == "static" or inverts(source.model)
+    if calibrate is not None and not measures:
+        raise UsageError(
+            f"--calibrate is of --int8 static, and --int8 is {request.int8}: leave it out"
+        )
+    calibration = None
+    if request.int8 == "static" or calibrate is not None:
+        calibration = calibrated(source, calibrate, tested)
+        if calibration is None:
+            raise UsageError(
+                "--int8 static measures the range of every activation on images: give --calibrate "
+                "FOLDER"
+            )
+    real: Samples | None = tested
     if real is None and source.task == "dino":
-        real = source.unlabelled()
+        real = _unlabelled(source)
     if real is not None:
         compared = tensors(real, source.transform, PARITY_IMAGES)
         pixels = compared
@@ -313,12 +422,14 @@ def _images(
         steps = _step_images(source, compared, calibration)
         return Images(compared, pixels, steps, tested, calibration)
     compared, pixels = _noise(source, request)
-    return Images(compared, pixels, compared, None, calibration, real=False)
+    return Images(compared, pixels, compared, None, calibration, noise=True)
 
 
-def _dense_images(source: Source, request: Request, test: str | Path | None) -> Images:
+def _dense_images(
+    source: Source, request: Request, test: str | Path | None, *, measuring: bool
+) -> Images:
     """The same of a detector or a segmenter: those test images that the graph takes."""
-    found = source.dense_task(test)
+    found = _dense_task(source, test) if measuring else None
     task, tested = (None, None) if found is None else found
     compared = compared_images(
         source.model,
@@ -329,20 +440,37 @@ def _dense_images(source: Source, request: Request, test: str | Path | None) -> 
         any_size=request.dynamic in {"size", "both"},
         as_they_are=request.pixels == "uint8",
     )
-    real = compared is not None
-    if compared is None:
+    if noise := compared is None:
         compared, pixels = _noise(source, request)
     else:
         # a graph of any number is not recorded with one
         compared = compared if len(compared) > 1 else torch.cat([compared, compared])
         pixels = compared if request.pixels == "normalised" else _bytes_of(source, compared)
-    return Images(compared, pixels, compared, tested, None, task, real)
+    return Images(compared, pixels, compared, tested, None, task, noise=noise)
+
+
+def _dense_task(source: Source, test: str | Path | None) -> tuple[Task, Samples] | None:
+    """The task of a detector or segmenter with its test images; None where there are none."""
+    run, place = source.run, None if test is None else str(test)
+    if run is None:
+        source.test_images(test)  # says that a model by itself has none
+        return None
+    if place is None and not source.is_there():
+        return None
+    return of_split(place, lambda split: dense_samples(run, place, split))
+
+
+def _unlabelled(source: Source) -> Samples | None:
+    """Images of the validation of a run that learned without labels, where they are there."""
+    if source.run is None or not source.is_there():
+        return None
+    return open_task(source.run.recipe).splits.val
 
 
 def _noise(source: Source, request: Request) -> tuple[Tensor, Tensor]:
     """Noise (n, C, H, W) as the model takes it, and as the file does."""
     generator = torch.Generator().manual_seed(0)
-    shape = (PARITY_IMAGES, int(source.best["in_chans"]), *request.size)
+    shape = (_images_of_noise(request.size), int(source.best["in_chans"]), *request.size)
     if request.pixels == "normalised":
         noise = torch.randn(shape, generator=generator)
         return noise, noise
@@ -360,52 +488,134 @@ def _bytes_of(source: Source, images: Tensor) -> Tensor:
     return (255 * (images.double() * std + mean)).round().clamp(0, 255).to(torch.uint8)
 
 
-def _step_images(source: Source, compared: Tensor, calibration: Samples | None) -> Tensor:
+def _images_of_noise(size: tuple[int, int]) -> int:
+    """As many as a machine of ordinary memory answers at once."""
+    return max(2, min(PARITY_IMAGES, NOISE // (size[0] * size[1])))
+
+
+def _step_images(source: Source, compared: Tensor, calibration: Calibration | None) -> Tensor:
     """Prepared images (n, C, H, W) that say how many steps an inverse takes: those of the training
     where it inverts and they are there.
     """
     if not inverts(source.model):
         return compared
-    if calibration is None:
-        try:
-            calibration = source.calibration_images(None)
-        except DataError:
-            return compared
-    if calibration is None:
+    if calibration is not None:
+        return calibration.images[:STEP_IMAGES]
+    try:
+        samples = source.calibration_images(None)
+    except DataError:
         return compared
-    return tensors(calibration, source.transform, STEP_IMAGES)
+    return compared if samples is None else tensors(samples, source.transform, STEP_IMAGES)
 
 
 def _exported(
     source: Source, record: Format, request: Request, images: Images, path: Path
 ) -> ExportedFile:
-    """One file: written beside, checked, and moved to its name once it is whole."""
+    """One file: written beside, checked, and moved to its name once it is whole.
+
+    In eight bits the recipes are tried in order; the first that passes is kept, or else the one
+    whose answers are most like the model's.
+    """
     recording = _recording(source, record, request, images)
+    metadata = _metadata(source, request, recording)
+    files: dict[str, ExportedFile] = {}
+    refused: dict[str, str] = {}
     with _workplace(path.parent) as folder:
-        draft = folder / path.name
-        metadata = _metadata(source, request, recording)
-        with _logged(record, path.parent):
-            record.write(recording.graph, draft, request.opset)
-            for name, graph in recording.parts.items():
-                record.write(graph, part_path(draft, record, name), request.opset)
+        ways = _ways(record, request, recording.graph, images, folder)
+        for name, write in ways.items():
+            draft = make_folder(folder / name) / path.name
+            try:
+                with _logged(record, path.parent):
+                    write(draft)
+                    for part, graph in recording.parts.items():
+                        record.write(graph, part_path(draft, record, part), request.opset)
+                described = replace(metadata, int8=_quantisation(request, name, images, refused))
+                files[name] = _proven(source, record, request, images, recording, draft, described)
+            except UsageError as error:  # the tool's own failure; another recipe may do
+                refused[name] = str(error)
+                if not files and len(refused) == len(ways):
+                    raise
+                continue
+            if files[name].ok:
+                break
+            refused[name] = "; ".join(files[name].faults)
+        kept = max(files, key=lambda name: (files[name].ok, files[name].alike))
+        report = files[kept]
+        suffix, other = ("", FAILED) if report.ok else (FAILED, "")
+        for part in _parts(record, recording, report.path):
+            _moved(part, path.parent / (part.name + suffix))
+            _removed(path.parent / (part.name + other))
+    tried = {name: why for name, why in refused.items() if name != kept}
+    return replace(
+        report,
+        path=path.with_name(path.name + suffix),
+        form=recording.form,
+        why=recording.why,
+        int8=kept,
+        tried=tried,
+    )
+
+
+def _ways(
+    record: Format, request: Request, graph: Graph, images: Images, folder: Path
+) -> dict[str, Callable[[Path], None]]:
+    """How a file may be written, by the name of the recipe of eight bits, or "none"."""
+
+    def write(of: Graph, to: Path) -> None:
+        record.write(of, to, request.opset)
+
+    if request.int8 == "none":
+        return {"none": partial(write, graph)}
+    calibration = None if images.calibration is None else images.calibration.images
+    scratch = make_folder(folder / "float32") / f"model{record.ending}"
+    material = Material(graph, calibration, write, scratch)
+    return {recipe.name: partial(recipe.write, material) for recipe in record.int8[request.int8]}
+
+
+def _quantisation(
+    request: Request, name: str, images: Images, refused: Mapping[str, str]
+) -> Mapping[str, Any] | None:
+    """What a file says of its eight bits."""
+    if request.int8 == "none":
+        return None
+    calibration = images.calibration
+    return {
+        "kind": request.int8,
+        "recipe": name,
+        "tried": dict(refused),
+        "calibration": None if calibration is None else calibration.description(),
+    }
+
+
+def _proven(
+    source: Source,
+    record: Format,
+    request: Request,
+    images: Images,
+    recording: Recording,
+    draft: Path,
+    metadata: Metadata,
+) -> ExportedFile:
+    """The file with all that it says of itself, its worth too."""
+    with storing(draft):
         record.label(draft, metadata.as_text())
         for name, graph in recording.parts.items():
-            own = replace(metadata, outputs=graph.outputs, decoding={"part_of": path.name})
+            own = replace(metadata, outputs=graph.outputs, decoding={"part_of": draft.name})
             record.label(part_path(draft, record, name), own.as_text())
-        report = _checked(source, record, request, images, recording, draft)
-        accuracy, counts = summary(report.measured), None
-        if report.audit is not None:
-            counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
-        labelled = replace(metadata, accuracy=accuracy, audit=counts)
+    report = _checked(source, record, request, images, recording, draft)
+    accuracy, counts = summary(report.measured), None
+    if report.audit is not None:
+        counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
+    labelled = replace(metadata, accuracy=accuracy, audit=counts)
+    with storing(draft):
         record.label(draft, labelled.as_text())
-        drafts = [draft, *(part_path(draft, record, name) for name in recording.parts)]
-        parts = [part for written in drafts for part in record.parts(written)]
-        size = sum(_bytes(part) for part in parts)
-        suffix = "" if report.ok else FAILED
-        for part in parts:
-            _moved(part, path.parent / (part.name + suffix))
-    named = path.with_name(path.name + suffix)
-    return replace(report, path=named, bytes=size, form=recording.form, why=recording.why)
+    return replace(report, bytes=sum(map(_bytes, _parts(record, recording, draft))))
+
+
+def _parts(record: Format, recording: Recording, path: Path) -> list[Path]:
+    """All files of an export, those of its later graphs too."""
+    drafts = [path, *(part_path(path, record, name) for name in recording.parts)]
+    return [part for written in drafts for part in record.parts(written)]
 
 
 def _recording(source: Source, record: Format, request: Request, images: Images) -> Recording:
@@ -430,11 +640,33 @@ def _recording(source: Source, record: Format, request: Request, images: Images)
         graph = Graph(module, example, outputs, request.dynamic, step)
         notes = () if module.inversion is None else (str(module.inversion),)
         made = Recording(graph, str(module.form), str(module.why), notes=notes)
+    made = replace(
+        made,
+        graph=_without_images(made.graph),
+        parts={name: _without_images(graph) for name, graph in made.parts.items()},
+    )
     if request.pixels == "normalised":
         return made
     graph, number = made.graph, len(made.graph.example)
     taken = OfBytes(graph.module, source.best["mean"], source.best["std"], graph.example)
-    return replace(made, graph=replace(graph, module=taken, example=images.pixels[:number]))
+    return replace(
+        made, graph=replace(graph, module=taken, example=_noise_like(images.pixels[:number]))
+    )
+
+
+def _without_images(graph: Graph) -> Graph:
+    """A graph that is recorded with noise."""
+    return replace(graph, example=_noise_like(graph.example))
+
+
+def _noise_like(images: Tensor) -> Tensor:
+    """Noise in the place of images (B, C, H, W): no image of anybody's is in a file, and some
+    formats keep what a graph was recorded with.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if images.dtype == torch.uint8:
+        return torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
+    return torch.randn(images.shape, generator=generator)
 
 
 def _metadata(source: Source, request: Request, recording: Recording) -> Metadata:
@@ -467,28 +699,29 @@ def _checked(
 ) -> ExportedFile:
     """The file that was written, run and read."""
     faults: list[str] = []
-    notes: list[str] = [] if images.real else ["compared on noise: there are no images of it"]
+    notes: list[str] = ["compared on noise: there are no images of it"] if images.noise else []
+    eight_bits = request.int8 != "none"
     same: Parity | None = None
     measurement: Measured | None = None
     if record.open is not None:
         answer = load_exported(draft)
         reference = _reference(source, request, images, recording)
         notes += recording.notes
-        same = parity(answer.outputs, reference, images.compared, images.pixels)
-        for name, graph in recording.parts.items():
-            run = record.open(part_path(draft, record, name))
-            later = parity(run, graph.module, graph.example)
-            same = replace(same, difference=max(same.difference, later.difference))
-        if same.difference > record.tolerance:
-            faults.append(
-                f"its answers differ from the model's by {same.difference:.1e} of the largest, and "
-                f"{record.tolerance:.0e} is the most"
-            )
+        if not eight_bits:
+            same, apart_by_shape = _compared(record, answer, reference, images, recording, draft)
+            for (number, _, height, width), apart in apart_by_shape.items():
+                if apart > record.tolerance:
+                    faults.append(
+                        f"its answers to {number} images of {height} x {width} pixels differ from "
+                        f"the model's by {apart:.1e} of the largest, and {record.tolerance:.0e} is "
+                        "the most"
+                    )
         if images.tested is not None:
-            measurement, note = _measured(source, answer, images)
-            notes += [note] if note else []
+            measurement, note_of_it = _measured(source, answer, images)
+            notes += [note_of_it] if note_of_it else []
             if measurement is not None:
-                faults += measurement.faults(eight_bits=request.int8 != "none")
+                faults += measurement.faults(eight_bits=eight_bits)
+                notes += measurement.doubts()
     else:
         notes.append(f"{record.name} is written here and runs elsewhere: nothing was compared")
     found: Audit = audit(draft)
@@ -513,6 +746,43 @@ def _checked(
         faults=tuple(faults),
         notes=tuple(notes),
     )
+
+
+def _compared(
+    record: Format,
+    answer: ExportedModel,
+    reference: nn.Module,
+    images: Images,
+    recording: Recording,
+    draft: Path,
+) -> tuple[Parity, dict[tuple[int, ...], float]]:
+    """The file beside the model on the images, and the largest difference by shape of images, of
+    those too that a dynamic file takes beside.
+    """
+    same = parity(answer.outputs, reference, images.compared, images.pixels)
+    for name, graph in recording.parts.items():
+        assert record.open is not None
+        later = parity(record.open(part_path(draft, record, name)), graph.module, graph.example)
+        same = replace(same, difference=max(same.difference, later.difference))
+    differences = {tuple(images.compared.shape): same.difference}
+    if recording.decoding is None and answer.metadata.pixels == "normalised":
+        for others in _of_other_shapes(answer.metadata, images.compared):
+            apart = parity(answer.outputs, reference, others).difference
+            differences[tuple(others.shape)] = apart
+    return same, differences
+
+
+def _of_other_shapes(metadata: Metadata, images: Tensor) -> Iterator[Tensor]:
+    """Images (n,C,H,W) in other numbers and sizes that a dynamic file takes: one and three, the
+    smallest, and a larger one whose sides differ.
+    """
+    if metadata.dynamic in {"batch", "both"}:
+        yield from (images[:1], images[:3])
+    if metadata.dynamic in {"size", "both"}:
+        height, width = metadata.size
+        least = CELLS[0] * metadata.step
+        for size in ((least, least), (height + metadata.step, 2 * width)):
+            yield F.interpolate(images[:2], size, mode="bilinear", antialias=True)
 
 
 def _reference(source: Source, request: Request, images: Images, recording: Recording) -> nn.Module:
@@ -553,7 +823,8 @@ def _measured(source: Source, answer: ExportedModel, images: Images) -> tuple[Me
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """A folder beside the files, gone afterwards whatever happens."""
-    place = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    with storing(folder):
+        place = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         yield place
     finally:
@@ -562,18 +833,30 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _logged(record: Format, folder: Path) -> Iterator[None]:
-    """A tool's own failure: its last sentence for people, all of it in a file."""
+    """A tool at work: what it prints goes to nobody. Of its failure people read the last sentence,
+    and all of it, with what it printed, stands in a file.
+    """
+    said, failure = Said(), None
     try:
-        yield
-    except SoftlessError as error:
-        if error.__cause__ is not None:
-            write_text(folder / LOG, f"{record.name}\n\n{error.__cause__}\n", errors="replace")
-        raise
-    except Exception as error:
-        write_text(folder / LOG, f"{record.name}\n\n{error}\n", errors="replace")
-        raise UsageError(
-            f"{record.name} failed: {last_sentence(error)}; all that it said is in {folder / LOG}"
-        ) from error
+        with muted() as said:
+            yield
+    except Exception as error:  # noqa: BLE001 - raised below, once the tool's words are there
+        failure = error
+    if failure is None:
+        return
+    # a disk that refuses is no failure of the tool, which would be told in its own words
+    if isinstance(failure, OSError) and failure.errno is not None:
+        raise storage_error(folder, failure) from failure
+    ours = isinstance(failure, SoftlessError)
+    cause = failure.__cause__ if ours else failure
+    if cause is not None:
+        text = f"{record.name}\n\n{cause}\n\n{said.text}"
+        write_text(folder / LOG, text, errors="replace")
+    if ours:
+        raise failure
+    raise UsageError(
+        f"{record.name} failed: {last_sentence(failure)}; all that it said is in {folder / LOG}"
+    ) from failure
 
 
 def _bytes(path: Path) -> int:
@@ -583,6 +866,20 @@ def _bytes(path: Path) -> int:
 
 
 def _moved(path: Path, to: Path) -> None:
-    if to.is_dir():
-        shutil.rmtree(to)
-    path.replace(to)
+    """Give a file or folder its name once it is on the disk."""
+    with storing(to):
+        for inner in path.rglob("*") if path.is_dir() else [path]:
+            if inner.is_file():
+                sync_file(inner)
+        if to.is_dir():
+            shutil.rmtree(to)
+        path.replace(to)
+        sync_folder(to.parent)
+
+
+def _removed(path: Path) -> None:
+    """What an earlier export left, which had the other outcome: it is not what was asked for."""
+    with storing(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)

@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms as tv
-from torchvision.transforms.functional import pil_to_tensor
 
 from softless.data.images import MODES
-from softless.data.pictures import Picture, tensor_of
 from softless.data.reading import read_image
-from softless.data.transforms import Normalised, Pipeline
+from softless.data.transforms import Pipeline
 from softless.errors import DataError, UsageError, located, need
 from softless.evaluation.run import LoadedRun
 from softless.experiment.ranges import Range
@@ -23,10 +20,9 @@ from softless.exporting.dense.reading import reader_of
 from softless.exporting.formats.format import Format, Runner
 from softless.exporting.formats.table import format_of
 from softless.exporting.metadata import Metadata, read_metadata, recipe_of
-from softless.exporting.source import prepared_as
+from softless.exporting.preparing import as_bytes, prepared_as
 from softless.measure.audit import Audit, audit
 
-OF_PIXELS = (tv.Normalize, tv.ToTensor, Normalised)
 REGIONS = 1024  # at once
 
 
@@ -201,21 +197,6 @@ class ExportedModel(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.path.name}, {self.format}, {self.metadata.task}"
-
-
-def as_bytes(pipeline: Pipeline) -> Pipeline:
-    """The same framing, and bytes (C, H, W) in place of normalised numbers."""
-    steps = [
-        step
-        for step in pipeline.transforms
-        if not isinstance(step, OF_PIXELS) and type(step).__name__ != "MaybeToTensor"
-    ]
-    return Pipeline([*steps, in_channels], [], fixed=True)
-
-
-def in_channels(picture: Picture) -> Tensor:
-    """A picture of bytes as (C, h, w) uint8."""
-    return tensor_of(picture) if isinstance(picture, np.ndarray) else pil_to_tensor(picture)
 
 
 def load_exported(file: str | Path) -> ExportedModel:

@@ -1,7 +1,8 @@
 """What an exported file answers, beside the model that it was made of."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from softless.evaluation.intervals import Interval, paired_bootstrap, wilson
 from softless.modes import evaluating
 
 LEAST_AGREEMENT = 0.97  # of the answers of a file in eight bits
-LARGEST_DROP = 0.01  # of its accuracy: the lower end of the paired interval
+LARGEST_DROP = 0.01  # of its accuracy: what the paired interval must not lie below
 AT_ONCE = 64  # images
 ROUNDING = 1e-5  # of the largest logit: whose classes are as near answer alike
 
@@ -47,26 +48,40 @@ class Measured:
     agreement: float | None  # share of the images that both answer alike
     difference: float | None  # |file - model| over |model|, of all logits
     least: float = 1.0  # of agreement, where the file is in float32
+    # (n,) of the file and of the model: whether it got each image right, in order
+    right: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def faults(self, *, eight_bits: bool) -> list[str]:
         """Why the file must not be used, as sentences; files in eight bits have room to differ."""
         sentences = []
         least = LEAST_AGREEMENT if eight_bits else self.least
+        if self.difference is not None and not math.isfinite(self.difference):
+            sentences.append("some of its answers are no numbers")
         if self.agreement is not None and self.agreement < least:
             sentences.append(
                 f"it answers {self.agreement:.1%} of {self.images} test images as the model does, "
                 f"and {least:.0%} is the least"
             )
-        if self.drop is not None and self.drop.low < -LARGEST_DROP:
+        if self.drop is not None and self.drop.high < -LARGEST_DROP:
             sentences.append(
-                f"its accuracy may be {-100 * self.drop.low:.1f} points below the model's (95 % "
-                f"interval), and {100 * LARGEST_DROP:.0f} is the most"
+                f"its accuracy is {-100 * self.drop.high:.1f} to {-100 * self.drop.low:.1f} points "
+                f"below the model's (95 % interval), and {100 * LARGEST_DROP:.0f} is the most"
             )
         return sentences
 
+    def doubts(self) -> list[str]:
+        """What these images are too few to rule out, as sentences."""
+        if self.drop is None or not self.drop.low < -LARGEST_DROP <= self.drop.high:
+            return []
+        sentence = (
+            f"{self.images} test images leave open whether its accuracy is up to "
+            f"{-100 * self.drop.low:.1f} points below the model's (95 % interval)"
+        )
+        return [sentence]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        content = asdict(self)
+        content = {name: value for name, value in asdict(self).items() if name != "right"}
         return content | {"drop": None if self.drop is None else list(self.drop)}
 
 
@@ -146,6 +161,7 @@ def measured(
         paired_bootstrap(right_file, right_model),
         float(alike.mean()),
         relative,
+        right=(right_file, right_model),
     )
 
 

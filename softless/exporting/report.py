@@ -1,6 +1,5 @@
 """What `softless export` did: a row for each file, and why a file must not be used."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from softless.exporting.formats.format import Shape
 from softless.exporting.measured import Measured, Parity
 from softless.measure.audit import Audit
-from softless.words import table
+from softless.words import counted, said_columns, table
 
 FAILED = ".failed"
 
@@ -36,6 +35,14 @@ class ExportedFile:
     def ok(self) -> bool:
         """Whether every check passed."""
         return not self.faults
+
+    @property
+    def alike(self) -> float:
+        """Share of the test images that the file answers as the model does; 0 where nothing was
+        measured.
+        """
+        agreement = None if self.measured is None else self.measured.agreement
+        return agreement or 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -68,6 +75,8 @@ class Exported:
     source: str
     size: tuple[int, int]
     files: tuple[ExportedFile, ...]
+    dynamic: str | None = None  # what is free in the graphs
+    pixels: str = "normalised"  # what they take, or uint8
 
     @property
     def path(self) -> Path:
@@ -94,42 +103,95 @@ class Exported:
         }
 
     def __str__(self) -> str:
-        head = ["format", "file", "form", "largest difference", "transcendental", "answers alike"]
-        head += ["on test images", "KiB"]
-        lines = [
-            f"{self.source} at {self.size[0]} x {self.size[1]} pixels",
-            "",
-            table(head, [_cells(file) for file in self.files]),
+        metrics = {file.measured.metric for file in self.files if file.measured}
+        head = ["file", "checks", "form", "eight bits", "difference", "transcendental"]
+        head += [" or ".join(sorted(metrics)) or "top1", "interval", "model", "alike", "KiB"]
+        said = said_columns(head, [_cells(file) for file in self.files])
+        lines = [f"{self.source} {self._sizes()}", "", table(*said), ""]
+        images = {file.measured.images for file in self.files if file.measured}
+        compared = {file.parity.images for file in self.files if file.parity}
+        how = [
+            *(f"compared on {counted(number, 'image')}" for number in sorted(compared)),
+            *(f"measured on {counted(number, 'test image')}" for number in sorted(images)),
         ]
+        lines += [", ".join(how)] if how else []
         for file in self.files:
             if file.why:
-                lines.append(f"{file.format} has the plain form: {file.why}")
-            lines += [f"{file.format}: {note}" for note in file.notes]
-            lines += [f"{file.format}, {name}: {why}" for name, why in file.tried.items()]
-            lines += [f"{file.path.name} FAILED: {fault}" for fault in file.faults]
-        return "\n".join(lines)
+                lines.append(f"{file.path.name} has the plain form: {file.why}")
+            lines += [f"{file.path.name}: {note}" for note in file.notes]
+            lines += [
+                f"{file.path.name}: tried before and not kept: {name} ({why})"
+                for name, why in file.tried.items()
+            ]
+            lines += [f"{file.path.name} FAILED, do not use it: {fault}" for fault in file.faults]
+        return "\n".join([*lines, f"in {self.path.parent}"])
+
+    def _sizes(self) -> str:
+        """What the graphs take, in words."""
+        height, width = self.size
+        free = {"batch": ", any number at once", "size": ", or any other size"}
+        free["both"] = "".join((free["size"], free["batch"]))
+        pixels = "bytes" if self.pixels == "uint8" else "pixels"
+        return f"at {height} x {width} {pixels}{free.get(self.dynamic or '', '')}"
 
 
 def _cells(file: ExportedFile) -> list[str]:
-    found = file.measured
-    kinds = None if file.audit is None else sorted(file.audit.kinds)
+    measured = file.measured
+    interval = None if measured is None else measured.interval
     return [
-        file.format,
         file.path.name,
-        file.form if file.int8 == "none" else f"{file.form}, {file.int8}",
+        "passed" if file.ok else "FAILED",
+        file.form,
+        "-" if file.int8 == "none" else file.int8,
         "-" if file.parity is None else f"{file.parity.difference:.1e}",
-        "-" if kinds is None else ", ".join(kinds) or "none",
-        "-" if found is None or found.agreement is None else f"{found.agreement:.4f}",
-        "-" if found is None else f"{found.metric} {found.value:.4f} (model {found.plain:.4f})",
+        "-" if file.audit is None else kinds_of(file.audit),
+        "-" if measured is None else f"{measured.value:.4f}",
+        "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}",
+        "-" if measured is None else f"{measured.plain:.4f}",
+        "-" if measured is None or measured.agreement is None else f"{measured.agreement:.4f}",
         f"{file.bytes / 1024:,.0f}",
     ]
 
 
-def as_row(file: ExportedFile) -> dict[str, Any]:
-    """A file as a run's page keeps it: its name in place of its path."""
-    return {**file.to_dict(), "path": file.path.name}
+def kinds_of(audit: Audit) -> str:
+    """What is left in a file that is no sum, product or root, by kind with how often."""
+    kinds = sorted(audit.kinds.items())
+    return ", ".join(f"{kind} {number:,}" for kind, number in kinds) or "none"
 
 
-def read_rows(text: str) -> list[dict[str, Any]]:
-    """What was kept by `as_row`, one line each."""
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+def as_row(report: Exported, file: ExportedFile) -> dict[str, Any]:
+    """A file as the folder of a run keeps it: its name in place of its path."""
+    content = file.to_dict()
+    kept = {name: content[name] for name in KEPT}
+    about = {"size": list(report.size), "dynamic": report.dynamic, "pixels": report.pixels}
+    return {"file": file.path.name, **about, **kept}
+
+
+def same_file(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a later export of the same kind replaces an earlier one: a file that failed had
+    another name.
+    """
+    kinds = ("size", "dynamic", "pixels", "form")
+    names = [str(each["file"]).removesuffix(FAILED) for each in (row, other)]
+    return names[0] == names[1] and all(row.get(kind) == other.get(kind) for kind in kinds)
+
+
+# of a file's entries, in a run's folder
+KEPT = (
+    "format",
+    "ok",
+    "faults",
+    "form",
+    "why",
+    "int8",
+    "tried",
+    "parity",
+    "exp_free",
+    "transcendentals",
+    "measured",
+    "bytes",
+    "rank",
+    "delegated",
+    "outside",
+    "notes",
+)

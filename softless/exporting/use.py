@@ -9,16 +9,11 @@ from softless.data.samples import Samples
 from softless.errors import UsageError, located
 from softless.evaluation.evaluate import chosen_amp, precision_of
 from softless.evaluation.run import LoadedRun
-from softless.exporting.formats.table import is_exported
 from softless.exporting.loaded import ExportedModel, exported_run
+from softless.exporting.names import is_file
 from softless.tasks.loaded import load_run
 
 WITHOUT_PATH = frozenset({"digits"})  # sources of data that come with a package
-
-
-def is_file(run: str | Path) -> bool:
-    """Whether an exported file is named, and no run."""
-    return is_exported(located(run)) and not (located(run) / "best.json").exists()
 
 
 def run_or_file(run: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
@@ -95,16 +90,3 @@ def check_sizes(loaded: LoadedRun, samples: Samples) -> None:
         width, height = size_of(samples.image(index))
         if reason := model.refuses(height, width):
             raise UsageError(f"{samples.name(index)}: {reason}")
-
-
-def refuse_file(name: str | Path | None, verb: str, why: str) -> None:
-    """Refuse an exported file where a verb takes runs and models only.
-
-    Raises:
-        UsageError: it is one.
-    """
-    if name is not None and is_file(name):
-        raise UsageError(
-            f"softless {verb} takes a run or a model, and {name} is an exported file: {why}. Name "
-            "the run; eval, predict and audit take files"
-        )

@@ -3,13 +3,13 @@
 Watched at the level of ATen operators while one image passes, or read from an exported graph, with
 composites and fused attention opened up. What does not depend on the image (position tables) is
 made once per grid, is a constant of an exported graph of one size, and is listed apart. Square
-roots and divisions are counted and are not transcendental.
+roots and divisions are counted and are not transcendental. Files of exported models are read by
+`graphs`, one reader for each ending.
 """
 
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,153 +21,36 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 from torch.utils.weak import WeakIdKeyDictionary
 
-from softless.errors import DataError, UsageError, located
+from softless.errors import UsageError
 from softless.measure.cost import input_size_of, part_of, refused, undisturbed
-from softless.measure.exps import KINDS
-
-ROOTS = frozenset({
-    "sqrt",
-    "rsqrt",
-    "linalg_vector_norm",
-    "linalg_cholesky_ex",
-    "native_layer_norm",
-    "native_group_norm",
-    "layer_norm",
-    "batch_norm",
-    "_native_batch_norm_legit_no_training",
-    "native_batch_norm",
-})
-# native kernels: products, sums and one division by the norms; nothing transcendental
-OURS = "softless"
-DIVISIONS = frozenset({
-    "attend",
-    "attend_packed",
-    "div",
-    "true_divide",
-    "reciprocal",
-    "mean",
-    "rsqrt",
-})
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of function in one place."""
-
-    # exp, softmax, gelu, sigmoid, silu, tanh, erf, log, trigonometric, power, or opaque: an
-    # operator that cannot be looked into
-    kind: str
-    where: str  # path of the module
-    operator: str  # as ATen names it
-    evaluations: int  # of a scalar function, for one image
-    per_grid: bool  # made once for a size of image, whatever is in it
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What was found for one image of one size; prints as a table."""
-
-    input_size: tuple[int, ...] | None  # None where an exported graph says it
-    findings: tuple[Finding, ...]
-    roots: int  # operators that take square roots
-    divisions: int  # operators that divide
-    operators: tuple[str, ...] = ()  # other than softmax, that a module's attention is named by
-    dynamic: bool = False  # an exported graph of any size: the numbers are those of its example
-
-    @property
-    def exp_free(self) -> bool:
-        """Nothing transcendental is evaluated for an image, and nothing is hidden."""
-        return not any(not finding.per_grid for finding in self.findings)
-
-    @property
-    def exit_code(self) -> int:
-        return 0 if self.exp_free else 1
-
-    @property
-    def kinds(self) -> Mapping[str, int]:
-        """Evaluations for an image, by kind."""
-        return _sums(finding for finding in self.findings if not finding.per_grid)
-
-    @property
-    def per_grid(self) -> Mapping[str, int]:
-        """Evaluations for a size of image, by kind."""
-        return _sums(finding for finding in self.findings if finding.per_grid)
-
-    @property
-    def softmax_kept(self) -> tuple[str, ...]:
-        """Where softmax is evaluated for an image although the model's attention is named by
-        another operator.
-        """
-        if not self.operators:
-            return ()
-        rows = _grouped(
-            finding
-            for finding in self.findings
-            if finding.kind == "softmax" and not finding.per_grid
-        )
-        return tuple(path for _, _, path in rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        sums = {"kinds": self.kinds, "per_grid": self.per_grid, "softmax_kept": self.softmax_kept}
-        return asdict(self) | {"exp_free": self.exp_free} | sums
-
-    def __str__(self) -> str:
-        size = " x ".join(map(str, self.input_size)) if self.input_size else "its example's size"
-        lines = [
-            "exp-free: nothing transcendental is evaluated for an image"
-            if self.exp_free
-            else "not exp-free"
-        ]
-        lines[0] += f" ({size})"
-        if self.softmax_kept:
-            lines.append(
-                f"named {', '.join(self.operators)}, and softmax is kept in "
-                f"{', '.join(self.softmax_kept)}"
-            )
-        for title, per_grid in (
-            ("for each image", False),
-            ("once per grid, whatever the image", True),
-        ):
-            rows = _grouped(finding for finding in self.findings if finding.per_grid == per_grid)
-            if rows:
-                width = max(len(kind) for kind, *_ in rows)
-                lines += ["", f"{title}:"]
-                lines += [
-                    f"  {kind:<{width}}  {number:>14,}  {path}" for kind, number, path in rows
-                ]
-        lines += [
-            "",
-            (
-                f"square roots in {self.roots:,} operators, divisions in {self.divisions:,}: "
-                "neither "
-                "is transcendental"
-            ),
-        ]
-        if self.dynamic:
-            lines.append(
-                "the graph takes any size: tables are made inside it at each call, and the "
-                "numbers are those of its example"
-            )
-        return "\n".join(lines)
+from softless.measure.findings import Audit, allowed_kinds, listed
+from softless.measure.graphs.aten import DIVISIONS, ROOTS, kind_of, plain
+from softless.measure.graphs.files import audit_file
 
 
 def audit(
     model: nn.Module | torch.export.ExportedProgram | str | Path,
     input_size: int | tuple[int, ...] | None = None,
+    *,
+    allow: Sequence[str] = (),
 ) -> Audit:
     """Every transcendental function that one image meets.
 
     Args:
-        model: a module, an exported program, or a .pt2 file that holds one.
+        model: a module, an exported program, or the file of an exported model: .pt2, .onnx, .xml
+            (OpenVINO, its .bin beside it), .tflite, .pte (ExecuTorch) or .mlpackage (Core ML). A
+            file is read without the tool that wrote it, and nothing in it is run or unpickled.
         input_size: side in pixels, (height, width) or (channels, height, width); a module's own
             size by default. An exported graph has its own.
+        allow: kinds of function that may be left: `exit_code` is 0 where nothing else is.
 
     Returns:
-        What was met by kind, number and layer; `exp_free` is True where nothing was.
+        What was met by kind, number and layer; `exp_free` is True where nothing was, and no
+        operator is unknown or cannot be looked into.
 
     Raises:
-        UsageError: a size that the model refuses, or one for an exported graph.
-        DataError: no file, or not an exported program.
+        UsageError: a size that the model refuses, or one for an exported graph; an unknown kind.
+        DataError: no file, an ending that no reader knows, or not what its ending says.
 
     Examples:
         >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2, act="relu")
@@ -176,26 +59,17 @@ def audit(
         >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
         >>> softless.audit(model, input_size=64).kinds
         {'gelu': 26112}
+        >>> softless.audit(model, input_size=64, allow=["gelu"]).exit_code
+        0
     """
+    allowed = allowed_kinds(allow)
     if isinstance(model, nn.Module):
-        return _watched(model, input_size_of(model, input_size))
+        return replace(_watched(model, input_size_of(model, input_size)), allowed=allowed)
     if input_size is not None:
         raise UsageError("an exported graph says its own input size: leave input_size out")
-    return _read(
-        model if isinstance(model, torch.export.ExportedProgram) else _program(located(model))
-    )
-
-
-def _program(path: Path) -> torch.export.ExportedProgram:
-    if not path.is_file():
-        raise DataError(f"no file {path}: name a .pt2 file, or pass a model")
-    not_one = f"{path} is not an exported program: make it with torch.export.save"
-    if not zipfile.is_zipfile(path):
-        raise DataError(not_one)
-    try:
-        return torch.export.load(path)
-    except Exception as error:
-        raise DataError(f"{not_one} ({str(error).splitlines()[0][:120]})") from error
+    if isinstance(model, torch.export.ExportedProgram):
+        return replace(_read(model), allowed=allowed)
+    return replace(audit_file(model), allowed=allowed)
 
 
 class _Watcher(TorchDispatchMode):
@@ -218,9 +92,9 @@ class _Watcher(TorchDispatchMode):
                 if isinstance(leaf, Tensor):
                     self.from_image[leaf] = True
         name = func.overloadpacket.__name__
-        self.roots += _plain(name) in ROOTS
-        self.divisions += _plain(name) in DIVISIONS
-        if evaluated := _kind(func.namespace, name, args):
+        self.roots += plain(name) in ROOTS
+        self.divisions += plain(name) in DIVISIONS
+        if evaluated := kind_of(func.namespace, name, args):
             kind, number = evaluated
             deepest = max(
                 (path for path in self.tracker.parents if path != "Global"), key=len, default=""
@@ -242,7 +116,7 @@ def _watched(model: nn.Module, size: tuple[int, int, int]) -> Audit:
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
         with _Watcher(image, tracker) as watcher:
             part(image)
-    return Audit(size, _listed(watcher.counts), watcher.roots, watcher.divisions, _operators(model))
+    return Audit(size, listed(watcher.counts), watcher.roots, watcher.divisions, _operators(model))
 
 
 def _operators(model: nn.Module) -> tuple[str, ...]:
@@ -281,16 +155,16 @@ def _read(program: torch.export.ExportedProgram) -> Audit:
         from_image = any(source.name in depends for source in node.all_input_nodes)
         depends |= {node.name} if from_image else set()
         name = node.target.overloadpacket.__name__
-        roots += _plain(name) in ROOTS
-        divisions += _plain(name) in DIVISIONS
+        roots += plain(name) in ROOTS
+        divisions += plain(name) in DIVISIONS
         args = torch.fx.node.map_arg(node.args, lambda argument: argument.meta.get("val"))
-        if result := _kind(node.target.namespace, name, args):
+        if result := kind_of(node.target.namespace, name, args):
             kind, number = result
             if not isinstance(number, int):  # a symbolic number of evaluations
                 dynamic = True
                 number = int(number.node.hint)
             counts[kind, _path(node), name, not from_image] += number
-    return Audit(None, _listed(counts), roots, divisions, dynamic=dynamic)
+    return Audit(None, listed(counts), roots, divisions, dynamic=dynamic)
 
 
 def _path(node: Any) -> str:
@@ -298,50 +172,3 @@ def _path(node: Any) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values() if path]
     return str(paths[-1]).removeprefix("L['self'].") if paths else "(model)"
-
-
-def _plain(name: str) -> str:
-    return name.removesuffix("_")
-
-
-def _kind(namespace: str, name: str, args: tuple[Any, ...]) -> tuple[str, int] | None:
-    """Kind and number of evaluations of an operator, or None where it has none."""
-    if namespace == OURS:
-        return None
-    if namespace not in {"aten", "prim", "prims", "profiler"}:
-        return "opaque", 1
-    kind = KINDS.get(name) or KINDS.get(_plain(name))
-    if kind is None:
-        return None
-    number = kind[1](args)
-    return (kind[0], number) if isinstance(number, torch.SymInt) or number else None
-
-
-def _listed(counts: Mapping[tuple[str, str, str, bool], int]) -> tuple[Finding, ...]:
-    return tuple(
-        Finding(kind, path, operator, number, grid)
-        for (kind, path, operator, grid), number in counts.items()
-    )
-
-
-def _sums(findings: Iterable[Finding]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for finding in findings:
-        total[finding.kind] += finding.evaluations
-    return dict(sorted(total.items()))
-
-
-def _grouped(findings: Iterable[Finding]) -> list[tuple[str, int, str]]:
-    """Kind, evaluations and where, places that differ in a block's number alone put together."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        general = ".".join("*" if part.isdigit() else part for part in finding.where.split("."))
-        groups.setdefault((finding.kind, general), []).append(finding)
-    return [
-        (
-            kind,
-            sum(finding.evaluations for finding in same),
-            f"{path}" + (f"  ({len(same)} places)" if len(same) > 1 else ""),
-        )
-        for (kind, path), same in sorted(groups.items())
-    ]

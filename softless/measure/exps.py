@@ -6,6 +6,7 @@ softmax attention over N x M pairs is H N M exponentials though no exp appears. 
 divisions are not transcendental.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -31,10 +32,30 @@ def _tensor_power(args: tuple[Any, ...]) -> int:
     return _elements(args)
 
 
+def _power_of_a_norm(order: int) -> Callable[[tuple[Any, ...]], int]:
+    """Evaluations of a p-norm, its p at a place: for 1, 2 and infinity there are none."""
+
+    def power(args: tuple[Any, ...]) -> int:
+        p = args[order] if len(args) > order else None
+        plain = not isinstance(p, int | float) or p in {0, 1, 2, math.inf, -math.inf}
+        return 0 if plain else _elements(args)
+
+    return power
+
+
 KINDS: Mapping[str, tuple[str, Callable[[tuple[Any, ...]], int]]] = MappingProxyType(
-    dict.fromkeys(("exp", "exp2", "expm1"), ("exp", _elements))
+    dict.fromkeys(("exp", "exp2", "expm1", "ldexp", "soft_margin_loss"), ("exp", _elements))
     | dict.fromkeys(
-        ("_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "softmax", "log_softmax"),
+        (
+            "_softmax",
+            "_log_softmax",
+            "_safe_softmax",
+            "_masked_softmax",
+            "logsumexp",
+            "softmax",
+            "log_softmax",
+            "cross_entropy_loss",
+        ),
         ("softmax", _elements),
     )
     | dict.fromkeys(
@@ -65,13 +86,36 @@ KINDS: Mapping[str, tuple[str, Callable[[tuple[Any, ...]], int]]] = MappingProxy
             "erfinv",
         )
     }
-    | dict.fromkeys(("log", "log2", "log10", "log1p", "logaddexp"), ("log", _elements))
-    | dict.fromkeys(("log_sigmoid_forward",), ("sigmoid", _elements))
+    | dict.fromkeys(("celu", "selu"), ("elu", _elements))
     | dict.fromkeys(
-        ("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh"),
+        (
+            "log",
+            "log2",
+            "log10",
+            "log1p",
+            "logaddexp",
+            "logaddexp2",
+            "logcumsumexp",
+            "_logcumsumexp",
+            "logit",
+            "xlogy",
+            "binary_cross_entropy",
+            "binary_cross_entropy_with_logits",
+        ),
+        ("log", _elements),
+    )
+    | dict.fromkeys(("log_sigmoid_forward", "log_sigmoid", "glu"), ("sigmoid", _elements))
+    | dict.fromkeys(
+        (
+            *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh"),
+            *("asinh", "acosh", "atanh", "arctan2", "sinc", "polar", "angle"),
+        ),
         ("trigonometric", _elements),
     )
-    | dict.fromkeys(("pow", "float_power"), ("power", _tensor_power)),
+    | dict.fromkeys(("pow", "float_power"), ("power", _tensor_power))
+    | dict.fromkeys(("norm", "linalg_norm", "linalg_vector_norm"), ("power", _power_of_a_norm(1)))
+    | {"_pdist_forward": ("power", _power_of_a_norm(1))}
+    | {"_cdist_forward": ("power", _power_of_a_norm(2))},
 )
 
 # the kinds an attention brings; the others come from activations and position tables

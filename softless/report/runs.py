@@ -13,7 +13,15 @@ from softless.attention.registry import OPERATORS
 from softless.errors import DataError, UsageError
 from softless.experiment.about import ABOUT, read_about
 from softless.experiment.candidates import unsaid
-from softless.experiment.files import read_best, read_classes, read_log, read_result, task_of
+from softless.experiment.files import (
+    read_best,
+    read_classes,
+    read_exports,
+    read_log,
+    read_result,
+    task_of,
+)
+from softless.experiment.folder import EXPORTS
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe, read_stored
 from softless.models.sides import sides
@@ -72,7 +80,7 @@ class RunRecord:
 
     @property
     def task(self) -> str:
-        """classification, detection, segmentation or dino."""
+        """Of the table of tasks."""
         return task_of(self.best)
 
     @property
@@ -101,6 +109,15 @@ class RunRecord:
         )
 
     @cached_property
+    def exports(self) -> list[dict[str, Any]]:
+        """What was exported of these weights, in the order of the exports.
+
+        Raises:
+            DataError: exports.jsonl is damaged.
+        """
+        return exports_of(self.folder, self.best)
+
+    @cached_property
     def operator(self) -> str:
         """The attention operator's name: asked for, part of the model's name, or what the model
         has; "none" of networks without.
@@ -116,6 +133,21 @@ class RunRecord:
         named = self.recipe.model
         built = str(named.args.get("class", "")).rpartition(".")[2]
         return built or named.name
+
+
+def exports_of(folder: Path, best: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The files that were exported of the weights that best.json describes; those of earlier
+    weights do not count.
+
+    Raises:
+        DataError: exports.jsonl is damaged.
+    """
+    weights = best.get("weights_sha256")
+    return [
+        row
+        for row in read_exports(folder / EXPORTS)
+        if row["weights_sha256"] == weights or not weights
+    ]
 
 
 def read_run(folder: Path) -> RunRecord:

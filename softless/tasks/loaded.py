@@ -15,7 +15,7 @@ from softless.errors import DataError, located, unknown
 from softless.evaluation.run import LoadedRun
 from softless.experiment.files import read_best, read_classes, task_of
 from softless.experiment.folder import BEST, CLASSES, RECIPE, WEIGHTS
-from softless.experiment.groups import DENSE, TASKS
+from softless.experiment.groups import CLASSIFIES, DENSE
 from softless.experiment.recipe import Recipe, read_stored
 from softless.models import digests
 from softless.models.config import noted
@@ -26,11 +26,14 @@ from softless.models.records import is_number
 from softless.models.scale import set_training_size
 from softless.models.sides import sides
 from softless.models.state import fill, read_weights
-from softless.tasks.detection.model import detector
-from softless.tasks.segmentation.model import segmenter
+from softless.tasks.folders import TASKS, of_tasks
 
 # task -> what builds a head around a host; the others train a model as `create_model` makes it
-HEADS: Mapping[str, Callable[..., nn.Module]] = {"detection": detector, "segmentation": segmenter}
+HEADS: Mapping[str, Callable[..., nn.Module]] = {
+    task: module.WITH_HEAD
+    for task, module in of_tasks("model").items()
+    if hasattr(module, "WITH_HEAD")
+}
 
 
 def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
@@ -54,7 +57,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     classes = tuple(best["classes"])
     task = task_of(best)
     args, architecture = best["model_args"], best["architecture"]
-    if task in {"classification", "multilabel"}:
+    if task in CLASSIFIES:
         args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
     transform = (plain_transform if task in DENSE else eval_transform)(
         best["image_size"],
@@ -153,13 +156,12 @@ def assemble(
     """The model of a task.
 
     Args:
-        task: "classification", "multilabel", "detection", "segmentation" or "dino" (the backbone
-            that it trained, without a head).
+        task: of the table of tasks; that of "dino" is the backbone that it trained, without a head.
         architecture: a registered model or a host; "given" is the one that `models.given` holds.
         model_args: further arguments of `create_model`, among them `op`, `num_classes` and
             `in_chans`.
-        head: what is built around a host for dense prediction: arguments of `detector` or
-            `segmenter`.
+        head: what is built around a host for dense prediction: arguments of the task's `WITH_HEAD`,
+            as `detector` or `segmenter`.
 
     Raises:
         UsageError: no such task or model, or arguments that do not fit.

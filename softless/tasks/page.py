@@ -10,6 +10,7 @@ from softless.errors import UsageError, unknown
 from softless.models.durable import make_folder, write_text
 from softless.report.composition import draw_composition
 from softless.report.curves import draw_curves
+from softless.report.exports import HEADING, PLACE, draw_exports
 from softless.report.groups import FEW, Group, grouped
 from softless.report.html import Html, section, tag
 from softless.report.provenance import draw_provenance
@@ -75,6 +76,7 @@ def render(groups: Sequence[Group], title: str, speeds: Mapping[Path, Speed] | N
 
 def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> list[Html]:
     view = _view(groups)
+    exported = draw_exports(groups)
     return [
         section("result", "Result", view.headline(groups)),
         *(
@@ -94,6 +96,7 @@ def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> l
         ),
         section("samples", "Test images", view.samples(groups), lead=view.SAMPLES),
         *(view.further(groups) if hasattr(view, "further") else []),
+        *([exported] if exported else []),
         section("recipe", "Recipes" if len(groups) > 1 else "Recipe", draw_recipes(groups)),
         section("method", "Method", draw_provenance(groups, view.method(groups))),
     ]
@@ -135,6 +138,7 @@ LINKS = {
     "samples": "Test images",
     "confusion": "Confusion",
     "classes": "Classes",
+    PLACE: HEADING,
     "recipe": "Recipe",
     "method": "Method",
 }

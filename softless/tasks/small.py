@@ -8,10 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softless.models.variants import VARIANTS
-
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
-PYRAMID = {"embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
 BATCH, STEPS, CLASSES = 8, 2, 2
 COUNTS = {"train": BATCH * STEPS, "val": BATCH, "test": BATCH}
 
@@ -41,12 +38,3 @@ def shortened(recipe: Any, args: Mapping[str, Any], path: Path, pixels: int, **d
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
         threads=1,
     )
-
-
-def small_host(name: str) -> dict[str, Any]:
-    """Arguments of a small host that has four maps."""
-    pyramid = any(
-        variant.host == "pyramid" and name in {variant.name, *map(variant.entry, variant.operators)}
-        for variant in VARIANTS
-    )
-    return {**PYRAMID} if pyramid else {**SMALL, "depth": 4}

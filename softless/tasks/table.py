@@ -1,25 +1,16 @@
-"""The table of the tasks: a row for each folder of `tasks/`."""
+"""What each task brings, gathered from its folder."""
 
+from dataclasses import replace
 from types import ModuleType
 from typing import NamedTuple
 
-from softless.errors import UsageError, need, unknown
+from softless.data.samples import Samples
+from softless.errors import DataError, UsageError, need, unknown
+from softless.evaluation.run import LoadedRun
 from softless.experiment.recipe import Recipe
-from softless.tasks import lengths
-from softless.tasks.classification import page as classification_page
-from softless.tasks.classification import predict as classification_predict
+from softless.tasks import folders, lengths
 from softless.tasks.classification.task import Classification
-from softless.tasks.detection import page as detection_page
-from softless.tasks.detection import predict as detection_predict
-from softless.tasks.detection.task import Detection
-from softless.tasks.dino import page as dino_page
-from softless.tasks.dino.task import Dino
-from softless.tasks.multilabel import page as multilabel_page
-from softless.tasks.multilabel import predict as multilabel_predict
-from softless.tasks.multilabel.task import Multilabel
-from softless.tasks.segmentation import page as segmentation_page
-from softless.tasks.segmentation import predict as segmentation_predict
-from softless.tasks.segmentation.task import Segmentation
+from softless.tasks.folders import of_tasks
 from softless.tasks.task import Task
 
 
@@ -33,14 +24,10 @@ class TaskRow(NamedTuple):
     predict: ModuleType | None  # `predict`; None where it gives no answers to images
 
 
-ROWS = (
-    TaskRow(Classification, classification_page, classification_predict),
-    TaskRow(Multilabel, multilabel_page, multilabel_predict),
-    TaskRow(Detection, detection_page, detection_predict),
-    TaskRow(Segmentation, segmentation_page, segmentation_predict),
-    TaskRow(Dino, dino_page, None),
-)
-TABLE = {row.task.name: row for row in ROWS}
+_TASKS, _PAGES, _PREDICTS = of_tasks("task"), of_tasks("page"), of_tasks("predict")
+TABLE = {
+    name: TaskRow(_TASKS[name].TASK, _PAGES[name], _PREDICTS.get(name)) for name in folders.TASKS
+}
 TASKS: dict[str, type[Task]] = {name: row.task for name, row in TABLE.items()}
 
 
@@ -69,3 +56,36 @@ def open_task(recipe: Recipe) -> Task:
     task.fitted = lengths.fitted(recipe, len(task.splits.train)).with_measured(measurements)
     task.recipe = task.fitted.recipe
     return task
+
+
+def dense_samples(
+    loaded: LoadedRun,
+    path: str | None,
+    split: str,
+    *,
+    batch_size: int | None = None,
+    workers: int = 0,
+) -> tuple[Task, Samples]:
+    """The run's own task on a split of labelled images, their classes in the run's order.
+
+    Args:
+        loaded: a run of detection or segmentation.
+        path: where the images are; None is where the run found its own.
+        split: train, val or test.
+        batch_size: images at once; as in training by default.
+        workers: processes that load images.
+
+    Raises:
+        DataError: the images cannot be read, have other classes, or have no such split.
+    """
+    stored = loaded.recipe
+    spec = replace(stored.data, path=path or stored.data.path, workers=workers)
+    task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
+    task = task.with_classes(loaded.classes, f"the run {loaded.path}")
+    splits = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}
+    samples = splits[split]
+    if samples is None:
+        raise DataError(
+            f"{spec.path} has no test split: choose --split val, or give other images with --data"
+        )
+    return task, samples

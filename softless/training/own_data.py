@@ -12,7 +12,7 @@ from softless.data.given import has_labels
 from softless.data.notices import notice
 from softless.data.tables import label_count
 from softless.errors import UsageError, located, need_module
-from softless.experiment.groups import ModelSpec, TableSpec
+from softless.experiment.groups import CLASSIFIES, ModelSpec, TableSpec
 from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN, noted
 from softless.tasks.multilabel.settings import MultilabelSpec
@@ -100,7 +100,7 @@ def with_model(recipe: Recipe, model: nn.Module | None, user_fields: Collection[
     if model is None:
         return recipe
     need_module(model, "train")
-    if recipe.task not in {"classification", "multilabel"}:
+    if recipe.task not in CLASSIFIES:
         raise UsageError(
             f"model=… is for classification; recipe '{recipe.name}' is for {recipe.task}"
         )
@@ -139,7 +139,7 @@ def with_datasets(
     Raises:
         UsageError: a recipe of another task.
     """
-    if recipe.task not in {"classification", "multilabel"}:
+    if recipe.task not in CLASSIFIES:
         raise UsageError(
             f"a dataset of (image, target) is for classification; recipe '{recipe.name}' is for "
             f"{recipe.task}: "

@@ -223,6 +223,7 @@ VERBS: dict[
         "--store",
         f"{out}/store",
     ],
+    "export": lambda whole, out: ["export", f"{whole}/run", "--out", f"{out}/exported"],
     "train": lambda _, out: [
         "train",
         "--recipe",
@@ -263,7 +264,7 @@ def left(out: Path, disk: Disk) -> None:
     assert not [
         path
         for path in out.rglob("*")
-        if path.is_file() and path.suffix in {".csv", ".html", ".safetensors"}
+        if path.is_file() and path.suffix in {".csv", ".html", ".safetensors", ".onnx"}
     ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import softless
 from softless.cli.eval import eval as eval_run
 from softless.cli.main import main, say
 from softless.data import open_splits
@@ -136,6 +137,18 @@ def test_predict_and_eval(world, capsys: pytest.CaptureFixture[str]):
     )
 
 
+def test_export(world, capsys: pytest.CaptureFixture[str]):
+    """Classes, folders and files of any name; the file holds its classes as they are."""
+    out = world / f"out{ESCAPES[0]}"
+    assert main(["export", str(world / "run"), "--format", "pt2", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert not STEERS.search(said.out + said.err)
+    assert r"red\x1b[31m" in said.out
+    exported = softless.load_exported(out / "model.pt2")
+    assert "red\x1b[31m" in exported.classes
+    assert not STEERS.search(repr(exported))
+
+
 def test_explain(world, capsys: pytest.CaptureFixture[str]):
     words = [
         "explain",
@@ -228,6 +241,11 @@ def test_names_of_other_layouts_that_are_no_text(tmp_path: Path):
         ["eval", LONG],
         ["cost", LONG],
         ["audit", LONG],
+        ["export", LONG],
+        ["export", "sima_deit_tiny_patch16_224", "--out", LONG],
+        ["export", "sima_deit_tiny_patch16_224", "--size", "9" * 20],
+        ["bench", "latency", f"{LONG}.onnx"],
+        ["bench", "export", LONG],
         ["data", "check", LONG],
         ["explain", LONG, LONG],
         ["runs", LONG],

@@ -11,6 +11,7 @@ from softless.cli.main import main
 from softless.errors import UsageError
 from softless.experiment.assignments import assignments
 from softless.experiment.fields import walk
+from softless.exporting.formats.table import FORMATS
 from softless.models import ENTRIES
 from softless.recipes import RECIPES, get_recipe
 
@@ -105,3 +106,19 @@ def test_python_sets_fields_by_a_text_or_a_mapping(given: object, tmp_path: obje
         softless.train("digits", set=both, out=str(tmp_path))
     with pytest.raises(UsageError, match=r"optim.lr='x' does not fit"):
         softless.train("digits", set="optim.lr=x")
+
+
+def test_formats_say_what_they_need_and_whether_it_is_here(monkeypatch, capsys):
+    listed = softless.list("formats")
+    assert set(listed) == set(FORMATS)
+    keys = {"what", "ending", "needs", "runs here", "dynamic", "int8", "installed"}
+    assert all(set(lines) == keys for lines in listed.values())
+    assert listed["pt2"]["installed"] == "yes"
+    monkeypatch.setattr("softless.errors._installed", lambda name: name != "onnxruntime")
+    standing = softless.list("formats", "onnx")["onnx"]
+    assert standing["installed"].startswith("no: this needs onnxruntime")
+    assert (standing["ending"], standing["dynamic"]) == (".onnx", "batch, size, both")
+    assert main(["list", "formats"]) == 0
+    assert "ending: .onnx" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="no format named 'onx'"):
+        softless.list("formats", "onx")

@@ -205,3 +205,26 @@ def test_finished_runs_of_one_model_are_put_together(outcome, tmp_path, monkeypa
     ):
         with pytest.raises(UsageError, match=message):
             finished(**arguments)
+
+
+def test_the_model_is_exported_at_the_end_and_the_page_shows_it(tmp_path):
+    """As `make demo` ends."""
+    found = twins(short(token_scale="tokens"), out=tmp_path / "out", device="cpu", export="onnx")
+    assert found.exported is not None
+    assert found.exported.path == tmp_path / "out" / "exported" / "model.onnx"
+    assert found.exported.path.is_file()
+    assert found.exit_code == found.exported.exit_code == 0
+    page = found.report.read_text(encoding="utf-8")
+    section = page.split('<section aria-labelledby="exported">')[1].split("</section>")[0]
+    assert "model.onnx" in section
+    assert "SimA" in section
+    assert "model.onnx" in str(found)
+
+
+def test_formats_are_checked_before_the_training(tmp_path):
+    with pytest.raises(UsageError, match="no format named 'onx'"):
+        twins(short(), out=tmp_path / "out", device="cpu", export="onx")
+    recipe = get_recipe("nuclei").quick(tmp_path / "data")
+    with pytest.raises(UsageError, match="--export goes with classifiers"):
+        twins(recipe, out=tmp_path / "out", device="cpu", export=["onnx"])
+    assert not (tmp_path / "out").exists()

@@ -1,12 +1,14 @@
 """`softless.export`: files that are run, compared, audited and measured before they have a name."""
 
 import getpass
+import io
 import json
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,7 +174,7 @@ def test_a_file_whose_answers_differ_is_kept_as_failed(tmp_path, alive, monkeypa
 
     monkeypatch.setattr(exporting, "format_named", lambda _: replace(record, write=other))
     monkeypatch.setattr(
-        exporting, "parity", lambda answer, _, images: parity(answer, alive, images)
+        exporting, "parity", lambda answer, _, *images: parity(answer, alive, *images)
     )
     report = softless.export(alive, "onnx", tmp_path, "plain", size=(96, 64))
     assert report.exit_code == 1
@@ -224,3 +226,67 @@ def test_a_model_in_training_keeps_its_mode(tmp_path):
 
 def test_a_picture_as_an_array(exported):
     assert exported.prepare(np.zeros((20, 30, 3), np.uint8)).shape == (3, 16, 16)
+
+
+class Runs:
+    """What a pickle makes of itself when it is opened: a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def rewritten(path, target, change):
+    """A copy of an archive whose entries are changed; None leaves one out."""
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(target, "w") as after:
+        for name in before.namelist():
+            content = change(name, before.read(name))
+            if content is not None:
+                after.writestr(name, content)
+        if more := change("", b""):
+            after.writestr("model/" + more[0], more[1])
+    return target
+
+
+OPAQUE = b'{"config": {"x": {"path_name": "opaque_obj_0", "use_pickle": true, "is_param": false}}}'
+
+
+def hostile(place, code):
+    """What changes an entry of an archive so that its opening would run the code."""
+
+    def change(name, content):
+        if place == "library" and not name:
+            return "data/aotinductor/x.so", b"\x7fELF"
+        if place == "example" and "sample_inputs" in name:
+            return code
+        if place == "object" and name.endswith("constants_config.json"):
+            return OPAQUE
+        if place == "weights" and name.endswith("weight_0"):
+            return code
+        if place == "weights":
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return content
+
+    return change
+
+
+@pytest.mark.parametrize("place", ["weights", "example", "object", "library"])
+def test_no_code_of_a_file_is_run(folder, files, place, tmp_path):
+    """torch.export.load would unpickle: each of the places is refused before it is opened."""
+    buffer = io.BytesIO()
+    torch.save(Runs(tmp_path / "ran"), buffer)
+    change = hostile(place, buffer.getvalue())
+    target = rewritten(files.files[0].path, tmp_path / "hostile.pt2", change)
+    with pytest.raises(DataError, match="is not opened"):
+        softless.load_exported(target)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_image_of_a_patient_is_in_a_file(files):
+    """The example that a graph was recorded with is noise."""
+    program = torch.export.load(files.files[0].path)
+    (example,), _ = program.example_inputs
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(example, torch.randn(example.shape, generator=generator))

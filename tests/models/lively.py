@@ -17,6 +17,15 @@ def lively(model: nn.Module, image: Tensor) -> nn.Module:
     In a freshly made SimA-DeiT-Ti the logits move by 2 % with attention switched off, in
     xcit_tiny_24 by 4e-8: nothing that such a model computes says anything of its attention.
     """
+    model = drawn(model)
+    # one after the other: each sees what the ones before it now do
+    for module in branches(model).values():
+        scaled(model, module, image)
+    return model
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    """The model in evaluation with those random weights, its branches as large as they come."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -33,11 +42,7 @@ def lively(model: nn.Module, image: Tensor) -> nn.Module:
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith("running_mean"):
                 buffer.normal_(std=0.1, generator=generator)
-    model.eval()
-    # one after the other: each sees what the ones before it now do
-    for module in branches(model).values():
-        scaled(model, module, image)
-    return model
+    return model.eval()
 
 
 def branches(model: nn.Module) -> dict[str, nn.Module]:

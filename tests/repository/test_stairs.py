@@ -79,6 +79,7 @@ def test_what_was_won_stays():
         "imports for types alone": 0,
         "circles of files": 0,
         "longest chain of imports": 26,
+        "files that name every task": 3,
     }
 
 
@@ -88,3 +89,38 @@ def test_what_is_above_its_limit_is_named(root: Path, capsys: pytest.CaptureFixt
     assert "imports within functions: 1, and the limit is 0:" in said
     assert "softless.middle:2 imports softless.room.low" in said
     assert "longest chain" not in said
+
+
+def test_what_is_gathered_by_the_table_of_tasks_is_imported(root: Path):
+    tasks = root / "softless" / "tasks"
+    for task in ("boxes", "labels"):
+        (tasks / task).mkdir(parents=True)
+        (tasks / task / "task.py").write_text("")
+        (tasks / task / "small.py").write_text("import softless.high")
+    (tasks / "small.py").write_text("")
+    (root / "softless" / "high.py").write_text("X = of_tasks('small')")
+    gathered = {edge.target for edge in stairs.imports(root) if edge.source == "softless.high"}
+    assert gathered == {"softless.tasks.boxes.small", "softless.tasks.labels.small"}
+    circle = "softless.high, softless.tasks.boxes.small, softless.tasks.labels.small"
+    assert circle in stairs.table(root)["circles of files"]
+    (root / "softless" / "high.py").write_text("def f():\n    return folders.of_tasks('small')")
+    inner = stairs.table(root)["imports within functions"]
+    assert "softless.high:2 imports softless.tasks.boxes.small" in inner
+
+
+def test_a_file_that_names_every_task_is_found(root: Path):
+    for task in ("boxes", "labels", "classification"):
+        folder = root / "softless" / "tasks" / task
+        folder.mkdir(parents=True)
+        (folder / "task.py").write_text("from softless.tasks import boxes, labels")
+    (root / "softless" / "imports.py").write_text(
+        "from softless.tasks.boxes import a\nfrom softless.tasks import labels"
+    )
+    (root / "softless" / "texts.py").write_text("X = {'boxes': 1, 'softless.tasks.labels.task': 2}")
+    (root / "softless" / "fields.py").write_text("class X:\n    boxes: int\n    labels: int")
+    (root / "softless" / "one.py").write_text("boxes: int = 1\n'boxes and labels'")
+    assert stairs.table(root)["files that name every task"] == [
+        "softless.fields",
+        "softless.imports",
+        "softless.texts",
+    ]

@@ -111,7 +111,7 @@ def finish(
     """The mean of q (B,H,1,D), the D x E matrix that turns centred queries into outputs, and what
     is added to every row (B,H,1,E).
     """
-    own = {name: moments.precise(value) for name, value in learned.items()}
+    own = {name: moments.summed(value) for name, value in learned.items()}
     keys = summary["keys"]
     scale = {
         side: own[f"{side}_weight"]

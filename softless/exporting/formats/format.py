@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from softless.exporting.graph import Dynamic, Graph
+from softless.exporting.quantized.candidate import Candidate
 
 # images (B, C, H, W) -> the outputs of the graph, in order
 Runner = Callable[[Tensor], tuple[Tensor, ...]]
@@ -40,7 +41,9 @@ class Format:
     open: Callable[[Path], Runner] | None = None
     dynamic: Sequence[Dynamic] = ()
     batch: int | None = None  # images at once that its graphs hold; None for any number
-    int8: Sequence[Int8] = ()
+    # recipes of eight bits, in the order in which they are tried
+    int8: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
+    quantises_with: tuple[str, ...] = ()  # packages that the recipes need as well
     shape: Callable[[Path], Shape] = lambda _: Shape()
     parts: Callable[[Path], list[Path]] = lambda path: [path]  # all its files, the first one named
     takes_opset: bool = False

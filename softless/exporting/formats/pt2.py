@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softless.errors import DataError
+from softless.exporting.formats.archive import refuse_code
 from softless.exporting.formats.format import Format, Runner, Shape
 from softless.exporting.graph import Graph, quiet, recorded
 from softless.exporting.metadata import KEY
@@ -40,8 +41,9 @@ def read(path: Path, extra: dict[str, Any] | None = None) -> torch.export.Export
     """The program in a file.
 
     Raises:
-        DataError: it is no such file, or damaged.
+        DataError: it is no such file, damaged, or holds what loading would run.
     """
+    refuse_code(path)
     try:
         with quiet():
             return torch.export.load(path, extra_files=extra)

@@ -5,11 +5,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from softless.errors import DataError, unknown
-from softless.exporting.formats import onnx, pt2
+from softless.exporting.formats import coreml, executorch, onnx, openvino, pt2
 from softless.exporting.formats.format import Format
 
 FORMATS: Mapping[str, Format] = MappingProxyType({
-    module.FORMAT.name: module.FORMAT for module in (pt2, onnx)
+    module.FORMAT.name: module.FORMAT for module in (pt2, onnx, openvino, executorch, coreml)
 })
 
 

@@ -21,6 +21,7 @@ from softless.exporting.forms.parts import (
     Affine,
     NoForm,
     Setting,
+    conv,
     copied,
     linear,
     refuse_acting,
@@ -31,9 +32,9 @@ from softless.exporting.forms.parts import (
     within,
 )
 from softless.layers.attention import Attention
-from softless.layers.companions import GATES, HeadConv
+from softless.layers.companions import GATES, HeadConv, Reduction
 from softless.layers.conv_attention import ConvAttention
-from softless.layers.plain import is_nothing, watched
+from softless.layers.plain import give, is_nothing, watched
 
 CHANGED = "it has hooks, or a forward or a weight that was replaced"
 # what a class of attention may not have of its own
@@ -74,8 +75,14 @@ def attention_form(
     if why := why_not(attention):
         raise NoForm(why)
     refuse_acting(attention, "proj_drop", "attn_drop")
-    core = core_form(site_of(attention, grid, tokens_of(grid), setting))
-    return AttentionForm(attention, core, norm, scale, grid)
+    reduction = getattr(attention, "reduction", None)
+    if reduction is None:
+        core = core_form(site_of(attention, grid, tokens_of(grid), setting))
+        return AttentionForm(attention, core, norm, scale, grid)
+    with within("reduction"):
+        streams = ReducedStreams(reduction, grid)
+    core = core_form(site_of(attention, grid, attention.keys_of(*grid), setting))  # type: ignore[operator]
+    return AttentionForm(attention, core, norm, scale, grid, streams)
 
 
 def why_not(attention: nn.Module) -> str:
@@ -90,8 +97,6 @@ def why_not(attention: nn.Module) -> str:
         ]
         if changed:
             return f"{type(attention).__name__} has a way of its own ({', '.join(changed)})"
-        if attention.reduction is not None:
-            return "it reduces its keys by a convolution"
         return "it turns q and k by rotary positions" if attention.rotary else ""
     if type(attention) is not TimmAttention:
         return f"it is a {type(attention).__name__}"
@@ -133,8 +138,50 @@ def site_of(attention: Any, grid: Grid | None, keys: int, setting: Setting) -> S
     )
 
 
+def _whole(norm: nn.Module | None) -> nn.Module:
+    """A norm with its affine."""
+    return nn.Identity() if norm is None else copied(norm)
+
+
+class ReducedStreams(nn.Module):
+    """What q, k and v are projected from where k and v are of windows of the grid: (B,N,C) ->
+    (B,N,C), and (B,M,C) twice.
+    """
+
+    def __init__(self, reduction: nn.Module, grid: Grid) -> None:
+        super().__init__()
+        if type(reduction) is not Reduction:
+            raise NoForm(f"it is a {type(reduction).__name__}")
+        self.prefix, self.height, self.width = grid
+        if min(self.height, self.width) < reduction.side:
+            raise NoForm(f"the grid {self.height} x {self.width} has no window of its side")
+        self.conv, self.norm = conv(reduction.conv), copied(reduction.norm)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B,N,C) -> those of q, of k and of v."""
+        patches = x[:, self.prefix :] if self.prefix else x
+        reduced = self.norm(to_tokens(self.conv(to_map(patches, self.height, self.width))))
+        reduced = torch.cat([x[:, : self.prefix], reduced], dim=1) if self.prefix else reduced
+        return x, reduced, reduced
+
+
 class AttentionForm(nn.Module):
-    """x -> proj(core(q(norm x), k(norm x), v(norm x))), with what else the module has between."""
+    """x -> proj(core(q(norm x), k(norm x), v(norm x))), with what else the module has between.
+
+    Args:
+        attention: ours or timm's, which has been asked `why_not`.
+        core: its operator.
+        norm: what stands before it; None for nothing.
+        scale: the layer scale (C,) behind it; None for nothing.
+        grid: where its tokens stand.
+        streams: makes of the tokens, whose norm keeps its affine, those of q, of k and of v; None
+            where they are the same.
+    """
+
+    q: nn.Linear
+    k: nn.Linear  # where it is not tied to q
+    v: nn.Linear
+    streams: nn.Module | None
 
     def __init__(
         self,
@@ -149,18 +196,20 @@ class AttentionForm(nn.Module):
         ours, heads = isinstance(attention, Attention), attention.num_heads
         parts = attention.parts if ours else ("q", "k", "v")
         inner, name = heads * attention.head_dim, "".join(parts)
-        self.norm, affine = split(norm) if streams is None else (copied(norm), NOTHING)
+        self.norm, affine = split(norm) if streams is None else (_whole(norm), NOTHING)
         self.streams = streams
-        self.core, self.tied = core, len(parts) == 2
+        self.tied = len(parts) == 2
         # a norm of q stands between its layer and the operator, and takes the operator's factor
         factors = {"q": core.before if is_nothing(attention.q_norm) else 1.0}
+        nothing_between = all(map(is_nothing, (attention.q_norm, attention.k_norm)))
+        unread = core.centres and nothing_between and not (ours and attention.v_conv is not None)
         for number, part in enumerate(parts):
             path, rows = name, slice(number * inner, (number + 1) * inner)
             if isinstance(attention, ConvAttention):
                 path, rows = f"proj_{part}", slice(None)
             with within(path):
-                layer = linear(getattr(attention, path), affine, factors.get(part, 1.0), rows)
-            self.add_module(part, layer)
+                source, factor = getattr(attention, path), factors.get(part, 1.0)
+                self.add_module(part, linear(source, affine, factor, rows, biased=not unread))
         self.q_norm = head_norm(attention.q_norm, heads, core.before)
         self.k_norm = head_norm(attention.k_norm, heads)
         v_conv = attention.v_conv if ours else None
@@ -176,6 +225,7 @@ class AttentionForm(nn.Module):
         self.gain = 1.0 if folds else core.after
         with within("proj"):
             self.proj = linear(attention.proj, Affine(core.after if folds else 1.0, 0.0), scale)
+        self.core = core.to(next(self.proj.parameters()).dtype)  # its constants are made in float32
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B,N,C) -> (B,N,C)."""
@@ -202,13 +252,13 @@ def head_norm(norm: nn.Module, heads: int, factor: float = 1.0) -> nn.Module:
         return nn.Identity()
     if type(norm) not in LAYER_NORMS:
         raise NoForm(f"q and k go through a {type(norm).__name__}")
-    whole = copied(norm)
-    with torch.no_grad():
-        for name in ("weight", "bias"):
-            if (own := getattr(whole, name)) is not None:
-                setattr(whole, name, nn.Parameter(own * factor))
-    if whole.weight is None and factor != 1.0:
-        raise NoForm("q goes through a LayerNorm without weights")
+    bare, (weight, bias) = split(norm)
+    if not isinstance(weight, Tensor):
+        raise NoForm("q and k go through a LayerNorm without weights")
+    shift = bias if isinstance(bias, Tensor) else torch.zeros_like(weight)
+    like = next(norm.parameters())
+    whole = nn.LayerNorm(len(weight), bare.eps, device=like.device, dtype=like.dtype)  # type: ignore[arg-type]
+    give(whole, weight * factor, shift * factor)
     return HeadNorm(whole, heads)
 
 
@@ -233,16 +283,19 @@ class ValueConv(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, conv: HeadConv, attention: Attention, grid: Grid) -> None:
+    def __init__(self, filters: HeadConv, attention: Attention, grid: Grid) -> None:
         super().__init__()
         self.prefix, self.height, self.width = grid
-        heads, width, own = attention.num_heads, attention.head_dim, conv.weight.detach()
-        filters = {
+        if type(filters) is not HeadConv:
+            raise NoForm(f"it is a {type(filters).__name__}", "v_conv")
+        heads, width = attention.num_heads, attention.head_dim
+        own = next(filters.parameters()).detach()  # it has no other, and nobody waits for its call
+        one_each = {
             "head": lambda: own.repeat_interleave(width, 0),
             "channel": own.clone,
             "shared": lambda: own.repeat(heads, 1, 1, 1),
         }
-        self.register_buffer("weight", filters[conv.filters]())
+        self.register_buffer("weight", one_each[filters.filters]())
 
     def forward(self, v: Tensor) -> Tensor:
         """v (B,N,C) -> (B,N,C)."""

@@ -2,10 +2,23 @@
 
 # B batch, N patches, C channels
 
+from timm.layers import LayerNorm, RmsNorm
 from torch import Tensor, nn
 
-from softless.exporting.forms.parts import copied, linear, refuse_acting, split, within
+from softless.exporting.forms.parts import NoForm, copied, linear, refuse_acting, split, within
 from softless.layers.plain import is_nothing
+
+TOKEN_WISE = frozenset({nn.Identity, nn.LayerNorm, LayerNorm, nn.RMSNorm, RmsNorm})
+
+
+def refuse_mixing(norm: nn.Module) -> None:
+    """Refuse a norm of which a form takes some tokens apart, unless each token is normalised alone.
+
+    Raises:
+        NoForm: it may look at several.
+    """
+    if type(norm) not in TOKEN_WISE or len(getattr(norm, "normalized_shape", "C")) != 1:
+        raise NoForm(f"it is a {type(norm).__name__}, which may look at several tokens")
 
 
 class Closing(nn.Module):
@@ -40,6 +53,8 @@ def closing(model: nn.Module, pool: str) -> Closing:
     """
     refuse_acting(model, "head_drop")
     norm, head = model.get_submodule("norm"), model.get_submodule("head")
+    with within("norm"):
+        refuse_mixing(norm)
     if is_nothing(head):
         with within("norm"):
             return Closing(copied(norm), nn.Identity(), pool)
@@ -47,8 +62,3 @@ def closing(model: nn.Module, pool: str) -> Closing:
         bare, affine = split(norm)
     with within("head"):
         return Closing(bare, linear(head, affine), pool)
-
-
-def own_methods(model: nn.Module, methods: tuple[str, ...]) -> str:
-    """Why a model's pass is not that of its class, as the end of a sentence; empty where it is."""
-    return next((f"its {name} was replaced" for name in methods if name in vars(model)), "")

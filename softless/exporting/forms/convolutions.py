@@ -20,7 +20,10 @@ from softless.exporting.forms.parts import (
     within,
 )
 from softless.layers.lpi import LPI
-from softless.layers.plain import is_nothing, why_called
+from softless.layers.plain import is_nothing, place_of, why_called
+
+# of a channel's shift: a factor as small moves it by less than float32 sees
+NEXT_TO_NOTHING = 1e-12
 
 
 def stem_form(layers: nn.Module) -> nn.Sequential:
@@ -99,37 +102,22 @@ def local_form(
     """
     if type(lpi) not in {LPI, TimmLPI} or why_called(lpi):
         raise NoForm(why_called(lpi) or f"it is a {type(lpi).__name__}")
-    # the affine stays in the norm: a padded convolution could take its factor and not its shift
-    with within("conv1"):
-        first = conv(lpi.conv1)
     with within("bn"):
         factor, shift = batch_norm(lpi.bn)
     assert isinstance(factor, Tensor)
     assert isinstance(shift, Tensor)
     with within("act"):
         act = copied(lpi.act)
-    off = factor == 0
-    if bool(off.any()):  # what such a channel hands on is its shift, whatever comes
-        with torch.no_grad():
-            first.weight[off] = 0
-            if first.bias is not None:
-                first.bias[off] = 0
-            silent = act(first.weight.new_zeros(1, len(factor), 1, 1)).flatten().double()
-        shift = torch.where(off, shift - silent, shift)
-        factor = torch.where(off, 1.0, factor)
-    with within("conv2"):
-        second = conv(lpi.conv2, after=scale_of(scale))
-        if second.groups != len(factor):
-            raise NoForm("it is not depthwise")
+    # what a channel hands on that is switched off, or next to it, is its shift, whatever comes
+    on = factor.abs() > NEXT_TO_NOTHING * shift.abs()
+    # the affine stays in the norm: a padded convolution could take its factor and not its shift
+    with within("conv1"):
+        first = conv(lpi.conv1, after=on.double())
+    like = place_of(lpi)
     with torch.no_grad():
-        second.weight.copy_(_scaled(lpi.conv2, factor, scale_of(scale)))
-    shift = (shift / factor).to(first.weight.dtype)[:, None, None]
-    return LocalForm(copied(norm), first, act, shift, second, grid)
-
-
-def _scaled(layer: nn.Conv2d, before: Tensor, after: Tensor | None) -> Tensor:
-    """The weight (C,1,k,k) of a depthwise convolution times factors (C,) of its inputs and of its
-    outputs, float64.
-    """
-    factor = before if after is None else before * after.detach().double()
-    return layer.weight.detach().double() * factor[:, None, None, None]
+        silent = act(like.new_zeros(1, len(on), 1, 1)).flatten().double()
+    factor, shift = torch.where(on, factor, 1.0), torch.where(on, shift, shift - silent)
+    with within("conv2"):
+        second = conv(lpi.conv2, after=scale_of(scale), before=factor)
+    ahead = (shift / factor).to(like.dtype)[:, None, None]
+    return LocalForm(copied(norm), first, act, ahead, second, grid)

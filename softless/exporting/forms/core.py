@@ -92,6 +92,7 @@ class Core(nn.Module):
     """
 
     before: float = 1.0  # of q, and of k where it is tied to q
+    centres: bool = False  # whether it takes the means off q, k and v: what is added is lost
     after: float = 1.0  # of the output
 
     def __init__(self, site: Site) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from softless.attention.record import Grid
 from softless.exporting.forms.attention import CHANGED, AttentionForm, site_of
+from softless.exporting.forms.closing import refuse_mixing
 from softless.exporting.forms.operators import core_form
 from softless.exporting.forms.parts import (
     NoForm,
@@ -51,6 +52,7 @@ def embed_form(embed: Any) -> ConvEmbedForm:
     with within("proj"):
         proj = conv(embed.proj)
     with within("norm"):
+        refuse_mixing(embed.norm)
         return ConvEmbedForm(proj, copied(embed.norm))
 
 

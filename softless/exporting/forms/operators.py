@@ -67,6 +67,8 @@ class Standardised(Core):
     centred, so that float32 holds what plain sums of squares would lose.
     """
 
+    centres = True
+
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.eps = site.options["eps"]

@@ -7,7 +7,7 @@ Everything here copies; the model that is read is left as it is. A part that has
 # B batch, N tokens, C channels, h x w grid
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from softless.attention.record import Grid
 from softless.errors import UsageError
+from softless.inference.layers import factors
 from softless.layers.plain import (
     CONV,
     LINEAR,
     NORM,
+    give,
     is_nothing,
     watched,
     weights_of,
@@ -92,24 +94,26 @@ def split(norm: nn.Module | None) -> tuple[nn.Module, Affine]:
         return nn.Identity(), NOTHING
     if type(norm) not in LAYER_NORMS or len(norm.normalized_shape) != 1:  # type: ignore[arg-type]
         return copied(norm), NOTHING
-    if why := _why_not_norm(norm):
-        raise NoForm(why)
+    weight, bias = _plain(norm, LAYER_NORMS)
     shape: Any = norm.normalized_shape
-    bare = nn.LayerNorm(shape, eps=norm.eps, elementwise_affine=False)  # type: ignore[arg-type]
-    weight, bias = norm.weight, norm.bias
-    return bare, Affine(
-        1.0 if weight is None else weight.detach().double(),  # type: ignore[operator]
-        0.0 if bias is None else bias.detach().double(),  # type: ignore[operator]
-    )
+    bare = nn.LayerNorm(shape, eps=float(norm.eps), elementwise_affine=False)  # type: ignore[arg-type]
+    return bare, Affine(1.0 if weight is None else weight, 0.0 if bias is None else bias)
 
 
-def _why_not_norm(norm: nn.Module) -> str:
-    if why := why_called(norm):
-        return why
-    weight = norm.weight
-    if weight is None or weight.dtype in WIDE:
-        return ""
-    return f"its weight is {str(weight.dtype).removeprefix('torch.')}; take the model in float32"
+def _plain(layer: nn.Module | None, kinds: Collection[type]) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a plain layer, float64; None for what it has not.
+
+    Raises:
+        NoForm: somebody changed it, or its weight is none to fold.
+    """
+    weights = weights_of(layer, kinds=kinds)
+    if weights is None:
+        raise NoForm("there is no layer" if layer is None else why_not(layer, kinds=kinds))
+    if weights.W is not None and weights.W.dtype not in WIDE:
+        kind = str(weights.W.dtype).removeprefix("torch.")
+        raise NoForm(f"its weight is {kind}; take the model in float32")
+    weight, bias = (None if x is None else x.detach().double() for x in weights)
+    return weight, bias
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -131,28 +135,28 @@ def linear(
     before: Affine = NOTHING,
     after: Tensor | float | None = None,
     rows: slice | None = None,
+    biased: bool = True,
 ) -> nn.Linear:
-    """A linear layer y = after (W (before.weight x + before.bias) + b), its bias always there.
+    """A linear layer y = after (W (factor x + shift) + b), its bias always there.
 
     Args:
         layer: the layer (out, in).
-        before: what the norm before it left out.
+        before: factor and shift of its inputs, which the norm before it left out.
         after: a factor of its outputs, a number or (out,): a layer scale.
         rows: the outputs that are wanted; all by default.
+        biased: whether anybody reads the bias.
 
     Raises:
         NoForm: the layer is not plain.
     """
-    weights = weights_of(layer)
-    if weights is None:
-        raise NoForm("there is no layer" if layer is None else why_not(layer, kinds=LINEAR))
-    _refuse_half(weights.W)
-    weight, bias = (None if x is None else x.detach().double() for x in weights)
+    weight, bias = _plain(layer, LINEAR)
+    assert layer is not None
     assert weight is not None
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     if rows is not None:
         weight, bias = weight[rows], bias[rows]
-    return written(*composed(weight, bias, before, after), like=weights.W)
+    weight, bias = composed(weight, bias, before, after)
+    return written(weight, bias if biased else None, like=next(layer.parameters()))
 
 
 def composed(
@@ -172,35 +176,50 @@ def composed(
     return weight, bias
 
 
-def written(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Linear:
+def written(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
     """A linear layer of weight (out,in) and bias (out,), in the dtype and place of another."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device=like.device, dtype=like.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias)
+    rows, columns = weight.shape
+    biased = bias is not None
+    layer = nn.Linear(columns, rows, bias=biased, device=like.device, dtype=like.dtype)
+    give(layer, weight, bias)
     return layer
 
 
-def conv(layer: nn.Module, norm: nn.Module | None = None, after: Tensor | None = None) -> nn.Conv2d:
+def conv(
+    layer: nn.Module,
+    norm: nn.Module | None = None,
+    after: Tensor | None = None,
+    before: Tensor | None = None,
+) -> nn.Conv2d:
     """A convolution with the BatchNorm (in evaluation) and the factor (out,) behind it folded in.
 
+    Args:
+        layer: the convolution.
+        norm: the BatchNorm behind it; None for nothing.
+        after: a factor of its outputs, (out,).
+        before: a factor of its inputs, (in,), of a depthwise one alone.
+
     Raises:
-        NoForm: one of both is not plain, or the BatchNorm counts each batch anew.
+        NoForm: one of both is not plain, or the BatchNorm counts each batch anew; a factor of
+            inputs, and the convolution is not depthwise.
     """
-    if why := why_not(layer, kinds=CONV):
-        raise NoForm(why)
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    _refuse_half(weight)
+    weight, bias = _plain(layer, CONV)
+    assert isinstance(layer, nn.Conv2d)
+    assert weight is not None
     factor, shift = NOTHING if norm is None or is_nothing(norm) else batch_norm(norm)
     extra = 1.0 if after is None else after.detach().double()
-    folded = copy.deepcopy(layer)
-    total = weight.new_zeros(len(weight)).double() if bias is None else bias.detach().double()  # type: ignore[operator]
+    total = ((0.0 if bias is None else bias) * factor + shift) * extra
     scale = torch.as_tensor(factor * extra, dtype=torch.float64, device=weight.device)
-    with torch.no_grad():
-        folded.weight.copy_(weight.double() * scale.expand(len(weight))[:, None, None, None])  # type: ignore[operator, union-attr]
-    folded.bias = nn.Parameter(((total * factor + shift) * extra).to(weight.dtype))
-    assert isinstance(folded, nn.Conv2d)
+    if before is not None:
+        if weight.shape[1] != 1 or len(weight) != len(before):
+            raise NoForm("it is not depthwise")
+        scale = scale * before.detach().double()
+    folded = copy.deepcopy(layer)
+    if bias is None:
+        zeros = torch.zeros(len(weight), device=weight.device, dtype=next(layer.parameters()).dtype)
+        folded.register_parameter("bias", nn.Parameter(zeros))
+    shifts = torch.as_tensor(total, dtype=torch.float64, device=weight.device).expand(len(weight))
+    give(folded, weight * scale.expand(len(weight))[:, None, None, None], shifts)
     return folded
 
 
@@ -212,19 +231,10 @@ def batch_norm(norm: nn.Module) -> Affine:
     """
     if why := why_not(norm, kinds=NORM):
         raise NoForm(why)
-    mean, variance = norm.running_mean, norm.running_var
-    if not (isinstance(mean, Tensor) and isinstance(variance, Tensor)):
+    assert isinstance(norm, nn.BatchNorm2d)
+    if norm.running_mean is None or norm.running_var is None:
         raise NoForm("it keeps no running statistics")
-    factor = (variance.double() + norm.eps).rsqrt()  # type: ignore[operator]
-    factor = factor if norm.weight is None else factor * norm.weight.detach().double()  # type: ignore[operator]
-    shift = -mean.double() * factor
-    return Affine(factor, shift if norm.bias is None else shift + norm.bias.detach().double())  # type: ignore[operator]
-
-
-def _refuse_half(weight: Tensor) -> None:
-    if weight.dtype not in WIDE:
-        kind = str(weight.dtype).removeprefix("torch.")
-        raise NoForm(f"its weight is {kind}; take the model in float32")
+    return Affine(*(x.detach() for x in factors(norm)))
 
 
 def scale_of(scale: nn.Module | Tensor | None) -> Tensor | None:

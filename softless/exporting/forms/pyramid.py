@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softless.attention.record import Grid
 from softless.exporting.forms.attention import attention_form
-from softless.exporting.forms.closing import Closing, closing, own_methods
+from softless.exporting.forms.closing import Closing, closing
 from softless.exporting.forms.convolutions import stem_form
 from softless.exporting.forms.cvt import conv_attention_form, embed_form
 from softless.exporting.forms.parts import (
@@ -32,7 +32,6 @@ from softless.models.cvt import CvT
 from softless.models.pyramid import PostNormBlock, PreNormBlock, Stage
 from softless.models.soft import SoftPyramid
 
-METHODS = ("forward", "forward_features", "forward_head", "_run")
 KINDS = (CvT, SoftPyramid)
 
 
@@ -121,18 +120,18 @@ class PyramidForm(nn.Module):
     def __init__(self, stages: list[StageForm], end: Closing) -> None:
         super().__init__()
         self.stages, self.end = nn.ModuleList(stages), end
+        self.grids = [stage.grid for stage in stages]
 
     def forward(self, image: Tensor) -> Tensor:
         """Images (B,C,h,w) -> logits (B,classes), or what stands in their place."""
-        tokens, grid = image, None
-        for stage in self.stages:
-            tokens = stage(tokens if grid is None else _map(tokens, grid))
-            grid = stage.grid
-        assert grid is not None
+        tokens: Tensor = self.stages[0](image)
+        for stage, grid in zip(self.stages[1:], self.grids, strict=False):
+            tokens = stage(_map(tokens, grid))
+        prefix = self.grids[-1][0]
         if self.end.pool == "token":
             tokens = tokens[:, :1]
-        elif self.end.pool == "avg" and grid[0]:
-            tokens = tokens[:, grid[0] :]
+        elif self.end.pool == "avg" and prefix:
+            tokens = tokens[:, prefix:]
         y: Tensor = self.end(tokens)
         return y
 
@@ -149,8 +148,8 @@ def pyramid_form(model: Any, setting: Setting) -> PyramidForm:
         NoForm: a part of it is not the host's own, or somebody waits for its call.
         UsageError: the size is not a whole number of the coarsest tokens.
     """
-    if type(model) not in KINDS or (why := own_methods(model, METHODS) or why_called(model)):
-        raise NoForm(why if type(model) in KINDS else f"it is a {type(model).__name__}")
+    if type(model) not in KINDS:
+        raise NoForm(f"{type(model).__name__} has a forward of its own")
     side = model.reductions[-1]
     check_size(*setting.size, (side, side))
     stages = []

@@ -35,7 +35,8 @@ class Steps:
     def __str__(self) -> str:
         return (
             f"{self.steps} of Newton's steps, chosen on {self.images} images: |I - A X| up to "
-            f"{self.residual:.1e}, answers {self.distance:.1e} from those of the model's own inverse"
+            f"{self.residual:.1e}, answers {self.distance:.1e} from those of the model's own "
+            "inverse"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchDropout
+from timm.layers import PatchEmbed as TimmPatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ class PatchForm(nn.Module):
         if type(embed) not in HOST.embedding.classes or why_called(embed):  # type: ignore[union-attr]
             raise NoForm(why_called(embed) or f"it is a {type(embed).__name__}")
         own = embed.img_size
-        if embed.dynamic_img_pad:
+        if embed.dynamic_img_pad and type(embed) is TimmPatchEmbed:  # ours refuses such an image
             self.padding = tuple(-side % p for side, p in zip(size, embed.patch_size, strict=True))
         else:
             check_size(*size, embed.patch_size)
@@ -253,9 +254,9 @@ def two_heads(model: Any) -> nn.Module:
             if is_nothing(layer):
                 raise NoForm("it is no classifier")
             heads.append(linear(layer, affine, 0.5))
-    weight = torch.cat([head.weight for head in heads], 1)
-    bias = heads[0].bias + heads[1].bias
-    return Head(norm, FirstTwo(), nn.Identity(), written(weight, bias, weight))
+    (first, first_bias), (second, second_bias) = (head.parameters() for head in heads)
+    both = written(torch.cat([first, second], 1), first_bias + second_bias, first)
+    return Head(norm, FirstTwo(), nn.Identity(), both)
 
 
 class FirstTwo(nn.Module):

@@ -4,6 +4,7 @@ in, the class token apart from the patches.
 
 # B batch, N patches, C channels, H heads, D features of a head
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from softless.attention.linear import gain
 from softless.attention.norms import Norm
+from softless.attention.record import Operator
 from softless.attention.registry import OPERATORS
 from softless.exporting.forms.attention import attention_form
-from softless.exporting.forms.closing import Closing, closing, own_methods
+from softless.exporting.forms.closing import Closing, closing, refuse_mixing
 from softless.exporting.forms.convolutions import local_form, stem_form
 from softless.exporting.forms.core import Heads, product
 from softless.exporting.forms.parts import (
@@ -37,7 +39,6 @@ from softless.layers.patch_embed import check_size
 from softless.layers.plain import watched, why_called
 from softless.models.xcit import HOST
 
-METHODS = ("forward", "forward_features", "forward_cls", "forward_head")
 CHANGED = "it has hooks, or a forward or a weight that was replaced"
 DROPS = ("drop_path", "drop_path1", "drop_path2", "drop_path3")
 NORMS: dict[str, Norm] = {"sima": "l1", "sima_l2": "l2", "sima_none": "none"}
@@ -167,6 +168,8 @@ class ClassBlockForm(nn.Module):
         """The class token (B,1,C), None where nobody reads it, and the patches (B,N,C) -> both."""
         normed = self.norm1(patches)
         if token is not None:
+            assert self.read is not None
+            assert self.mlp is not None
             own = self.norm1(token)
             token = self.norm2(token + self.read(own, torch.cat([own, normed], dim=1)))
             token = token + self.mlp(token)
@@ -190,7 +193,7 @@ class XcitForm(nn.Module):
         positions: Tensor | None,
         blocks: list[nn.Module],
         token: Tensor | None,
-        class_blocks: list[nn.Module],
+        class_blocks: Sequence[nn.Module],
         end: Closing,
         batch: int | None,
     ) -> None:
@@ -227,8 +230,8 @@ def xcit_form(model: Any, setting: Setting) -> XcitForm:
         NoForm: a part of it is not the host's own, or somebody waits for its call.
         UsageError: the size is not a whole number of patches.
     """
-    if type(model) not in HOST.models or (why := own_methods(model, METHODS) or why_called(model)):
-        raise NoForm(why if type(model) in HOST.models else f"it is a {type(model).__name__}")
+    if type(model) not in HOST.models:
+        raise NoForm(f"{type(model).__name__} has a forward of its own")
     refuse_acting(model, "pos_drop")
     if model.num_prefix_tokens != int(model.cls_attn_blocks is not None):
         raise NoForm(f"it counts {model.num_prefix_tokens} tokens ahead of its patches")
@@ -248,7 +251,14 @@ def xcit_form(model: Any, setting: Setting) -> XcitForm:
             last = number == len(model.cls_attn_blocks) - 1
             with within(f"cls_attn_blocks.{number}"):
                 class_blocks.append(
-                    _class_block(block, grid, setting, token=reads[0], patches=reads[1] or not last)
+                    _class_block(
+                        block,
+                        grid,
+                        setting,
+                        model.cls_token[0, 0],
+                        token=reads[0],
+                        patches=reads[1] or not last,
+                    )
                 )
     end = closing(model, model.global_pool)
     return XcitForm(stem, positions, blocks, token, class_blocks, end, setting.batch)
@@ -282,7 +292,7 @@ def _block(block: Any, grid: tuple[int, int], setting: Setting) -> BlockForm:
     refuse_acting(block, *DROPS)
     with within("attn"):
         attention = attention_form(
-            _ours(block.attn), block.norm1, scale_of(block.gamma1), (0, *grid), setting
+            _known_attention(block.attn), block.norm1, scale_of(block.gamma1), (0, *grid), setting
         )
     local = None
     if block.local_mp is not None:
@@ -293,31 +303,41 @@ def _block(block: Any, grid: tuple[int, int], setting: Setting) -> BlockForm:
     return BlockForm(attention, local, mlp)
 
 
-def _ours(attention: nn.Module) -> nn.Module:
+def _known_attention(attention: nn.Module) -> nn.Module:
     """timm's XCA as our attention; any other as it is."""
     if type(attention) is not XCA:
         return attention
     if watched(attention):
         raise NoForm(CHANGED)
     refuse_acting(attention, "attn_drop")
-    ours = Attention(attention.proj.in_features, attention.num_heads, "xca")
-    ours.qkv, ours.proj = attention.qkv, attention.proj
-    ours.proj_drop = attention.proj_drop
-    ours.learned.temperature = attention.temperature
-    return ours
+    replacement = Attention(attention.proj.in_features, attention.num_heads, "xca")
+    replacement.qkv, replacement.proj = attention.qkv, attention.proj
+    replacement.proj_drop = attention.proj_drop
+    replacement.learned.temperature = attention.temperature
+    return replacement
 
 
 def _class_block(
-    block: Any, grid: tuple[int, int], setting: Setting, *, token: bool, patches: bool
+    block: Any,
+    grid: tuple[int, int],
+    setting: Setting,
+    like: Tensor,
+    *,
+    token: bool,
+    patches: bool,
 ) -> ClassBlockForm:
-    """A block of class attention of which the token or the patches are read, or both."""
+    """A block of class attention of which the token or the patches are read, or both; `like` is a
+    token (C,).
+    """
     assert HOST.class_blocks is not None
     if type(block) not in HOST.class_blocks.accepted.classes or why_called(block):
         raise NoForm(why_called(block) or f"it is a {type(block).__name__}")
     refuse_acting(block, *DROPS)
     with within("norm1"):
+        refuse_mixing(block.norm1)
         norm1, affine = split(block.norm1)
     with within("norm2"):
+        refuse_mixing(block.norm2)
         norm2 = copied(block.norm2)
     read, mlp = None, None
     if token:
@@ -326,14 +346,15 @@ def _class_block(
             read = _read(block.attn, affine, _tensor(block.gamma1), tokens, setting)
         with within("mlp"):
             mlp = mlp_form(block.mlp, None, _tensor(block.gamma2))
-    scale = 1.0 if _tensor(block.gamma1) is None else block.gamma1.detach().double()
+    (factor, shift), gamma = affine, _tensor(block.gamma1)
+    scale = 1.0 if gamma is None else gamma.detach().double()
     return ClassBlockForm(
         norm1,
         read,
         norm2,
         mlp,
-        Affine(affine.weight * scale, affine.bias * scale),
-        block.mlp.fc2.weight[:, 0],
+        Affine(factor * scale, shift * scale),
+        like,
         gives_patches=patches,
         tokens_norm=block.tokens_norm,
     )
@@ -370,17 +391,12 @@ def _read(
                 name: linear(attention.qkv, affine, rows=slice(i * width, (i + 1) * width))
                 for i, name in enumerate("qkv")
             }
-        read = (
-            NormedRead(
-                heads,
-                tokens,
-                project,
-                norm=NORMS[attention.op.name],
-                token_scale=attention.options.get("token_scale"),
-            )
-            if attention.op is OPERATORS.get(attention.op.name) and attention.op.name in NORMS
-            else OperatorRead(heads, tokens, project, attention=attention)
-        )
+        record: Operator = attention.op
+        if record.name in NORMS and record is OPERATORS.get(record.name):
+            norm, token_scale = NORMS[record.name], attention.options.get("token_scale")
+            read = NormedRead(heads, tokens, project, norm=norm, token_scale=token_scale)
+        else:
+            read = OperatorRead(heads, tokens, project, attention=attention)
     with within("proj"):
         read.proj = linear(attention.proj, Affine(read.after, 0.0), scale)
     return read

@@ -275,3 +275,6 @@ def numpy_seed(*numbers: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
+
+
+TASK = Classification

@@ -473,3 +473,6 @@ def _seeded(key: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(key)
         yield
+
+
+WITH_HEAD = detector

@@ -107,3 +107,6 @@ class DetectionSpec(TaskSettings):
             raise UsageError(
                 f"detection.shortest={self.shortest}: sides of at least 32 pixels to draw from"
             )
+
+
+SETTINGS = DetectionSpec

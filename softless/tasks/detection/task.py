@@ -203,3 +203,6 @@ def _refuse_what_has_no_effect(recipe: Recipe) -> None:
         raise UsageError(
             f"metric={recipe.metric}: detection.head={spec.head} has no masks; set metric=box_ap"
         )
+
+
+TASK = Detection

@@ -70,3 +70,6 @@ class DinoSpec(TaskSettings):
         (0.1, 2.0), "width of the blur", "(0, 1000]", unit="pixels", rising=True
     )
     solarize: float = setting(0.2, "chance of solarisation for the second global crop", CHANCE)
+
+
+SETTINGS = DinoSpec

@@ -1,11 +1,15 @@
 """A small head for self-supervision in seconds, on the images of a small classification."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from softless.tasks.classification import small
 
-def shrunk(recipe: Any) -> Any:
-    """The recipe, which has a small model and generated images already, with a small head."""
+
+def shrunk(recipe: Any, folder: Path) -> Any:
+    """The recipe on generated images, with a small model and head."""
+    recipe = small.shrunk(recipe, folder)
     return replace(
         recipe,
         model=replace(recipe.model, args={**recipe.model.args, "cls_attn_layers": 1}),

@@ -307,3 +307,6 @@ def _check(recipe: Recipe) -> None:
             f"dino.weight_decay_end={spec.weight_decay_end}: the first must be above 0 "
             "and not above the second; weight_decay_end=none keeps it as it is"
         )
+
+
+TASK = Dino

@@ -1,7 +1,7 @@
 """The settings of several labels an image: the group `multilabel` of a recipe."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from softless.errors import UsageError
 from softless.experiment import augmentation
@@ -11,6 +11,8 @@ from softless.experiment.fields import TaskSettings, setting
 @dataclass(frozen=True)
 class MultilabelSpec(TaskSettings):
     """Several labels an image, each there or not."""
+
+    classifies: ClassVar[bool] = True
 
     threshold: float = setting(0.5, "probability from which a label is said", "(0, 1)")
 
@@ -27,3 +29,6 @@ class MultilabelSpec(TaskSettings):
                 f"augment.mixup={augment.mixup:g} and augment.cutmix={augment.cutmix:g} mix images "
                 "of one label each, and these have several: set both to 0"
             )
+
+
+SETTINGS = MultilabelSpec

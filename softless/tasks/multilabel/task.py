@@ -127,3 +127,6 @@ def label_weights(targets: np.ndarray, classes: Sequence[str]) -> Tensor:
             f"balanced class weights need an image with every label; none has {few(none)}"
         )
     return torch.as_tensor((len(targets) - positive) / positive).float()
+
+
+TASK = Multilabel

@@ -198,3 +198,6 @@ def _dpt(features: Features, classes: int, width: int) -> tuple[nn.Module, nn.Mo
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # what it drops would depend on the number of processes
     return decoder, head
+
+
+WITH_HEAD = segmenter

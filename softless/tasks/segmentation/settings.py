@@ -95,3 +95,6 @@ class SegmentationSpec(TaskSettings):
                 f"segmentation.crop_share={self.crop_share}: the largest share of one class in a "
                 "crop lies in (0, 1]"
             )
+
+
+SETTINGS = SegmentationSpec

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from softless.models.durable import write_picture, write_text
-from softless.tasks.small import COUNTS, shortened, small_host
+from softless.tasks.small import COUNTS, shortened
+from softless.tasks.small_host import small_host
 
 
 def shrunk(recipe: Any, folder: Path) -> Any:

@@ -305,3 +305,6 @@ def _refuse_other_groups(recipe: Recipe) -> None:
             f"data.source={recipe.data.source}: segmentation takes images with label images, "
             "data.source=masks"
         )
+
+
+TASK = Segmentation

@@ -1,0 +1,1 @@
+"""Files of exported models, read without the tools that wrote them and without running them."""
