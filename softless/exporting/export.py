@@ -35,17 +35,25 @@ from softless.exporting.formats.table import FORMATS, format_named
 from softless.exporting.forms.steps import inverts
 from softless.exporting.graph import CELLS, Dynamic, Graph, last_sentence
 from softless.exporting.grid import check_any_size, check_size, free_step, grid_step
-from softless.exporting.loaded import ExportedModel, as_bytes, load_exported, part_path
+from softless.exporting.loaded import ExportedModel, load_exported, part_path
 from softless.exporting.measured import Measured, Parity, measured, parity, summary
 from softless.exporting.metadata import KEPT, Metadata, shareable
 from softless.exporting.noted import note
 from softless.exporting.pixels import OfBytes
+from softless.exporting.preparing import as_bytes
 from softless.exporting.quantized.calibration import Calibration, calibrated
 from softless.exporting.quantized.candidate import Material
 from softless.exporting.recording import Recording
 from softless.exporting.report import FAILED, Exported, ExportedFile
 from softless.exporting.silence import Said, muted
-from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
+from softless.exporting.source import (
+    Source,
+    of_split,
+    opened,
+    tensors,
+    token_scale_of,
+    weights_digest,
+)
 from softless.measure.audit import Audit, audit
 from softless.models.durable import (
     delete,
@@ -60,6 +68,7 @@ from softless.models.durable import (
     write_text,
 )
 from softless.modes import in_evaluation
+from softless.tasks.table import dense_samples, open_task
 from softless.tasks.task import Task
 
 PARITY_IMAGES = 16
@@ -390,6 +399,8 @@ def _images(
         UsageError: int8 without images.
     """
     if is_dense(source.model):
+        if calibrate is not None:
+            raise UsageError("--calibrate is for --int8, which is of classifiers: leave it out")
         return _dense_images(source, request, test, measuring=measuring)
     tested = source.test_images(test) if measuring else None
     if request.int8 != "none" and tested is None:
@@ -412,7 +423,7 @@ def _images(
             )
     real: Samples | None = tested
     if real is None and source.task == "dino":
-        real = source.unlabelled()
+        real = _unlabelled(source)
     if real is not None:
         compared = tensors(real, source.transform, PARITY_IMAGES)
         pixels = compared
@@ -428,7 +439,7 @@ def _dense_images(
     source: Source, request: Request, test: str | Path | None, *, measuring: bool
 ) -> Images:
     """The same of a detector or a segmenter: those test images that the graph takes."""
-    found = source.dense_task(test) if measuring else None
+    found = _dense_task(source, test) if measuring else None
     task, tested = (None, None) if found is None else found
     compared = compared_images(
         source.model,
@@ -442,8 +453,28 @@ def _dense_images(
     if noise := compared is None:
         compared, pixels = _noise(source, request)
     else:
+        # a graph of any number is not recorded with one
+        compared = compared if len(compared) > 1 else torch.cat([compared, compared])
         pixels = compared if request.pixels == "normalised" else _bytes_of(source, compared)
     return Images(compared, pixels, compared, tested, None, task, noise=noise)
+
+
+def _dense_task(source: Source, test: str | Path | None) -> tuple[Task, Samples] | None:
+    """The task of a detector or segmenter with its test images; None where there are none."""
+    run, place = source.run, None if test is None else str(test)
+    if run is None:
+        source.test_images(test)  # says that a model by itself has none
+        return None
+    if place is None and not source.is_there():
+        return None
+    return of_split(place, lambda split: dense_samples(run, place, split))
+
+
+def _unlabelled(source: Source) -> Samples | None:
+    """Images of the validation of a run that learned without labels, where they are there."""
+    if source.run is None or not source.is_there():
+        return None
+    return open_task(source.run.recipe).splits.val
 
 
 def _noise(source: Source, request: Request) -> tuple[Tensor, Tensor]:
