@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
+# tools that write and run exported files, on top of the first environment: large, and of no other use
+EXPORT := $(VENV)/export
+EXPORT_STAMP := $(EXPORT)/.installed
 WORKERS ?= 2
 MARKS ?= not soak and not extra
 
-.PHONY: demo test extra quick soak threads checkpoints tiffs traces crossed ranks counts lint stairs prose bench tables clean
+.PHONY: demo test test-export export-all extra quick soak threads checkpoints tiffs traces crossed ranks counts lint stairs prose bench tables clean
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,11 +18,24 @@ $(STAMP): pyproject.toml $(KERNELS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
+$(EXPORT_STAMP): $(STAMP)
+	test -x $(EXPORT)/bin/python || $(BIN)/python -m venv $(EXPORT)
+	$(BIN)/python tools/on_top.py $(EXPORT)
+	$(EXPORT)/bin/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python tools/on_top.py openvino executorch coreml) "accelerate>=1.0"
+	touch $@
+
 demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten digits, export SimA to ONNX; runs/demo/report.html
 	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite --export onnx
 
 test: lint               ## under twenty minutes on two idle cores; CI runs it with MARKS="not soak"
 	$(BIN)/python -m pytest -m "$(MARKS)" --numprocesses $(WORKERS) --dist loadfile
+
+test-export: $(EXPORT_STAMP)  ## openvino, executorch, coreml, int8, and layers of torchao and accelerate; ten minutes
+	SOFTLESS_EXPORT_TOOLS=1 $(EXPORT)/bin/python -m pytest -m "export and not soak" tests --numprocesses $(WORKERS) --dist loadfile
+	$(EXPORT)/bin/python -m pytest tests/crossed -k "torchao or accelerate"
+
+export-all: $(EXPORT_STAMP)  ## every registered model, whole, in every format: parity, operators, bytes; hours, and goes on where it stopped
+	$(EXPORT)/bin/python -m tests.exporting.record benchmarks/exports.csv
 
 extra: $(STAMP)          ## what CI runs beside: wheels, compilers, ranks, intervals by simulation
 	$(BIN)/python -m pytest -m extra --numprocesses $(WORKERS) --dist loadfile

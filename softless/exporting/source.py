@@ -1,10 +1,10 @@
 """What is exported: the run in a folder, a published folder, a module, or a model by its name."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from softless.data.loader import eval_loader
 from softless.data.notices import notice
 from softless.data.samples import Samples
 from softless.data.sources import images_of
-from softless.data.transforms import Pipeline, eval_transform
+from softless.data.transforms import Pipeline, eval_transform, plain_transform
 from softless.errors import DataError, UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.experiment.folder import BEST
+from softless.experiment.groups import DENSE
 from softless.experiment.ranges import Range
 from softless.inference.model import InferenceModel
 from softless.layers.attention import Attention
@@ -27,8 +28,13 @@ from softless.models.create import FOLDER, create_model
 from softless.models.files import CONFIG
 from softless.models.kept import operators_of
 from softless.models.records import is_number
+from softless.tasks.dense import dense_samples
 from softless.tasks.labelled import check_there, samples_of, source_of
 from softless.tasks.loaded import load_run
+from softless.tasks.table import open_task
+from softless.tasks.task import Task
+
+T = TypeVar("T")
 
 CALIBRATION = 256  # images
 FEWEST = 32  # images that a calibration needs
@@ -70,7 +76,7 @@ class Source:
 
     @property
     def transform(self) -> Pipeline:
-        """image -> (C, H, W), as a classifier's are prepared in evaluation."""
+        """image -> (C, H, W), as images are prepared in evaluation."""
         return prepared_as(self.best)
 
     def test_images(self, path: str | Path | None) -> Samples | None:
@@ -88,19 +94,46 @@ class Source:
                     "export the folder of a run"
                 )
             return None
-        source = source_of(self.run, path, None)
-        if path is None:
-            try:
-                check_there(self.run, None, None)
-            except DataError as error:
-                notice(f"nothing is measured on test images: {error}")
-                return None
+        if self.task == "dino":
+            return None  # it learned without labels
+        if path is None and not self._is_there():
+            return None
+        return self._of_split(path, lambda split: self._labelled(path, split))
+
+    def dense_task(self, path: str | Path | None) -> tuple[Task, Samples] | None:
+        """The task of a detector or segmenter with its test images, as `test_images`."""
+        if self.run is None or (path is None and not self._is_there()):
+            return None
+        run, place = self.run, None if path is None else str(path)
+        return self._of_split(path, lambda split: dense_samples(run, place, split))
+
+    def unlabelled(self) -> Samples | None:
+        """Images of the validation of a run that learned without labels, where they are there."""
+        if self.run is None or not self._is_there():
+            return None
+        return open_task(self.run.recipe).splits.val
+
+    def _is_there(self) -> bool:
+        assert self.run is not None
         try:
-            return samples_of(self.run, source, "test")[0]
+            check_there(self.run, None, None)
+        except DataError as error:
+            notice(f"nothing is measured on test images: {error}")
+            return False
+        return True
+
+    def _of_split(self, path: str | Path | None, work: Callable[[str], T]) -> T:
+        """Of the test split, or of the validation split where the run's own data have no other."""
+        try:
+            return work("test")
         except DataError:
             if path is not None:
                 raise
-            return samples_of(self.run, source, "val")[0]
+            return work("val")
+
+    def _labelled(self, path: str | Path | None, split: str) -> Samples:
+        assert self.run is not None
+        return samples_of(self.run, source_of(self.run, path, None), split)[0]
 
     def calibration_images(self, path: str | Path | None) -> Samples | None:
         """At most 256 images without labels, drawn alike each time: those of a folder, or the run's
@@ -217,8 +250,11 @@ def weights_digest(source: Source) -> str:
 
 
 def prepared_as(best: Mapping[str, Any]) -> Pipeline:
-    """image -> (C, H, W), as best.json says that images are prepared in evaluation."""
-    return eval_transform(
+    """image -> (C, H, W), as best.json says that images are prepared in evaluation: those of a
+    detector or segmenter whole.
+    """
+    transform = plain_transform if best.get("task") in DENSE else eval_transform
+    return transform(
         best["image_size"],
         best["crop_pct"],
         best["interpolation"],

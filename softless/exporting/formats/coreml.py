@@ -2,8 +2,6 @@
 
 import json
 import uuid
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from softless.exporting.formats.format import Format, Shape
 from softless.exporting.graph import IMAGE, Graph, recorded
 from softless.exporting.metadata import KEY
 from softless.exporting.silence import muted
+from softless.measure.audit import audit
 from softless.models.durable import write_bytes, write_text
 
 MANIFEST = "Manifest.json"
@@ -105,27 +104,9 @@ def _model_file(path: Path) -> Path:
 
 def shape(path: Path) -> Shape:
     """Operations by Core ML's names, and the most axes of a tensor."""
-    nodes: Counter[str] = Counter()
-    rank = 0
-    for operation in _operations(specification(path)):
-        if operation.type != "const":
-            nodes[operation.type] += 1
-            ranks = [output.type.tensorType.rank for output in operation.outputs]
-            rank = max([rank, *ranks])
-    return Shape(dict(nodes.most_common()), rank)
-
-
-def _operations(model: Any) -> Iterator[Any]:
-    """Operations of all functions, those of inner blocks too."""
-    blocks = [
-        block
-        for function in model.mlProgram.functions.values()
-        for block in function.block_specializations.values()
-    ]
-    while blocks:
-        for operation in blocks.pop().operations:
-            yield operation
-            blocks.extend(operation.blocks)
+    audited = audit(path)
+    operations = {kind: number for kind, number in audited.nodes.items() if kind != "const"}
+    return Shape(operations, audited.rank)
 
 
 FORMAT = Format(

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from softless.errors import DataError, UsageError, need
 from softless.exporting.formats.format import Format, Runner, Shape
-from softless.exporting.graph import IMAGE, Graph, last_sentence, quiet
+from softless.exporting.graph import Graph, last_sentence, quiet
 from softless.exporting.metadata import KEY
 from softless.exporting.quantized.onnx import INT8
 from softless.modes import in_evaluation
+from softless.words import clipped
 
 OPSET = 20  # the first with Gelu as one operator
 OPSETS = (18, 23)  # that the exporter writes
@@ -48,7 +49,7 @@ def converted(graph: Graph, opset: int | None = None) -> Any:
                 (graph.example,),
                 dynamo=True,
                 dynamic_shapes=None if shapes is None else (shapes,),
-                input_names=[IMAGE],
+                input_names=[graph.takes],
                 output_names=list(graph.outputs),
                 opset_version=number,
                 external_data=False,
@@ -140,11 +141,12 @@ def run(path: Path) -> Runner:
     """What runs the file on the processor, with as many threads as torch has.
 
     Raises:
-        DataError: the runtime cannot load it.
+        DataError: weights of it stand in other files, or the runtime cannot load it.
     """
-    need("onnxruntime")
+    need("onnx", "onnxruntime")
     import onnxruntime
 
+    _check_whole(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -159,6 +161,34 @@ def run(path: Path) -> Runner:
         return tuple(map(torch.from_numpy, outputs))
 
     return answer
+
+
+def _check_whole(path: Path) -> None:
+    """Whether all weights stand in the file: one of somebody else could name any file that this
+    process can read.
+
+    Raises:
+        DataError: it names other files.
+    """
+    for tensor in _tensors(read(path).graph):
+        if tensor.external_data or tensor.data_location:
+            names = [entry.value for entry in tensor.external_data if entry.key == "location"]
+            raise DataError(
+                f"{path} has weights in another file ({clipped(names[0] if names else '')}), and "
+                "files of `softless export` hold their own: it is not opened; export the model anew"
+            )
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Weights and constants of a graph, those of its inner graphs too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
 
 
 def shape(path: Path) -> Shape:

@@ -4,7 +4,6 @@ It is made of the ONNX graph: that one has names for input, outputs and layers, 
 program's resizing of position tables has no rule in OpenVINO.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -21,11 +20,13 @@ from softless.exporting.metadata import KEY
 from softless.exporting.quantized import tools
 from softless.exporting.quantized.openvino import INT8
 from softless.exporting.silence import muted
+from softless.measure.audit import audit
+from softless.measure.graphs.limits import Damaged
+from softless.measure.graphs.openvino import parsed
 from softless.models.digests import of_file
 from softless.models.durable import write_bytes
 
 WEIGHTS = f"{KEY}_weights"  # under which the graph keeps the digest of its weights
-LARGEST = 64 << 20  # bytes of a graph without its weights
 NO_OPERATORS = ("Const", "Parameter", "Result")
 
 
@@ -58,10 +59,10 @@ def _resized_as_torch(model: Any) -> None:
     for old in model.get_ops():
         if old.get_type_name() != "Interpolate":
             continue
-        asked = old.get_attributes()
-        if asked["mode"] != "cubic" or not asked["antialias"]:
+        attributes = old.get_attributes()
+        if attributes["mode"] != "cubic" or not attributes["antialias"]:
             continue
-        assert asked["shape_calculation_mode"] == "sizes"
+        assert attributes["shape_calculation_mode"] == "sizes"
         axes = opset11.constant(np.array([2, 3]))
         sides = opset11.gather(old.input_value(1), axes, opset11.constant(np.array(0)))
         new = opset11.interpolate(
@@ -70,7 +71,7 @@ def _resized_as_torch(model: Any) -> None:
             "bicubic_pillow",
             "sizes",
             axes=axes,
-            cube_coeff=asked["cube_coeff"],
+            cube_coeff=attributes["cube_coeff"],
         )
         new.set_friendly_name(old.get_friendly_name())
         old.output(0).replace(new.output(0))
@@ -100,24 +101,20 @@ def label(path: Path, text: str) -> None:
 
 
 def document(path: Path) -> ET.Element:
-    """The graph as XML without definitions of its own, which can grow without bound.
+    """The graph as XML.
 
     Raises:
         DataError: it is no such file, or damaged.
     """
-    why = "it is too large for a graph without weights"
-    if path.stat().st_size <= LARGEST:
-        content = path.read_bytes()
-        why = "it defines a document type"
-        if b"<!" not in content:
-            try:
-                root = ET.fromstring(content)  # noqa: S314 - it defines nothing
-                why = "its first element is another"
-            except ET.ParseError as error:
-                root, why = ET.Element("damaged"), str(error)
-            if root.tag == "net":
-                return root
-    raise DataError(f"{path} is no graph of OpenVINO ({why}): export the model anew")
+    try:
+        root = parsed(path)
+    except Damaged as error:
+        raise DataError(
+            f"{path} is no graph of OpenVINO ({error}): export the model anew"
+        ) from error
+    if root.tag != "net":
+        raise DataError(f"{path} is no graph of OpenVINO, but XML of another kind")
+    return root
 
 
 def text_of(path: Path) -> str:
@@ -175,13 +172,9 @@ def run(path: Path) -> Runner:
 
 def shape(path: Path) -> Shape:
     """Layers by OpenVINO's names, and the most axes of a tensor."""
-    layers = document(path).findall(".//layers/layer")
-    kinds = Counter(layer.get("type", "") for layer in layers)
-    rank = max(
-        (len(port.findall("dim")) for layer in layers for port in layer.iter("port")), default=0
-    )
-    counted = {kind: number for kind, number in kinds.most_common() if kind not in NO_OPERATORS}
-    return Shape(counted, rank)
+    audited = audit(path)
+    layers = {kind: number for kind, number in audited.nodes.items() if kind not in NO_OPERATORS}
+    return Shape(layers, audited.rank)
 
 
 FORMAT = Format(

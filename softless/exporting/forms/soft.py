@@ -78,4 +78,4 @@ class Bottleneck(Core):
 
 
 def _gaussian(squares: Tensor) -> Tensor:
-    return (-0.5 * squares.clamp_min(0)).exp()
+    return (-0.5 * squares.clamp_min(0.0)).exp()

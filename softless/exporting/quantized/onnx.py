@@ -146,8 +146,8 @@ def _dequantised(graph: Any, tensor: Any, axis: int) -> list[Any]:
     shape = [-1 if other == axis else 1 for other in range(values.ndim)]
     rounded = np.clip(np.rint(values / scale.reshape(shape)), -127, 127).astype(np.int8)
     names = f"{tensor.name}_int8", f"{tensor.name}_scale"
-    for name, content in zip(names, (rounded, scale), strict=True):
-        graph.initializer.append(numpy_helper.from_array(content, name))
+    graph.initializer.append(numpy_helper.from_array(rounded, names[0]))
+    graph.initializer.append(numpy_helper.from_array(scale, names[1]))
     output = f"{tensor.name}_restored"
     return [helper.make_node("DequantizeLinear", names, [output], name=output, axis=axis)]
 

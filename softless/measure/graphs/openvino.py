@@ -97,14 +97,18 @@ def read(path: Path) -> Iterator[Node]:
         Damaged: not a model of OpenVINO.
         DataError: its .bin is a link.
     """
-    root = _parsed(path)
+    root = parsed(path)
     if root.tag != "net" or root.find("layers") is None:
         raise Damaged("it is XML of another kind")
     yield from _walk(root, path, "", Budget(), 0, inputs_depend=True)
 
 
-def _parsed(path: Path) -> Element:
-    """The elements of a file that may not define entities: those can grow without bound."""
+def parsed(path: Path) -> Element:
+    """The elements of a file that may not define entities: those can grow without bound.
+
+    Raises:
+        Damaged: it is no such XML.
+    """
     if path.stat().st_size > TEXT:
         raise Damaged(f"it has {path.stat().st_size:,} bytes, and its weights stand in the .bin")
     builder, parser, depth = TreeBuilder(), expat.ParserCreate(), 0
