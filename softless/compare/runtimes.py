@@ -16,6 +16,7 @@ from softless.exporting.export import files_of
 from softless.exporting.formats.format import Format
 from softless.exporting.formats.standing import needs
 from softless.exporting.formats.table import FORMATS
+from softless.exporting.graph import Dynamic
 from softless.exporting.loaded import ExportedModel, load_exported
 from softless.exporting.source import Source
 from softless.inference.optimize import optimize
@@ -84,7 +85,7 @@ def exported(record: Format, source: Source, shape: tuple[int, ...], folder: Pat
         MissingExtra: what writes or runs it is not installed.
     """
     need(*needs(record))
-    batch = "batch" if shape[0] > 1 and "batch" in record.dynamic else None
+    batch: Dynamic | None = "batch" if shape[0] > 1 and "batch" in record.dynamic else None
     report = files_of(
         source, (record,), folder, size=(shape[2], shape[3]), dynamic=batch, measuring=False
     )

@@ -131,8 +131,8 @@ class Exported:
         height, width = self.size
         free = {"batch": ", any number at once", "size": ", or any other size"}
         free["both"] = "".join((free["size"], free["batch"]))
-        pixels = "bytes" if self.pixels == "uint8" else "pixels"
-        return f"at {height} x {width} {pixels}{free.get(self.dynamic or '', '')}"
+        of_bytes = ", taken as bytes" if self.pixels == "uint8" else ""
+        return f"at {height} x {width} pixels{of_bytes}{free.get(self.dynamic or '', '')}"
 
 
 def _cells(file: ExportedFile) -> list[str]:

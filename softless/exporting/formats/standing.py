@@ -24,7 +24,7 @@ def missing(record: Format, int8: Int8 = "none") -> str:
 def abilities(record: Format) -> Mapping[str, str]:
     """What a format takes, wherever it is used."""
     eight = ", ".join(kind for kind in record.int8 if kind != "none")
-    further = ", ".join(record.quantises_with)
+    further = ", ".join(name for name in record.quantises_with if name not in needs(record))
     return {
         "ending": record.ending,
         "needs": ", ".join(needs(record)) or "nothing but torch",
