@@ -13,7 +13,7 @@ from torch import nn
 import softless
 from softless.errors import UsageError
 from softless.experiment.groups import DataSpec
-from softless.exporting import export as exporting
+from softless.exporting import described
 from softless.exporting.pixels import OfBytes, first_convolution
 from tests.data.making import split_folders
 from tests.evaluation.runs import run_folder
@@ -188,7 +188,7 @@ def test_a_wrong_mean_is_caught(folder, tmp_path, monkeypatch):
     def planted(module, mean, std, images):
         return OfBytes(module, [value + 0.05 for value in mean], std, images)
 
-    monkeypatch.setattr(exporting, "OfBytes", planted)
+    monkeypatch.setattr(described, "OfBytes", planted)
     files = softless.export(folder / "run", "pt2", tmp_path, pixels="uint8")
     assert not files.ok
     assert files.path.name == "model.pt2.failed"
