@@ -2,7 +2,7 @@
 
 from softless.compare.papers import PaperTable, paper_table
 from softless.errors import UsageError
-from softless.exporting.use import refuse_file
+from softless.exporting.names import refuse_file
 from softless.measure.cost import Cost
 from softless.measure.cost import cost as count
 from softless.tasks.opened import model_and_size

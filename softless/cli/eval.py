@@ -11,7 +11,7 @@ from softless.data.loader import shared_loader
 from softless.data.samples import Samples
 from softless.data.sources import opened_for_all
 from softless.errors import UsageError, need, unknown
-from softless.evaluation.evaluate import Evaluation, evaluate, precision_of
+from softless.evaluation.evaluate import Evaluation, evaluate
 from softless.evaluation.features import Probe, as_it_is, extract, output
 from softless.evaluation.knn import nearest
 from softless.evaluation.linear import LinearSettings, probe
@@ -20,9 +20,15 @@ from softless.experiment.assignments import assignments
 from softless.experiment.groups import CLASSIFIES
 from softless.experiment.measures import MEASURES, beside
 from softless.exporting.dense.worth import of_normalised
-from softless.exporting.use import amp_for, check_named, device_for, is_file, run_or_file
+from softless.exporting.names import is_file
+from softless.exporting.use import (
+    amp_for,
+    check_named,
+    device_for,
+    precision_for,
+    run_or_file,
+)
 from softless.models.given import model_given
-from softless.tasks.dense import dense_samples
 from softless.tasks.dino.transforms import one_crop
 from softless.tasks.labelled import (
     HELD,
@@ -34,7 +40,7 @@ from softless.tasks.labelled import (
 )
 from softless.tasks.multilabel.measure import evaluate_labels
 from softless.tasks.multilabel.settings import MultilabelSpec
-from softless.tasks.table import TASKS
+from softless.tasks.table import TASKS, dense_samples
 from softless.tasks.task import Outcome
 from softless.training.machine import IN_MEMORY
 from softless.training.sharing import sharing
@@ -62,7 +68,7 @@ class RunEvaluation:
     data: str
     split: str
     evaluation: Evaluation
-    precision: str  # float32, bfloat16 or float16
+    precision: str  # float32, bfloat16 or float16; int8 of a file
 
     def to_dict(self) -> dict[str, Any]:
         return {**_head(self), **self.evaluation.to_dict()}
@@ -82,7 +88,7 @@ class DenseEvaluation:
     data: str
     split: str
     outcome: Outcome
-    precision: str  # float32, bfloat16 or float16
+    precision: str  # float32, bfloat16 or float16; int8 of a file
 
     def to_dict(self) -> dict[str, Any]:
         return {**_head(self), **self.outcome.to_dict()}
@@ -242,7 +248,7 @@ def _measured(
         outcome = _by_task(
             job, world, None if data is None else str(data), split, batch_size, workers
         )
-        return DenseEvaluation(*origin, outcome, precision_of(job.amp))
+        return DenseEvaluation(*origin, outcome, precision_for(job.amp, loaded))
 
 
 @dataclass(frozen=True)
@@ -335,9 +341,9 @@ def _classified(
     if loaded.task == "multilabel":
         threshold = (loaded.recipe.multilabel or MultilabelSpec()).threshold
         labels = evaluate_labels(loaded.model, loader, loaded.classes, threshold=threshold, amp=amp)
-        return DenseEvaluation(*origin, labels, precision_of(amp))
+        return DenseEvaluation(*origin, labels, precision_for(amp, loaded))
     outcome = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
-    return RunEvaluation(*origin, outcome, precision_of(amp))
+    return RunEvaluation(*origin, outcome, precision_for(amp, loaded))
 
 
 def _opened(source: EvaluationSource, work: "Callable[[], T]") -> T:

@@ -10,7 +10,7 @@ from softless.cli.sizes import as_size, as_token_scale
 from softless.data.progress import track
 from softless.data.sources import images_for_all
 from softless.errors import located
-from softless.exporting.use import refuse_file
+from softless.exporting.names import refuse_file
 from softless.models.durable import write_picture
 from softless.models.scale import Foreign, set_token_scale
 from softless.prediction.results import Results

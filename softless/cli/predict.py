@@ -11,7 +11,8 @@ from softless.data.sources import images_for_all
 from softless.errors import UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import DENSE
-from softless.exporting.use import amp_for, check_sizes, device_for, is_file, run_or_file
+from softless.exporting.names import is_file
+from softless.exporting.use import amp_for, check_sizes, device_for, run_or_file
 from softless.prediction.answers import readable
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting

@@ -17,7 +17,7 @@ from softless.cli.output import plain
 from softless.cli.sizes import as_channels, as_mpp, as_size, as_token_scale
 from softless.data.notices import notice
 from softless.errors import DataError, SoftlessError, UsageError, located
-from softless.exporting.use import refuse_file
+from softless.exporting.names import refuse_file
 from softless.inference.optimize import optimize
 from softless.models.create import create_model
 from softless.models.durable import make_folder, remove_empty, write_picture, write_text

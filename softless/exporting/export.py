@@ -1,54 +1,44 @@
 """`softless.export`: a model as a file of another runtime, run, compared, audited and measured."""
 
-import importlib.metadata
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from softless.data.images import MODES
-from softless.data.samples import Samples
-from softless.errors import DataError, SoftlessError, UsageError, located, need
-from softless.experiment.files import LARGEST_IMAGE
-from softless.exporting.dense.maps import Stepped
+from softless.errors import SoftlessError, StorageError, UsageError, located
+from softless.exporting.checks import checked_request, formats_named
 from softless.exporting.dense.recorded import (
-    PLAIN,
-    compared_images,
-    is_dense,
     later_names,
-    on_grid,
-    reference_of,
 )
-from softless.exporting.dense.recorded import recording as dense_recording
-from softless.exporting.dense.worth import dense_worth
-from softless.exporting.edge import edge
+from softless.exporting.described import metadata_of, recording_of
 from softless.exporting.formats.format import Format, Int8
-from softless.exporting.formats.table import FORMATS, format_named
-from softless.exporting.forms.steps import inverts
-from softless.exporting.graph import CELLS, Dynamic, Graph, last_sentence
-from softless.exporting.grid import check_any_size, check_size, free_step, grid_step
-from softless.exporting.loaded import ExportedModel, as_bytes, load_exported, part_path
-from softless.exporting.measured import Measured, Parity, measured, parity, summary
-from softless.exporting.metadata import KEPT, Metadata, shareable
+from softless.exporting.formats.table import FORMATS
+from softless.exporting.graph import Dynamic, Graph, last_sentence
+from softless.exporting.images import gathered
+from softless.exporting.loaded import part_path
+from softless.exporting.measured import summary
+from softless.exporting.metadata import Metadata
 from softless.exporting.noted import note
-from softless.exporting.pixels import OfBytes
-from softless.exporting.quantized.calibration import Calibration, calibrated
+from softless.exporting.proof import proven
 from softless.exporting.quantized.candidate import Material
 from softless.exporting.recording import Recording
 from softless.exporting.report import FAILED, Exported, ExportedFile
+from softless.exporting.request import Form, Images, Pixels, Request
 from softless.exporting.silence import Said, muted
-from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
-from softless.measure.audit import Audit, audit
+from softless.exporting.source import (
+    Source,
+    opened,
+)
 from softless.models.durable import (
+    delete,
+    delete_folder,
     make_folder,
+    move,
     remove_empty,
     storage_error,
     storing,
@@ -56,41 +46,8 @@ from softless.models.durable import (
     sync_folder,
     write_text,
 )
-from softless.modes import in_evaluation
-from softless.tasks.task import Task
 
-PARITY_IMAGES = 16
-STEP_IMAGES = 64
-NOISE = 1 << 22  # pixels that a model is compared on where there are no images
 LOG = "export.log"
-Pixels = Literal["normalised", "uint8"]
-Form = Literal["auto", "plain", "edge"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for, checked."""
-
-    formats: tuple[Format, ...]
-    form: Form
-    size: tuple[int, int]
-    dynamic: Dynamic | None
-    int8: Int8
-    pixels: Pixels
-    opset: int | None
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that files are compared and measured on."""
-
-    compared: Tensor  # (n, C, H, W), prepared
-    pixels: Tensor  # the same as the file takes them: normalised, or bytes
-    steps: Tensor  # on which Newton's steps are chosen, where there is something to invert
-    tested: Samples | None
-    calibration: Calibration | None
-    task: Task | None = None  # that measures a detector or segmenter on `tested`
-    noise: bool = False  # whether the images are noise, since there are none
 
 
 def export(
@@ -144,6 +101,12 @@ def export(
         (True, 'model.pt2')
     """
     formats = formats_named(format, int8)
+    if str(out) in FORMATS:  # `softless export RUN onnx openvino` would write into openvino/
+        raise UsageError(
+            f"out='{out}' is the name of a format: several are given as --format "
+            f"{' '.join([*(record.name for record in formats), str(out)])}; a folder of that name "
+            f"is --out ./{out}"
+        )
     return files_of(
         opened(source),
         formats,
@@ -200,16 +163,18 @@ def files_of(
         UsageError: as `export`.
         DataError: as `export`.
     """
-    request = _request(source, formats, form, size, dynamic, int8, pixels, opset)
+    request = checked_request(source, formats, form, size, dynamic, int8, pixels, opset)
     names = [_name(record, request) for record in formats]
-    further = [
-        part_path(Path(name), record, part).name
-        for name, record in zip(names, formats, strict=True)
-        for part in later_names(source.model)
+    later = later_names(source.model)
+    parts = [
+        part.name
+        for record, name in zip(formats, names, strict=True)
+        for path in [folder / name, *(part_path(folder / name, record, one) for one in later)]
+        for part in record.parts(path)
     ]
-    _check_free(folder, [*names, *further], overwrite=overwrite)
+    _check_free(folder, parts, overwrite=overwrite)
     sized = source.at(request.size)
-    images = _images(sized, request, calibrate, test, measuring=measuring)
+    images = gathered(sized, request, calibrate, test, measuring=measuring)
     fresh = not folder.exists()
     make_folder(folder)
     files: list[ExportedFile] = []
@@ -224,130 +189,6 @@ def files_of(
         if fresh and not files:
             remove_empty(folder)
     return report
-
-
-def formats_named(named: str | Sequence[str], int8: Int8 = "none") -> tuple[Format, ...]:
-    """The formats of these names, each once.
-
-    Raises:
-        UsageError: no such format, or none is named.
-        MissingExtra: what writes one is not installed.
-    """
-    names = [named] if isinstance(named, str) else list(named)
-    if not names:
-        raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
-    formats = tuple(format_named(name) for name in dict.fromkeys(names))
-    for record in formats:
-        need(*record.writes_with, *(record.quantises_with if int8 != "none" else ()))
-    return formats
-
-
-def _request(
-    source: Source,
-    formats: tuple[Format, ...],
-    form: Form,
-    size: int | tuple[int, int] | None,
-    dynamic: Dynamic | None,
-    int8: Int8,
-    pixels: Pixels,
-    opset: int | None,
-) -> Request:
-    """What is asked for, where it goes together."""
-    _check_word("form", form, ("auto", "plain", "edge"))
-    _check_word("dynamic", dynamic, (None, "batch", "size", "both"))
-    _check_word("int8", int8, ("none", "weights", "static"))
-    _check_word("pixels", pixels, ("normalised", "uint8"))
-    dense = is_dense(source.model)
-    any_size = dynamic in {"size", "both"}
-    height_width = source.pixels if size is None else _sides(size)
-    if dense and any_size:
-        height_width = on_grid(source.model, height_width)
-    elif not dense or min(height_width) < 1:  # those fill images up themselves
-        check_size(source.model, height_width, source.name)
-    if dense:
-        _check_dense(source, form, int8, formats)
-    if any_size:
-        check_any_size(getattr(source.model, "host", source.model), source.name)
-        if form == "edge":
-            raise UsageError(
-                "--form edge makes constants of all that depends on the size: leave out --dynamic "
-                "size, or choose --form plain"
-            )
-    _check_formats(formats, dynamic, int8, opset)
-    if pixels == "uint8":
-        _check_bytes(source)
-    return Request(formats, form, height_width, dynamic, int8, pixels, opset)
-
-
-def _check_formats(
-    formats: Sequence[Format], dynamic: Dynamic | None, int8: Int8, opset: int | None
-) -> None:
-    """Whether every format takes these options, and they go together."""
-    for record in formats:
-        if dynamic is not None and dynamic not in record.dynamic:
-            raise UsageError(
-                f"{record.name} holds graphs of one size and one image: leave --dynamic out, and "
-                "write one file for each --size"
-            )
-        if int8 not in {"none", *record.int8}:
-            offered = [name for name, other in FORMATS.items() if int8 in other.int8]
-            raise UsageError(
-                f"{record.name} has no --int8 {int8}; formats that have: {', '.join(offered)}"
-            )
-        if opset is not None and not record.takes_opset:
-            raise UsageError(f"--opset is of onnx, and {record.name} has none: leave it out")
-    if int8 == "static" and dynamic in {"size", "both"}:
-        raise UsageError(
-            "--int8 static measures its scales at one size: give --size, one file for each size"
-        )
-
-
-def _check_bytes(source: Source) -> None:
-    """Whether the images of a source are bytes until they are normalised."""
-    if source.best.get("range") is not None:
-        raise UsageError(
-            f"{source.name} reads images of a declared range and not of bytes: leave --pixels out"
-        )
-    if int(source.best["in_chans"]) not in MODES:
-        raise UsageError(
-            f"{source.name} reads images of {source.best['in_chans']} channels, which are framed "
-            "as floats and not as bytes: leave --pixels out"
-        )
-
-
-def _check_dense(source: Source, form: Form, int8: Int8, formats: Sequence[Format]) -> None:
-    """Whether a detector or a segmenter is written so."""
-    if form == "edge":
-        raise UsageError(f"{source.name} is a run of {source.task}, and {PLAIN}: leave --form out")
-    if int8 != "none":
-        raise UsageError(
-            f"{source.name} is a run of {source.task}, and --int8 is measured of classifiers only: "
-            "leave it out"
-        )
-    for record in formats:
-        if later_names(source.model) and (record.open is None or "batch" not in record.dynamic):
-            raise UsageError(
-                f"{source.name} looks at any number of regions in its second stage, and "
-                f"{record.name} holds graphs of one number of images: choose --format onnx or pt2"
-            )
-
-
-def _check_word(option: str, word: str | None, words: Sequence[str | None]) -> None:
-    if word not in words:
-        offered = ", ".join(name for name in words if name is not None)
-        raise UsageError(f"--{option} {word}: choose of {offered}")
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) == 1:
-        sides *= 2
-    if len(sides) != 2 or not all(0 < side <= LARGEST_IMAGE for side in sides):
-        raise UsageError(
-            f"--size {' '.join(map(str, sides))}: give height and width in pixels, from 1 to "
-            f"{LARGEST_IMAGE:,}"
-        )
-    return int(sides[0]), int(sides[1])
 
 
 def _name(record: Format, request: Request) -> str:
@@ -366,117 +207,6 @@ def _check_free(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
         )
 
 
-def _images(
-    source: Source,
-    request: Request,
-    calibrate: str | Path | None,
-    test: str | Path | None,
-    *,
-    measuring: bool,
-) -> Images:
-    """What files are compared and measured on.
-
-    Raises:
-        UsageError: int8 without images.
-    """
-    if is_dense(source.model):
-        return _dense_images(source, request, test, measuring=measuring)
-    tested = source.test_images(test) if measuring else None
-    if request.int8 != "none" and tested is None:
-        raise UsageError(
-            f"--int8 {request.int8} is measured on labelled test images, and there are none of "
-            f"{source.name}: give --test FOLDER"
-        )
-    measures = request.int8 == "static" or inverts(source.model)
-    if calibrate is not None and not measures:
-        raise UsageError(
-            f"--calibrate is of --int8 static, and --int8 is {request.int8}: leave it out"
-        )
-    calibration = None
-    if request.int8 == "static" or calibrate is not None:
-        calibration = calibrated(source, calibrate, tested)
-        if calibration is None:
-            raise UsageError(
-                "--int8 static measures the range of every activation on images: give --calibrate "
-                "FOLDER"
-            )
-    real: Samples | None = tested
-    if real is None and source.task == "dino":
-        real = source.unlabelled()
-    if real is not None:
-        compared = tensors(real, source.transform, PARITY_IMAGES)
-        pixels = compared
-        if request.pixels == "uint8":
-            pixels = tensors(real, as_bytes(source.transform), PARITY_IMAGES)
-        steps = _step_images(source, compared, calibration)
-        return Images(compared, pixels, steps, tested, calibration)
-    compared, pixels = _noise(source, request)
-    return Images(compared, pixels, compared, None, calibration, noise=True)
-
-
-def _dense_images(
-    source: Source, request: Request, test: str | Path | None, *, measuring: bool
-) -> Images:
-    """The same of a detector or a segmenter: those test images that the graph takes."""
-    found = source.dense_task(test) if measuring else None
-    task, tested = (None, None) if found is None else found
-    compared = compared_images(
-        source.model,
-        tested,
-        source.transform,
-        request.size,
-        PARITY_IMAGES,
-        any_size=request.dynamic in {"size", "both"},
-        as_they_are=request.pixels == "uint8",
-    )
-    if noise := compared is None:
-        compared, pixels = _noise(source, request)
-    else:
-        pixels = compared if request.pixels == "normalised" else _bytes_of(source, compared)
-    return Images(compared, pixels, compared, tested, None, task, noise=noise)
-
-
-def _noise(source: Source, request: Request) -> tuple[Tensor, Tensor]:
-    """Noise (n, C, H, W) as the model takes it, and as the file does."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (_images_of_noise(request.size), int(source.best["in_chans"]), *request.size)
-    if request.pixels == "normalised":
-        noise = torch.randn(shape, generator=generator)
-        return noise, noise
-    levels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    mean, std = (
-        torch.tensor(list(source.best[name]), dtype=torch.float64)[:, None, None]
-        for name in ("mean", "std")
-    )
-    return ((levels.double() / 255 - mean) / std).float(), levels
-
-
-def _bytes_of(source: Source, images: Tensor) -> Tensor:
-    """Normalised images (B, C, H, W) of bytes as those bytes."""
-    mean, std = (torch.tensor(list(source.best[name]))[:, None, None] for name in ("mean", "std"))
-    return (255 * (images.double() * std + mean)).round().clamp(0, 255).to(torch.uint8)
-
-
-def _images_of_noise(size: tuple[int, int]) -> int:
-    """As many as a machine of ordinary memory answers at once."""
-    return max(2, min(PARITY_IMAGES, NOISE // (size[0] * size[1])))
-
-
-def _step_images(source: Source, compared: Tensor, calibration: Calibration | None) -> Tensor:
-    """Prepared images (n, C, H, W) that say how many steps an inverse takes: those of the training
-    where it inverts and they are there.
-    """
-    if not inverts(source.model):
-        return compared
-    if calibration is not None:
-        return calibration.images[:STEP_IMAGES]
-    try:
-        samples = source.calibration_images(None)
-    except DataError:
-        return compared
-    return compared if samples is None else tensors(samples, source.transform, STEP_IMAGES)
-
-
 def _exported(
     source: Source, record: Format, request: Request, images: Images, path: Path
 ) -> ExportedFile:
@@ -485,8 +215,8 @@ def _exported(
     In eight bits the recipes are tried in order; the first that passes is kept, or else the one
     whose answers are most like the model's.
     """
-    recording = _recording(source, record, request, images)
-    metadata = _metadata(source, request, recording)
+    recording = recording_of(source, record, request, images)
+    metadata = metadata_of(source, request, recording)
     files: dict[str, ExportedFile] = {}
     refused: dict[str, str] = {}
     with _workplace(path.parent) as folder:
@@ -511,7 +241,8 @@ def _exported(
         kept = max(files, key=lambda name: (files[name].ok, files[name].alike))
         report = files[kept]
         suffix, other = ("", FAILED) if report.ok else (FAILED, "")
-        for part in _parts(record, recording, report.path):
+        # the first one names the others, and comes when they are there
+        for part in reversed(_parts(record, recording, report.path)):
             _moved(part, path.parent / (part.name + suffix))
             _removed(path.parent / (part.name + other))
     tried = {name: why for name, why in refused.items() if name != kept}
@@ -571,7 +302,7 @@ def _proven(
         for name, graph in recording.parts.items():
             own = replace(metadata, outputs=graph.outputs, decoding={"part_of": draft.name})
             record.label(part_path(draft, record, name), own.as_text())
-    report = _checked(source, record, request, images, recording, draft)
+    report = proven(source, record, request, images, recording, draft)
     accuracy, counts = summary(report.measured), None
     if report.audit is not None:
         counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
@@ -587,208 +318,6 @@ def _parts(record: Format, recording: Recording, path: Path) -> list[Path]:
     return [part for written in drafts for part in record.parts(written)]
 
 
-def _recording(source: Source, record: Format, request: Request, images: Images) -> Recording:
-    """What is recorded, its form, and why that is plain."""
-    any_size = request.dynamic in {"size", "both"}
-    several = request.dynamic in {"batch", "both"}
-    if is_dense(source.model):
-        made = dense_recording(
-            source.model,
-            images.compared,
-            request.dynamic,
-            request.form,
-            several=several,
-            cholesky=record.inverts,
-        )
-    else:
-        form: Form = "plain" if any_size else request.form
-        module = edge(source.model, request.size, form, batch=record.batch, images=images.steps)
-        outputs = ("features",) if source.task == "dino" else ("logits",)
-        step = free_step(source.model) if any_size else grid_step(source.model)
-        example = images.compared[: 2 if several else 1]
-        graph = Graph(module, example, outputs, request.dynamic, step)
-        notes = () if module.inversion is None else (str(module.inversion),)
-        made = Recording(graph, str(module.form), str(module.why), notes=notes)
-    made = replace(
-        made,
-        graph=_without_images(made.graph),
-        parts={name: _without_images(graph) for name, graph in made.parts.items()},
-    )
-    if request.pixels == "normalised":
-        return made
-    graph, number = made.graph, len(made.graph.example)
-    taken = OfBytes(graph.module, source.best["mean"], source.best["std"], graph.example)
-    return replace(
-        made, graph=replace(graph, module=taken, example=_noise_like(images.pixels[:number]))
-    )
-
-
-def _without_images(graph: Graph) -> Graph:
-    """A graph that is recorded with noise."""
-    return replace(graph, example=_noise_like(graph.example))
-
-
-def _noise_like(images: Tensor) -> Tensor:
-    """Noise in the place of images (B, C, H, W): no image of anybody's is in a file, and some
-    formats keep what a graph was recorded with.
-    """
-    generator = torch.Generator().manual_seed(0)
-    if images.dtype == torch.uint8:
-        return torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
-    return torch.randn(images.shape, generator=generator)
-
-
-def _metadata(source: Source, request: Request, recording: Recording) -> Metadata:
-    graph = recording.graph
-    return Metadata(
-        name=str(source.best["architecture"]),
-        best={name: source.best[name] for name in KEPT if source.best.get(name) is not None},
-        recipe=None if source.run is None else shareable(source.run.recipe),
-        size=request.size,
-        outputs=graph.outputs,
-        form=recording.form,
-        weights_sha256=weights_digest(source),
-        versions={name: importlib.metadata.version(name) for name in ("softless", "torch")},
-        batch=len(graph.example),
-        dynamic=request.dynamic,
-        step=graph.step,
-        pixels=request.pixels,
-        token_scale=token_scale_of(source.model),
-        decoding=recording.decoding,
-    )
-
-
-def _checked(
-    source: Source,
-    record: Format,
-    request: Request,
-    images: Images,
-    recording: Recording,
-    draft: Path,
-) -> ExportedFile:
-    """The file that was written, run and read."""
-    faults: list[str] = []
-    notes: list[str] = ["compared on noise: there are no images of it"] if images.noise else []
-    eight_bits = request.int8 != "none"
-    same: Parity | None = None
-    measurement: Measured | None = None
-    if record.open is not None:
-        answer = load_exported(draft)
-        reference = _reference(source, request, images, recording)
-        notes += recording.notes
-        if not eight_bits:
-            same, apart_by_shape = _compared(record, answer, reference, images, recording, draft)
-            for (number, _, height, width), apart in apart_by_shape.items():
-                if apart > record.tolerance:
-                    faults.append(
-                        f"its answers to {number} images of {height} x {width} pixels differ from "
-                        f"the model's by {apart:.1e} of the largest, and {record.tolerance:.0e} is "
-                        "the most"
-                    )
-        if images.tested is not None:
-            measurement, note_of_it = _measured(source, answer, images)
-            notes += [note_of_it] if note_of_it else []
-            if measurement is not None:
-                faults += measurement.faults(eight_bits=eight_bits)
-                notes += measurement.doubts()
-    else:
-        notes.append(f"{record.name} is written here and runs elsewhere: nothing was compared")
-    found: Audit = audit(draft)
-    for name in recording.parts:
-        later_audit = audit(part_path(draft, record, name))
-        found = replace(
-            found,
-            findings=(*found.findings, *later_audit.findings),
-            roots=found.roots + later_audit.roots,
-            divisions=found.divisions + later_audit.divisions,
-        )
-    return ExportedFile(
-        format=record.name,
-        path=draft,
-        form="",
-        why="",
-        parity=same,
-        audit=found,
-        measured=measurement,
-        shape=record.shape(draft),
-        bytes=0,
-        faults=tuple(faults),
-        notes=tuple(notes),
-    )
-
-
-def _compared(
-    record: Format,
-    answer: ExportedModel,
-    reference: nn.Module,
-    images: Images,
-    recording: Recording,
-    draft: Path,
-) -> tuple[Parity, dict[tuple[int, ...], float]]:
-    """The file beside the model on the images, and the largest difference by shape of images, of
-    those too that a dynamic file takes beside.
-    """
-    same = parity(answer.outputs, reference, images.compared, images.pixels)
-    for name, graph in recording.parts.items():
-        assert record.open is not None
-        later = parity(record.open(part_path(draft, record, name)), graph.module, graph.example)
-        same = replace(same, difference=max(same.difference, later.difference))
-    differences = {tuple(images.compared.shape): same.difference}
-    if recording.decoding is None and answer.metadata.pixels == "normalised":
-        for others in _of_other_shapes(answer.metadata, images.compared):
-            apart = parity(answer.outputs, reference, others).difference
-            differences[tuple(others.shape)] = apart
-    return same, differences
-
-
-def _of_other_shapes(metadata: Metadata, images: Tensor) -> Iterator[Tensor]:
-    """Images (n,C,H,W) in other numbers and sizes that a dynamic file takes: one and three, the
-    smallest, and a larger one whose sides differ.
-    """
-    if metadata.dynamic in {"batch", "both"}:
-        yield from (images[:1], images[:3])
-    if metadata.dynamic in {"size", "both"}:
-        height, width = metadata.size
-        least = CELLS[0] * metadata.step
-        for size in ((least, least), (height + metadata.step, 2 * width)):
-            yield F.interpolate(images[:2], size, mode="bilinear", antialias=True)
-
-
-def _reference(source: Source, request: Request, images: Images, recording: Recording) -> nn.Module:
-    """What a file is held against: the plain model, and of inverses as many of Newton's steps."""
-    if recording.decoding is None:
-        if not inverts(source.model):
-            return source.model
-        return edge(source.model, request.size, "plain", images=images.steps)
-    plain = reference_of(source.model, any_size=request.dynamic in {"size", "both"})
-    taken = recording.graph.module
-    inner = taken.module if isinstance(taken, OfBytes) else taken
-    return Stepped(plain, inner.steps) if isinstance(inner, Stepped) else plain
-
-
-def _measured(source: Source, answer: ExportedModel, images: Images) -> tuple[Measured | None, str]:
-    """What the file is worth on the test images, and what is to say of that."""
-    assert images.tested is not None
-    if images.task is not None:
-        assert source.run is not None
-        with in_evaluation(source.model):
-            return dense_worth(source.run, answer, images.task, images.tested)
-    threshold = 0.5
-    if source.run is not None and source.run.recipe.multilabel is not None:
-        threshold = source.run.recipe.multilabel.threshold
-    with in_evaluation(source.model):
-        worth = measured(
-            answer,
-            source.model,
-            images.tested,
-            prepared=source.transform,
-            same_prepared=answer.transform,
-            several=source.task == "multilabel",
-            threshold=threshold,
-        )
-    return worth, ""
-
-
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """A folder beside the files, gone afterwards whatever happens."""
@@ -797,7 +326,8 @@ def _workplace(folder: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        with suppress(StorageError):  # cleaning up hides no error under way
+            delete_folder(place)
 
 
 @contextmanager
@@ -840,15 +370,14 @@ def _moved(path: Path, to: Path) -> None:
         for inner in path.rglob("*") if path.is_dir() else [path]:
             if inner.is_file():
                 sync_file(inner)
-        if to.is_dir():
-            shutil.rmtree(to)
-        path.replace(to)
-        sync_folder(to.parent)
+    _removed(to)
+    move(path, to)
+    sync_folder(to.parent)
 
 
 def _removed(path: Path) -> None:
-    """What an earlier export left, which had the other outcome: it is not what was asked for."""
-    with storing(path):
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
+    """What an earlier export left of this name is not what was asked for."""
+    if path.is_dir():
+        delete_folder(path)
+    else:
+        delete(path)

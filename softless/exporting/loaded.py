@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms as tv
-from torchvision.transforms.functional import pil_to_tensor
 
 from softless.data.images import MODES
-from softless.data.pictures import Picture, tensor_of
 from softless.data.reading import read_image
-from softless.data.transforms import Normalised, Pipeline
+from softless.data.transforms import Pipeline
 from softless.errors import DataError, UsageError, located, need
 from softless.evaluation.run import LoadedRun
 from softless.experiment.ranges import Range
@@ -23,10 +20,9 @@ from softless.exporting.dense.reading import reader_of
 from softless.exporting.formats.format import Format, Runner
 from softless.exporting.formats.table import format_of
 from softless.exporting.metadata import Metadata, read_metadata, recipe_of
-from softless.exporting.source import prepared_as
+from softless.exporting.preparing import as_bytes, prepared_as
 from softless.measure.audit import Audit, audit
 
-OF_PIXELS = (tv.Normalize, tv.ToTensor, Normalised)
 REGIONS = 1024  # at once
 
 
@@ -74,11 +70,6 @@ class ExportedModel(nn.Module):
     def categories(self) -> tuple[int, ...]:
         """Of a detector: what COCO's files call the classes, in index order."""
         return tuple((self.metadata.decoding or {}).get("categories", ()))
-
-    @property
-    def host(self) -> nn.Module:
-        """Itself: no layer of the model is left in a file."""
-        return self
 
     @cached_property
     def audit(self) -> Audit:
@@ -164,7 +155,11 @@ class ExportedModel(nn.Module):
         """
         if self.reader is None:
             return ""
-        return self._other_size(*self.reader.framed_size(height, width))
+        framed = self.reader.framed_size(height, width)
+        reason = self._other_size(*framed)
+        if not reason or framed == (height, width):
+            return reason
+        return f"of {height} x {width} pixels it becomes {reason}"
 
     def _check(self, batch: Tensor) -> None:
         metadata = self.metadata
@@ -204,21 +199,6 @@ class ExportedModel(nn.Module):
         return f"{self.path.name}, {self.format}, {self.metadata.task}"
 
 
-def as_bytes(pipeline: Pipeline) -> Pipeline:
-    """The same framing, and bytes (C, H, W) in place of normalised numbers."""
-    steps = [
-        step
-        for step in pipeline.transforms
-        if not isinstance(step, OF_PIXELS) and type(step).__name__ != "MaybeToTensor"
-    ]
-    return Pipeline([*steps, in_channels], [], fixed=True)
-
-
-def in_channels(picture: Picture) -> Tensor:
-    """A picture of bytes as (C, h, w) uint8."""
-    return tensor_of(picture) if isinstance(picture, np.ndarray) else pil_to_tensor(picture)
-
-
 def load_exported(file: str | Path) -> ExportedModel:
     """Open a file of `softless export` in any format that this machine can run.
 
@@ -237,7 +217,7 @@ def load_exported(file: str | Path) -> ExportedModel:
 
     Examples:
         >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
-        >>> report = softless.export(model, "pt2", "edge", size=32)
+        >>> report = softless.export(model, "pt2", "files", size=32)
         >>> exported = softless.load_exported(report.path)
         >>> exported(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 1000])

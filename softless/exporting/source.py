@@ -13,12 +13,12 @@ from softless.data.loader import eval_loader
 from softless.data.notices import notice
 from softless.data.samples import Samples
 from softless.data.sources import images_of
-from softless.data.transforms import Pipeline, eval_transform, plain_transform
+from softless.data.transforms import Pipeline
 from softless.errors import DataError, UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.experiment.folder import BEST
-from softless.experiment.groups import DENSE
 from softless.experiment.ranges import Range
+from softless.exporting.preparing import prepared_as
 from softless.inference.model import InferenceModel
 from softless.layers.attention import Attention
 from softless.measure.cost import input_size_of
@@ -28,11 +28,10 @@ from softless.models.create import FOLDER, create_model
 from softless.models.files import CONFIG
 from softless.models.kept import operators_of
 from softless.models.records import is_number
-from softless.tasks.dense import dense_samples
+from softless.tasks.detection.model import Detector
 from softless.tasks.labelled import check_there, samples_of, source_of
 from softless.tasks.loaded import load_run
-from softless.tasks.table import open_task
-from softless.tasks.task import Task
+from softless.tasks.segmentation.model import Segmenter
 
 T = TypeVar("T")
 
@@ -95,25 +94,18 @@ class Source:
                 )
             return None
         if self.task == "dino":
-            return None  # it learned without labels
-        if path is None and not self._is_there():
+            if path is None:
+                return None
+            raise UsageError(
+                f"--test measures answers, and {self.name} learned features without labels: leave "
+                "it out; softless eval FILE DATA --knn 20 measures those"
+            )
+        if path is None and not self.is_there():
             return None
-        return self._of_split(path, lambda split: self._labelled(path, split))
+        return of_split(path, lambda split: self._labelled(path, split))
 
-    def dense_task(self, path: str | Path | None) -> tuple[Task, Samples] | None:
-        """The task of a detector or segmenter with its test images, as `test_images`."""
-        if self.run is None or (path is None and not self._is_there()):
-            return None
-        run, place = self.run, None if path is None else str(path)
-        return self._of_split(path, lambda split: dense_samples(run, place, split))
-
-    def unlabelled(self) -> Samples | None:
-        """Images of the validation of a run that learned without labels, where they are there."""
-        if self.run is None or not self._is_there():
-            return None
-        return open_task(self.run.recipe).splits.val
-
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
+        """Whether the data of a run lie where it found them; that they do not is said."""
         assert self.run is not None
         try:
             check_there(self.run, None, None)
@@ -121,15 +113,6 @@ class Source:
             notice(f"nothing is measured on test images: {error}")
             return False
         return True
-
-    def _of_split(self, path: str | Path | None, work: Callable[[str], T]) -> T:
-        """Of the test split, or of the validation split where the run's own data have no other."""
-        try:
-            return work("test")
-        except DataError:
-            if path is not None:
-                raise
-            return work("val")
 
     def _labelled(self, path: str | Path | None, split: str) -> Samples:
         assert self.run is not None
@@ -157,6 +140,18 @@ class Source:
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(samples), generator=generator)[:CALIBRATION]
         return samples.take(sorted(order.tolist()))
+
+
+def of_split(path: str | Path | None, work: Callable[[str], T]) -> T:
+    """Work on the test split, or on that of the validation where the run's own data have no
+    other.
+    """
+    try:
+        return work("test")
+    except DataError:
+        if path is not None:
+            raise
+        return work("val")
 
 
 def opened(source: nn.Module | str | Path) -> Source:
@@ -200,7 +195,7 @@ def _module(name: str, model: nn.Module) -> Source:
     about: Any = getattr(model, "pretrained_cfg", {})
     mean, std = (_per_channel(about.get(part), channels, part) for part in ("mean", "std"))
     best = {
-        "task": "classification",
+        "task": _task_of(model),
         "architecture": str(about.get("architecture") or name),
         "classes": [],
         "image_size": [height, width],
@@ -214,6 +209,12 @@ def _module(name: str, model: nn.Module) -> Source:
         "operators": operators_of(model),
     }
     return Source(name, copy.deepcopy(_ready(model)).eval(), best)
+
+
+def _task_of(model: nn.Module) -> str:
+    if isinstance(model, Detector):
+        return "detection"
+    return "segmentation" if isinstance(model, Segmenter) else "classification"
 
 
 def _ready(model: nn.Module) -> nn.Module:
@@ -247,22 +248,6 @@ def weights_digest(source: Source) -> str:
     tensors = source.model.state_dict()
     content = {name: digests.of_tensor(tensor) for name, tensor in sorted(tensors.items())}
     return digests.of_texts(content)
-
-
-def prepared_as(best: Mapping[str, Any]) -> Pipeline:
-    """image -> (C, H, W), as best.json says that images are prepared in evaluation: those of a
-    detector or segmenter whole.
-    """
-    transform = plain_transform if best.get("task") in DENSE else eval_transform
-    return transform(
-        best["image_size"],
-        best["crop_pct"],
-        best["interpolation"],
-        best["mean"],
-        best["std"],
-        best["in_chans"],
-        deep=best.get("range") is not None,
-    )
 
 
 def tensors(samples: Samples, transform: Pipeline, most: int | None = None) -> Tensor:

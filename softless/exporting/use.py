@@ -7,18 +7,13 @@ import torch
 from softless.data.pictures import size_of
 from softless.data.samples import Samples
 from softless.errors import UsageError, located
-from softless.evaluation.evaluate import chosen_amp
+from softless.evaluation.evaluate import chosen_amp, precision_of
 from softless.evaluation.run import LoadedRun
-from softless.exporting.formats.table import is_exported
 from softless.exporting.loaded import ExportedModel, exported_run
+from softless.exporting.names import is_file
 from softless.tasks.loaded import load_run
 
 WITHOUT_PATH = frozenset({"digits"})  # sources of data that come with a package
-
-
-def is_file(run: str | Path) -> bool:
-    """Whether an exported file is named, and no run."""
-    return is_exported(located(run)) and not (located(run) / "best.json").exists()
 
 
 def run_or_file(run: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
@@ -61,6 +56,13 @@ def amp_for(amp: str | None, loaded: LoadedRun) -> str:
     return "none"
 
 
+def precision_for(amp: str, loaded: LoadedRun) -> str:
+    """What an output says of it: the type that matrix products are computed in."""
+    model = loaded.model
+    eight_bits = isinstance(model, ExportedModel) and model.metadata.int8 is not None
+    return "int8" if eight_bits else precision_of(amp)
+
+
 def check_named(loaded: LoadedRun, data: object, table: object) -> None:
     """Whether images are named, where a file says nothing of a place.
 
@@ -88,16 +90,3 @@ def check_sizes(loaded: LoadedRun, samples: Samples) -> None:
         width, height = size_of(samples.image(index))
         if reason := model.refuses(height, width):
             raise UsageError(f"{samples.name(index)}: {reason}")
-
-
-def refuse_file(name: str | Path | None, verb: str, why: str) -> None:
-    """Refuse an exported file where a verb takes runs and models only.
-
-    Raises:
-        UsageError: it is one.
-    """
-    if name is not None and is_file(name):
-        raise UsageError(
-            f"softless {verb} takes a run or a model, and {name} is an exported file: {why}. Name "
-            "the run; eval, predict and audit take files"
-        )

@@ -1,6 +1,7 @@
 """Small runs of detection and segmentation whose every branch counts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ from softless.training import fit
 from tests.models.lively import lively
 
 
-def dense_run(folder: Path, name: str, **fields: Any) -> Path:
+def dense_run(
+    folder: Path, name: str, beside: Callable[[Path], None] | None = None, **fields: Any
+) -> Path:
     """A run of a recipe's quick form over generated images, its weights made lively.
 
     Args:
         folder: made if missing; the images lie in it too.
         name: of the recipe.
+        beside: writes what else lies beside the images of a folder.
         fields: of the recipe, with __ in place of dots.
     """
     changed = {key.replace("__", "."): value for key, value in fields.items()}
     recipe = get_recipe(name).quick(folder / "data").with_fields(**{"amp": "none", **changed})
+    if beside is not None:
+        beside(Path(str(recipe.data.path)))
     fit(recipe, folder / "run", device="cpu", progress=False)
     enliven(folder / "run")
     return folder / "run"

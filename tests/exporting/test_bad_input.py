@@ -125,6 +125,10 @@ CASES: dict[str, tuple[Words, str]] = {
         lambda world: [f"{world}/run", "--out", file(world / "taken")],
         "is a file: choose a folder with --out",
     ),
+    "a second format by place": (
+        of_run("onnx", "pt2"),
+        "several are given as --format onnx pt2; a folder of that name is --out ./pt2",
+    ),
     "three sides": (of_run("--size", "16", "16", "3"), "give height and width in pixels"),
     "no side": (of_run("--size", "0", "16"), "give height and width in pixels, from 1 to"),
     "a side beyond reason": (of_run("--size", "1600000"), "from 1 to 16,384"),

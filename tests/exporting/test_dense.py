@@ -1,6 +1,7 @@
 """Detectors and segmenters as files: they answer as the run does, in its own pixels."""
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,19 +18,19 @@ from softless.tasks.loaded import load_run
 from tests.exporting.dense_runs import dense_run
 from tests.models.lively import zeroed
 
-ONE = {"detection__min_score": 0.0}
-
 
 @pytest.fixture(scope="module")
 def nuclei(tmp_path_factory):
     """A Mask R-CNN on one grid."""
-    return dense_run(tmp_path_factory.mktemp("nuclei"), "nuclei", **ONE)
+    return dense_run(tmp_path_factory.mktemp("nuclei"), "nuclei", detection__min_score=0.0)
 
 
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory):
     """A RetinaNet on a pyramid of SimA, which resizes its images."""
-    return dense_run(tmp_path_factory.mktemp("cards"), "cards", model__op="sima", **ONE)
+    return dense_run(
+        tmp_path_factory.mktemp("cards"), "cards", model__op="sima", detection__min_score=0.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_without_attention_the_maps_are_others(detectors):
     images = torch.randn(1, 3, 64, 64)
     maps = DetectorMaps(run.model, pads=True)
     assert parity(exported.outputs, maps, images).difference <= 1e-5
-    zeroed_model = load_run(run.path).model
+    zeroed_model: Any = load_run(run.path).model
     zeroed(zeroed_model)
     control = parity(exported.outputs, DetectorMaps(zeroed_model, pads=True), images)
     assert control.difference > 1e-2
@@ -144,7 +145,7 @@ def test_a_second_stage_stays_with_its_first(detectors, tmp_path):
     [
         ({"form": "edge"}, "no edge form yet: leave --form out"),
         ({"int8": "weights"}, "measured of classifiers only"),
-        ({"size": 0}, "takes sides that are multiples"),
+        ({"size": 0}, "give height and width in pixels"),
     ],
 )
 def test_what_a_detector_is_not_written_with(nuclei, tmp_path, options, sentence):

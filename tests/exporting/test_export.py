@@ -20,7 +20,7 @@ import softless
 from softless.data.reading import read_image
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import DataSpec
-from softless.exporting import export as exporting
+from softless.exporting import checks, proof
 from softless.exporting.formats.table import FORMATS
 from softless.exporting.measured import parity
 from softless.exporting.metadata import Metadata, read_metadata
@@ -172,10 +172,8 @@ def test_a_file_whose_answers_differ_is_kept_as_failed(tmp_path, alive, monkeypa
     def other(graph, path, opset):
         record.write(replace(graph, module=zeroed(graph.module)), path, opset)
 
-    monkeypatch.setattr(exporting, "format_named", lambda _: replace(record, write=other))
-    monkeypatch.setattr(
-        exporting, "parity", lambda answer, _, *images: parity(answer, alive, *images)
-    )
+    monkeypatch.setattr(checks, "format_named", lambda _: replace(record, write=other))
+    monkeypatch.setattr(proof, "parity", lambda answer, _, *images: parity(answer, alive, *images))
     report = softless.export(alive, "onnx", tmp_path, "plain", size=(96, 64))
     assert report.exit_code == 1
     assert report.path.name == "model.onnx.failed"

@@ -125,3 +125,17 @@ def test_float_weights_are_not_halved(alive, tmp_path):
         file = written(alive, format, tmp_path, (32, 48))
         assert file.bytes > 4 * 0.9 * weights
         assert file.apart(alive, torch.randn(2, 3, 32, 48)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("format", "name"), [("openvino", "model.bin"), ("executorch", "model.pte.json")]
+)
+def test_no_part_of_a_file_replaces_another(alive, tmp_path, monkeypatch, format, name):
+    """A file of the user's that has the name of the weights, or of the words beside a program."""
+    from softless import errors
+
+    monkeypatch.setattr(errors, "_installed", lambda _: True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match=f"holds {name} already"):
+        softless.export(alive, format, tmp_path, size=32)
+    assert (tmp_path / name).read_text() == "mine"

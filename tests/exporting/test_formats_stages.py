@@ -1,4 +1,4 @@
-"""Every registered model that is a CvT or SOFT pyramid, with few blocks, as .pt2 and .onnx: the model's answers."""
+"""Registered CvTs and SOFT pyramids with few blocks, as .pt2 and .onnx: files answer as the model."""
 
 import pytest
 

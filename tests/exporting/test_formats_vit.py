@@ -1,4 +1,4 @@
-"""Every registered model that is a ViT, with few blocks, as .pt2 and .onnx: the model's answers."""
+"""Registered ViTs with few blocks, as .pt2 and .onnx: files answer as the model."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every registered model that is an XCiT, with few blocks, as .pt2 and .onnx: the model's answers."""
+"""Registered XCiTs with few blocks, as .pt2 and .onnx: files answer as the model."""
 
 import pytest
 

@@ -17,7 +17,7 @@ from PIL import Image
 import softless
 from softless.errors import DataError, UsageError
 from softless.evaluation.intervals import Interval
-from softless.exporting import export as exporting
+from softless.exporting import checks
 from softless.exporting.formats.table import FORMATS
 from softless.exporting.measured import Measured
 from softless.exporting.quantized.calibration import calibrated
@@ -56,7 +56,7 @@ def trial(name, write):
 
 def with_recipes(monkeypatch, *recipes):
     record = replace(ONNX, int8={"static": recipes})
-    monkeypatch.setattr(exporting, "format_named", lambda _: record)
+    monkeypatch.setattr(checks, "format_named", lambda _: record)
 
 
 def with_scale(factor):

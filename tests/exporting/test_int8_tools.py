@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import softless
-from softless.exporting import export as exporting
+from softless.exporting import checks, described
 from softless.exporting.formats.table import FORMATS
 from softless.exporting.quantized import openvino as by_nncf
 from softless.exporting.quantized import tools
@@ -73,7 +73,7 @@ def test_weights(runs, tmp_path, name):
 
 def with_recipes(monkeypatch, *recipes):
     record = replace(FORMATS["openvino"], int8={"static": recipes})
-    monkeypatch.setattr(exporting, "format_named", lambda _: record)
+    monkeypatch.setattr(checks, "format_named", lambda _: record)
 
 
 @needs("openvino")
@@ -81,7 +81,7 @@ def with_recipes(monkeypatch, *recipes):
 def test_smoothquant_on_a_form_without_heads_is_caught(tmp_path, monkeypatch):
     """NNCF ends without a word; the file answers a fifth of the images."""
     run = digits_run(tmp_path, token_scale="tokens", embed_dim=96, depth=5, num_heads=4)
-    monkeypatch.setattr(exporting, "edge", lambda model, *_, **__: HeadFree(model_copy(model)))
+    monkeypatch.setattr(described, "edge", lambda model, *_, **__: HeadFree(model_copy(model)))
     smooth = Candidate("smooth", "SmoothQuant", by_nncf.smooth)
     with_recipes(monkeypatch, smooth)
     report = softless.export(run, "openvino", tmp_path / "smooth", int8="static")

@@ -2,6 +2,8 @@
 up.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 import softless
 from softless.errors import UsageError
 from softless.experiment.groups import DataSpec
-from softless.exporting import export as exporting
+from softless.exporting import described
 from softless.exporting.pixels import OfBytes, first_convolution
 from tests.data.making import split_folders
 from tests.evaluation.runs import run_folder
@@ -19,7 +21,7 @@ from tests.models.lively import lively
 
 MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.25, 0.3)
 # name, arguments, size, whether its first convolution fills images up
-MODELS = {
+MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, int], bool]] = {
     "vit": ("sima_deit_tiny_patch16_224", {"depth": 2, "patch_size": 8}, (32, 48), False),
     "xcit": ("sima_xcit_tiny_12_p16_224", {"depth": 2, "embed_dim": 32}, (64, 32), True),
     "cvt": (
@@ -120,11 +122,11 @@ def test_other_ways_to_read_images_are_right_too(module):
 
 def test_the_module_itself_is_not_touched():
     conv = nn.Conv2d(3, 4, 2)
-    before = conv.weight.detach().clone(), conv.bias.detach().clone()
+    before = {name: tensor.clone() for name, tensor in conv.state_dict().items()}
     _, images = levels((8, 8))
     OfBytes(conv, MEAN, STD, images)
-    assert torch.equal(conv.weight, before[0])
-    assert torch.equal(conv.bias, before[1])
+    for name, tensor in conv.state_dict().items():
+        assert torch.equal(tensor, before[name])
     found = first_convolution(conv, images)
     assert found is not None
     assert not found.filled_up
@@ -186,7 +188,7 @@ def test_a_wrong_mean_is_caught(folder, tmp_path, monkeypatch):
     def planted(module, mean, std, images):
         return OfBytes(module, [value + 0.05 for value in mean], std, images)
 
-    monkeypatch.setattr(exporting, "OfBytes", planted)
+    monkeypatch.setattr(described, "OfBytes", planted)
     files = softless.export(folder / "run", "pt2", tmp_path, pixels="uint8")
     assert not files.ok
     assert files.path.name == "model.pt2.failed"

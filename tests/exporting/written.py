@@ -1,4 +1,4 @@
-"""A model in a format, as `softless.export` writes and opens it; and what is asked of its answers."""
+"""A model in a format, as `softless.export` writes and opens it, and how near its answers are."""
 
 import os
 from collections.abc import Callable

@@ -16,6 +16,24 @@ from softless.tasks.detection.model import Detector
 
 LEVELS = 5  # maps of the pyramid that a head looks at
 READ = 4  # of them, those that regions are read from
+KEYS = frozenset({  # of the parameters, of every detector
+    "head",
+    "divisor",
+    "resize",
+    "longest",
+    "categories",
+    "parts",
+    "cells",
+    "weights",
+    "most",
+    "min_score",
+    "overlap",
+    "detections",
+})
+OF_HEAD = {  # and of each kind
+    "retinanet": frozenset({"candidates"}),
+    "rcnn": frozenset({"first", "side", "samples", "mask_side"}),
+}
 BOXES, MASKS = "boxes", "masks"  # the graphs behind the first of two stages
 
 # regions (R, C, S, S) -> outputs of a graph

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.transform import resize_boxes
 
-from softless.errors import UsageError
-from softless.exporting.dense.decoding import Boxes, Graph, decoded
+from softless.errors import DataError, UsageError
+from softless.exporting.dense.decoding import KEYS, OF_HEAD, Boxes, Graph, decoded
 from softless.exporting.metadata import Metadata
 from softless.models.features import STRIDES, pad
 from softless.tasks.detection.model import EvaluationSizes, pasted
+
+PIXEL_KEYS = frozenset({"divisor", "values"})
 
 # images (B, C, H, W) -> outputs of the file
 Outputs = Callable[[Tensor], tuple[Tensor, ...]]
@@ -36,12 +38,22 @@ def reader_of(metadata: Metadata, parts: Mapping[str, Outputs]) -> Reader | None
     Args:
         metadata: of the file.
         parts: what runs the further graphs of a detector of two stages.
+
+    Raises:
+        DataError: what the file says of them is damaged.
     """
-    if metadata.decoding is None:
+    decoding = metadata.decoding
+    if decoding is None:
         return None
-    if metadata.task == "segmentation":
-        return PixelReader(metadata)
-    return BoxReader(metadata, parts)
+    pixels = metadata.task == "segmentation"
+    needed = PIXEL_KEYS if pixels else KEYS | OF_HEAD.get(str(decoding.get("head")), frozenset())
+    missing = sorted(needed - decoding.keys())
+    if missing or not (pixels or decoding["head"] in OF_HEAD):
+        raise DataError(
+            f"a file of {metadata.name} does not say how its outputs become answers "
+            f"({', '.join(missing) or 'head'}): export the model anew"
+        )
+    return PixelReader(metadata) if pixels else BoxReader(metadata, parts)
 
 
 class PixelReader:

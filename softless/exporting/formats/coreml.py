@@ -104,9 +104,9 @@ def _model_file(path: Path) -> Path:
 
 def shape(path: Path) -> Shape:
     """Operations by Core ML's names, and the most axes of a tensor."""
-    found = audit(path)
-    operations = {kind: number for kind, number in found.nodes.items() if kind != "const"}
-    return Shape(operations, found.rank)
+    audited = audit(path)
+    operations = {kind: number for kind, number in audited.nodes.items() if kind != "const"}
+    return Shape(operations, audited.rank)
 
 
 FORMAT = Format(

@@ -165,13 +165,13 @@ def shape(path: Path) -> Shape:
     """Operators by ATen's and XNNPACK's names, the parts that XNNPACK takes over, and the calls of
     kernels between them.
     """
-    found = audit(path)
+    audited = audit(path)
     outside = sum(
         number
-        for name, number in found.nodes.items()
+        for name, number in audited.nodes.items()
         if name != DELEGATE and not name.startswith(INSIDE)
     )
-    return Shape(found.nodes, found.rank, found.nodes.get(DELEGATE, 0), outside)
+    return Shape(audited.nodes, audited.rank, audited.nodes.get(DELEGATE, 0), outside)
 
 
 FORMAT = Format(

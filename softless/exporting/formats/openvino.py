@@ -59,10 +59,10 @@ def _resized_as_torch(model: Any) -> None:
     for old in model.get_ops():
         if old.get_type_name() != "Interpolate":
             continue
-        asked = old.get_attributes()
-        if asked["mode"] != "cubic" or not asked["antialias"]:
+        attributes = old.get_attributes()
+        if attributes["mode"] != "cubic" or not attributes["antialias"]:
             continue
-        assert asked["shape_calculation_mode"] == "sizes"
+        assert attributes["shape_calculation_mode"] == "sizes"
         axes = opset11.constant(np.array([2, 3]))
         sides = opset11.gather(old.input_value(1), axes, opset11.constant(np.array(0)))
         new = opset11.interpolate(
@@ -71,7 +71,7 @@ def _resized_as_torch(model: Any) -> None:
             "bicubic_pillow",
             "sizes",
             axes=axes,
-            cube_coeff=asked["cube_coeff"],
+            cube_coeff=attributes["cube_coeff"],
         )
         new.set_friendly_name(old.get_friendly_name())
         old.output(0).replace(new.output(0))
@@ -172,9 +172,9 @@ def run(path: Path) -> Runner:
 
 def shape(path: Path) -> Shape:
     """Layers by OpenVINO's names, and the most axes of a tensor."""
-    found = audit(path)
-    layers = {kind: number for kind, number in found.nodes.items() if kind not in NO_OPERATORS}
-    return Shape(layers, found.rank)
+    audited = audit(path)
+    layers = {kind: number for kind, number in audited.nodes.items() if kind not in NO_OPERATORS}
+    return Shape(layers, audited.rank)
 
 
 FORMAT = Format(
