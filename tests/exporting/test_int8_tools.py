@@ -51,7 +51,8 @@ def test_static(runs, tmp_path, name, op):
     report = softless.export(runs(op), name, tmp_path, int8="static")
     (file,) = report.files
     assert report.ok, str(report)
-    assert file.int8 == {"openvino": "transformer", "executorch": "static"}[name]
+    # all that XNNPACK's quantiser knows is more than a model that knows little bears
+    assert file.int8 in {"openvino": ("transformer",), "executorch": ("everything", "linear")}[name]
     assert file.measured.agreement >= 0.97
     # XNNPACK's quantiser rounds the residual stream too
     assert 1e-4 < file.measured.difference < {"openvino": 0.05, "executorch": 0.1}[name]

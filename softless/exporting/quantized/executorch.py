@@ -1,5 +1,6 @@
 """ExecuTorch in eight bits, by XNNPACK's quantiser."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,32 @@ from softless.errors import need
 from softless.exporting.graph import recorded
 from softless.exporting.quantized.candidate import Candidate, Material
 
+LINEAR = (torch.ops.aten.linear.default,)
+
 
 def dynamic(material: Material, path: Path) -> None:
-    """Weights int8, a scale for each channel; activations of linear layers as they come, with the
-    range that each image has: no image to calibrate with.
+    """Linear layers: weights int8, a scale for each channel; what they read as it comes, in the
+    range that each image has. No image to calibrate with. Convolutions stay float: XNNPACK has no
+    such one for most of XCiT's.
     """
-    _quantised(material, path, dynamic_ranges=True)
+    _quantised(material, path, measured=False, only=LINEAR)
 
 
-def static(material: Material, path: Path) -> None:
-    """Weights int8, a scale for each channel; activations int8 in the ranges of the images."""
-    _quantised(material, path, dynamic_ranges=False)
+def everything(material: Material, path: Path) -> None:
+    """Linear layers, convolutions and the sums of the residual stream, all that XNNPACK's quantiser
+    knows: weights int8, a scale for each channel, activations int8 in the ranges of the images.
+    """
+    _quantised(material, path)
 
 
-def _quantised(material: Material, path: Path, *, dynamic_ranges: bool) -> None:
+def linear(material: Material, path: Path) -> None:
+    """Linear layers alone; the residual stream stays float."""
+    _quantised(material, path, only=LINEAR)
+
+
+def _quantised(
+    material: Material, path: Path, *, measured: bool = True, only: Sequence[Any] = ()
+) -> None:
     need("executorch", "torchao")
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -32,13 +45,15 @@ def _quantised(material: Material, path: Path, *, dynamic_ranges: bool) -> None:
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    setting = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=not measured)
     quantizer = XNNPACKQuantizer()
-    quantizer.set_global(
-        get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic_ranges)
-    )
+    for operator in only:
+        quantizer.set_operator_type(operator, setting)
+    if not only:
+        quantizer.set_global(setting)
     with torch.no_grad():
         observed = prepare_pt2e(recorded(material.graph).module(), quantizer)
-        for batch in [material.graph.example] if dynamic_ranges else material.batches():
+        for batch in material.batches() if measured else [material.graph.example]:
             observed(batch)
         module = Recorded(convert_pt2e(observed))
     material.write(replace(material.graph, module=module), path)
@@ -63,6 +78,11 @@ class Recorded(nn.Module):
 
 
 INT8 = {
-    "weights": (Candidate("dynamic", "weights; activations in the range of each image", dynamic),),
-    "static": (Candidate("static", "weights and activations", static),),
+    "weights": (
+        Candidate("dynamic", "linear layers, activations in the range of each image", dynamic),
+    ),
+    "static": (
+        Candidate("everything", "all that XNNPACK's quantiser knows", everything),
+        Candidate("linear", "linear layers", linear),
+    ),
 }
