@@ -145,7 +145,7 @@ def test_a_second_stage_stays_with_its_first(detectors, tmp_path):
     [
         ({"form": "edge"}, "no edge form yet: leave --form out"),
         ({"int8": "weights"}, "measured of classifiers only"),
-        ({"size": 0}, "takes sides that are multiples"),
+        ({"size": 0}, "give height and width in pixels"),
     ],
 )
 def test_what_a_detector_is_not_written_with(nuclei, tmp_path, options, sentence):
