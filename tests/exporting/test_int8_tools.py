@@ -53,7 +53,8 @@ def test_static(runs, tmp_path, name, op):
     assert report.ok, str(report)
     assert file.int8 == {"openvino": "transformer", "executorch": "static"}[name]
     assert file.measured.agreement >= 0.97
-    assert 1e-4 < file.measured.difference < 0.05
+    # XNNPACK's quantiser rounds the residual stream too
+    assert 1e-4 < file.measured.difference < {"openvino": 0.05, "executorch": 0.1}[name]
     told = softless.load_exported(file.path).metadata.int8
     assert (told["recipe"], told["calibration"]["images"]) == (file.int8, 256)
 
