@@ -19,7 +19,7 @@ from softless.exporting.described import metadata_of, recording_of
 from softless.exporting.formats.format import Format, Int8
 from softless.exporting.formats.table import FORMATS
 from softless.exporting.graph import Dynamic, Graph, last_sentence
-from softless.exporting.images import gathered
+from softless.exporting.images import bytes_of, gathered
 from softless.exporting.loaded import part_path
 from softless.exporting.measured import summary
 from softless.exporting.metadata import Metadata
@@ -220,7 +220,7 @@ def _exported(
     files: dict[str, ExportedFile] = {}
     refused: dict[str, str] = {}
     with _workplace(path.parent) as folder:
-        ways = _ways(record, request, recording.graph, images, folder)
+        ways = _ways(source, record, request, recording.graph, images, folder)
         for name, write in ways.items():
             draft = make_folder(folder / name) / path.name
             try:
@@ -257,7 +257,7 @@ def _exported(
 
 
 def _ways(
-    record: Format, request: Request, graph: Graph, images: Images, folder: Path
+    source: Source, record: Format, request: Request, graph: Graph, images: Images, folder: Path
 ) -> dict[str, Callable[[Path], None]]:
     """How a file may be written, by the name of the recipe of eight bits, or "none"."""
 
@@ -267,6 +267,8 @@ def _ways(
     if request.int8 == "none":
         return {"none": partial(write, graph)}
     calibration = None if images.calibration is None else images.calibration.images
+    if calibration is not None and request.pixels == "uint8":
+        calibration = bytes_of(source, calibration)
     scratch = make_folder(folder / "float32") / f"model{record.ending}"
     material = Material(graph, calibration, write, scratch)
     return {recipe.name: partial(recipe.write, material) for recipe in record.int8[request.int8]}

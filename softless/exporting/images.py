@@ -98,7 +98,7 @@ def _dense_images(
     else:
         # a graph of any number is not recorded with one
         compared = compared if len(compared) > 1 else torch.cat([compared, compared])
-        pixels = compared if request.pixels == "normalised" else _bytes_of(source, compared)
+        pixels = compared if request.pixels == "normalised" else bytes_of(source, compared)
     return Images(compared, pixels, compared, tested, None, task, noise=noise)
 
 
@@ -135,7 +135,7 @@ def _noise(source: Source, request: Request) -> tuple[Tensor, Tensor]:
     return ((levels.double() / 255 - mean) / std).float(), levels
 
 
-def _bytes_of(source: Source, images: Tensor) -> Tensor:
+def bytes_of(source: Source, images: Tensor) -> Tensor:
     """Normalised images (B, C, H, W) of bytes as those bytes."""
     mean, std = (torch.tensor(list(source.best[name]))[:, None, None] for name in ("mean", "std"))
     return (255 * (images.double() * std + mean)).round().clamp(0, 255).to(torch.uint8)

@@ -337,6 +337,20 @@ def test_a_batch_that_is_free(run, tmp_path):
     )
 
 
+def test_bytes_in_eight_bits(run, static, tmp_path):
+    """The ranges are those of bytes, and the answers are nearly those of the other file."""
+    report = softless.export(run, "onnx", tmp_path, int8="static", pixels="uint8")
+    assert report.ok, str(report)
+    assert report.files[0].measured.agreement >= 0.97
+    assert report.files[0].measured.difference < 2 * static.measured.difference
+    assert (
+        softless
+        .load_exported(report.path)(torch.zeros(1, 1, 16, 16, dtype=torch.uint8))
+        .isfinite()
+        .all()
+    )
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
