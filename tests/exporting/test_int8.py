@@ -140,6 +140,7 @@ def test_what_a_file_says_of_its_eight_bits(run, static, weights):
     told = said.int8["calibration"]
     source = opened(run).at((16, 16))
     drawn = source.calibration_images(None)
+    assert drawn is not None
     names = [drawn.name(k) for k in range(len(drawn))]
     images = [source.transform(drawn.image(k)) for k in range(len(drawn))]
     assert (told["images"], told["seed"], told["names"]) == (256, 0, names)
@@ -319,7 +320,9 @@ def test_test_images_are_refused_with_their_number(run, tmp_path, pixels):
 def test_training_images_that_are_test_images_are_left_out(run, caplog):
     source = opened(run).at((16, 16))
     drawn = source.calibration_images(None)
+    assert drawn is not None
     kept = calibrated(source, None, drawn.take(range(6)))
+    assert kept is not None
     assert "6 training images left out of the calibration" in caplog.text
     assert kept.names == tuple(drawn.name(k) for k in range(6, 256))
     assert kept.images.shape == (250, 1, 16, 16)
