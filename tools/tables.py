@@ -444,12 +444,46 @@ def formats() -> str:
     return table(["format", "what reads it", *heads], rows)
 
 
+TOOLS = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
+
+
+def int8(root: Path = ROOT) -> str:
+    """What eight bits cost trained runs, by tool (benchmarks/int8.csv)."""
+    rows = read_csv(root / "benchmarks" / "int8.csv")
+    shown = []
+    for row in rows:
+        drop, low, high = (100 * float(row[name]) for name in ("drop", "drop_low", "drop_high"))
+        alike, least = (100 * float(row[name]) for name in ("agreement", "least_agreement"))
+        size, float_size = (int(row[name]) / 1024 for name in ("bytes", "float_bytes"))
+        shown.append((
+            row["data"],
+            f"{row['images']} x {row['seeds']}",
+            f"`{row['op']}`",
+            TOOLS[row["format"]],
+            f"{row['int8']}: {row['recipe']}",
+            f"{100 * float(row['top1_float']):.2f}",
+            f"{drop:+.2f} [{low:+.2f}, {high:+.2f}]",
+            f"{alike:.1f} ({least:.1f})",
+            f"{float(row['logits_error']):.3f}",
+            f"{size:,.0f} of {float_size:,.0f}",
+            row["bar"] if row["data"] in BARRED else "",
+        ))
+    head = ["images", "number x seeds", "attention", "tool", "recipe", "accuracy in float32 [%]"]
+    head += ["eight bits less float32 [points]", "answers alike [%] (least)", "error of logits"]
+    head += ["KiB", "target"]
+    return table(head, shown) + origin(rows)
+
+
+BARRED = ("digits", "pneumoniamnist")  # the others have too few images for a point
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "operators": operators,
     "claims": claims,
     "sections": sections,
     "models": models,
     "errors": errors,
+    "int8": int8,
     "settings": settings,
     "formats": formats,
     "refused": refused,

@@ -2,6 +2,7 @@
 
 from softless.compare.papers import PaperTable, paper_table
 from softless.errors import UsageError
+from softless.exporting.names import refuse_file
 from softless.measure.cost import Cost
 from softless.measure.cost import cost as count
 from softless.tasks.opened import model_and_size
@@ -49,6 +50,7 @@ def cost(
             "name a model, the folder of a run, or a table with --paper, for example --paper "
             "sima-table1"
         )
+    refuse_file(model, "cost", "its layers are operators of another runtime")
     return count(*model_and_size(model, op, act, size_of(input_size, height, width)))
 
 

@@ -10,15 +10,24 @@ from softless.data.given import data_given, is_dataset, parts_of
 from softless.data.loader import shared_loader
 from softless.data.samples import Samples
 from softless.data.sources import opened_for_all
-from softless.errors import DataError, UsageError, need, unknown
-from softless.evaluation.evaluate import Evaluation, chosen_amp, evaluate, precision_of
-from softless.evaluation.features import Probe, extract, output
+from softless.errors import UsageError, need, unknown
+from softless.evaluation.evaluate import Evaluation, evaluate
+from softless.evaluation.features import Probe, as_it_is, extract, output
 from softless.evaluation.knn import nearest
 from softless.evaluation.linear import LinearSettings, probe
 from softless.evaluation.run import MOST_AT_ONCE, LoadedRun
 from softless.experiment.assignments import assignments
 from softless.experiment.groups import CLASSIFIES
 from softless.experiment.measures import MEASURES, beside
+from softless.exporting.dense.worth import of_normalised
+from softless.exporting.names import is_file
+from softless.exporting.use import (
+    amp_for,
+    check_named,
+    device_for,
+    precision_for,
+    run_or_file,
+)
 from softless.models.given import model_given
 from softless.tasks.dino.transforms import one_crop
 from softless.tasks.labelled import (
@@ -29,11 +38,10 @@ from softless.tasks.labelled import (
     samples_of,
     source_of,
 )
-from softless.tasks.loaded import load_run
 from softless.tasks.multilabel.measure import evaluate_labels
 from softless.tasks.multilabel.settings import MultilabelSpec
-from softless.tasks.table import TASKS, open_task
-from softless.tasks.task import Outcome, Task
+from softless.tasks.table import TASKS, dense_samples
+from softless.tasks.task import Outcome
 from softless.training.machine import IN_MEMORY
 from softless.training.sharing import sharing
 from softless.training.world import World
@@ -60,7 +68,7 @@ class RunEvaluation:
     data: str
     split: str
     evaluation: Evaluation
-    precision: str  # float32, bfloat16 or float16
+    precision: str  # float32, bfloat16 or float16; int8 of a file
 
     def to_dict(self) -> dict[str, Any]:
         return {**_head(self), **self.evaluation.to_dict()}
@@ -80,7 +88,7 @@ class DenseEvaluation:
     data: str
     split: str
     outcome: Outcome
-    precision: str  # float32, bfloat16 or float16
+    precision: str  # float32, bfloat16 or float16; int8 of a file
 
     def to_dict(self) -> dict[str, Any]:
         return {**_head(self), **self.outcome.to_dict()}
@@ -149,8 +157,11 @@ def eval(
     the train folder against those of the split. A run of DINO alone has no classes, and is measured
     by its 20 nearest neighbours where nothing else is asked for.
 
+    An exported file is measured by what it says of itself, in float32 and on the data that are
+    named.
+
     Args:
-        run: the run's folder.
+        run: the run's folder, or a file of `softless export`.
         data: a folder or npz file with classes of the run, all or some, in place of the run's own
             data; class folders without splits are taken whole. Frozen features take any labelled
             data with a train part. In Python also datasets, as `softless.train` takes them.
@@ -221,6 +232,7 @@ def _measured(
         "set": set,
         "amp": amp,
     }
+    device = device_for(run, device)
     with sharing(device, arguments | {"batch_size": batch_size}) as world:
         job = world.together(
             lambda: _job(run, world.device, data, table, knn=knn, linear=linear, set=set, amp=amp)
@@ -236,7 +248,7 @@ def _measured(
         outcome = _by_task(
             job, world, None if data is None else str(data), split, batch_size, workers
         )
-        return DenseEvaluation(*origin, outcome, precision_of(job.amp))
+        return DenseEvaluation(*origin, outcome, precision_for(job.amp, loaded))
 
 
 @dataclass(frozen=True)
@@ -267,9 +279,12 @@ def _job(
         DataError: the run cannot be read, or its data are not where they were.
         UsageError: it is not measured so.
     """
-    loaded = load_run(run, device)
+    loaded = run_or_file(run, device)
     need(*TASKS[loaded.task].needs)
-    precise = chosen_amp(amp, loaded)
+    precise = amp_for(amp, loaded)
+    if is_file(run):
+        check_named(loaded, data, table)
+        _check_features(loaded, knn=knn, linear=linear)
     check_there(loaded, data, table)
     source = source_of(loaded, data, table)
     features = knn is not None or linear
@@ -300,6 +315,19 @@ def _job(
     )
 
 
+def _check_features(loaded: LoadedRun, *, knn: int | None, linear: bool) -> None:
+    """Whether a file holds the features that are asked for.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if linear or (knn is not None and loaded.task != "dino"):
+        raise UsageError(
+            f"{'--linear' if linear else '--knn'} reads features of a model's layers, and "
+            f"{loaded.path.name} holds a graph: name the run's folder"
+        )
+
+
 def _classified(
     job: EvaluationJob, split: str, batch_size: int | None, workers: int
 ) -> RunEvaluation | DenseEvaluation:
@@ -313,9 +341,9 @@ def _classified(
     if loaded.task == "multilabel":
         threshold = (loaded.recipe.multilabel or MultilabelSpec()).threshold
         labels = evaluate_labels(loaded.model, loader, loaded.classes, threshold=threshold, amp=amp)
-        return DenseEvaluation(*origin, labels, precision_of(amp))
+        return DenseEvaluation(*origin, labels, precision_for(amp, loaded))
     outcome = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
-    return RunEvaluation(*origin, outcome, precision_of(amp))
+    return RunEvaluation(*origin, outcome, precision_for(amp, loaded))
 
 
 def _opened(source: EvaluationSource, work: "Callable[[], T]") -> T:
@@ -363,25 +391,13 @@ def _by_task(
     workers: int,
 ) -> Outcome:
     """Measured by the run's own task on the data asked for, scaled as in training."""
-    loaded, stored = job.loaded, job.loaded.recipe
-    spec = replace(stored.data, path=data or stored.data.path, workers=workers)
-
-    def opened() -> tuple[Task, Samples]:
-        task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
-        task = task.with_classes(loaded.classes, f"the run {loaded.path}")
-        samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[
-            split
-        ]
-        if samples is None:
-            raise DataError(
-                f"{spec.path} has no test split: choose --split val, or give other images with "
-                "--data"
-            )
-        return task, samples
-
-    task, samples = world.together(opened)
+    loaded = job.loaded
+    task, samples = world.together(
+        lambda: dense_samples(loaded, data, split, batch_size=batch_size, workers=workers)
+    )
     loader = task.eval_loader(samples, world.rank, world.size)
-    return task.to(world.device).evaluate(loaded.model, loader, amp=job.amp, label="evaluating")
+    model = of_normalised(loaded.model)
+    return task.to(world.device).evaluate(model, loader, amp=job.amp, label="evaluating")
 
 
 def _probes(job: EvaluationJob, split: str, batch: int, workers: int) -> tuple[Probe, ...]:
@@ -389,12 +405,13 @@ def _probes(job: EvaluationJob, split: str, batch: int, workers: int) -> tuple[P
     loaded = job.loaded
     train, probed, classes = _opened(job.source, lambda: _bank(loaded, job.source, split))
     probes = []
+    reading = as_it_is if is_file(loaded.path) else output
     if job.knn is not None:
         bank, queries = (
             extract(
                 loaded.model,
                 shared_loader(samples, loaded.transform, batch=batch, workers=workers),
-                output,
+                reading,
             )
             for samples in (train, probed)
         )

@@ -10,6 +10,7 @@ from softless.cli.sizes import as_size, as_token_scale
 from softless.data.progress import track
 from softless.data.sources import images_for_all
 from softless.errors import located
+from softless.exporting.names import refuse_file
 from softless.models.durable import write_picture
 from softless.models.scale import Foreign, set_token_scale
 from softless.prediction.results import Results
@@ -81,6 +82,7 @@ def explain(
         UsageError: no such run, model or layer.
         DataError: no images, or one that cannot be read (its path is named).
     """
+    refuse_file(model, "explain", "no attention layer is left in it, whose maps could be drawn")
     folder = located(out)
     arguments = {
         "model": model,

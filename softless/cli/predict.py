@@ -5,17 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from softless.data.notices import notice
 from softless.data.samples import FileSamples
 from softless.data.sources import images_for_all
 from softless.errors import UsageError, located
-from softless.evaluation.evaluate import chosen_amp
 from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import DENSE
+from softless.exporting.names import is_file
+from softless.exporting.use import amp_for, check_sizes, device_for, run_or_file
 from softless.prediction.answers import readable
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
 from softless.ranks import shared
-from softless.tasks.loaded import load_run
 from softless.tasks.table import TABLE
 from softless.training.sharing import see_one_folder, sharing
 
@@ -44,10 +45,11 @@ def predict(
     a spreadsheet would run as a formula. Every image is read before a file is written. One that
     cannot be read has no answer: it is named at the end, and the exit code is 4. A second call with
     the same `out` removes what the first left and it does not write itself. Where `out` lies inside
-    the images, what is in it is left out.
+    the images, what is in it is left out. An exported file answers by what it says of itself; of a
+    classifier's no maps are drawn, since no layer is left in it.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or a file of `softless export`.
         images: a folder, searched with its sub-folders, an image, or an npz file (of
             classifiers); several folders and images after --images.
         out: a folder for the results, made if missing; not that of the images.
@@ -77,7 +79,7 @@ def predict(
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     if workers < 0:
         raise UsageError(f"workers={workers}: 0 loads in this process, 1 or more in others")
-    folder = located(out)
+    folder, device = located(out), device_for(run, device)
     arguments = {
         "run": run,
         "images": images,
@@ -107,6 +109,10 @@ def predict(
                     "leave it out"
                 )
             )
+        world.together(lambda: check_sizes(loaded, samples))
+        if overlays and is_file(run) and loaded.task not in DENSE:
+            overlays = False
+            notice(f"{loaded.path.name} holds no attention layers, so no saliency maps are drawn")
         see_one_folder(world, folder)
         answers: Any = TABLE[loaded.task].predict
         with Results(folder, "predict", samples.paths()) as results:
@@ -117,7 +123,7 @@ def _loaded(
     run: str | Path, device: "torch.device", batch_size: int | None, amp: str | None, workers: int
 ) -> tuple[LoadedRun, Setting]:
     """The run, and how it answers."""
-    loaded = load_run(run, device)
+    loaded = run_or_file(run, device)
     if loaded.task == "dino":
         raise UsageError(
             f"{loaded.path} learned features without labels, so it names nothing: see `softless "
@@ -125,6 +131,4 @@ def _loaded(
         )
     if TABLE[loaded.task].predict is None:
         raise UsageError(f"{loaded.path} is a run of {loaded.task}, which answers no images")
-    return loaded, Setting(
-        device, batch_size or loaded.batch_size, chosen_amp(amp, loaded), workers
-    )
+    return loaded, Setting(device, batch_size or loaded.batch_size, amp_for(amp, loaded), workers)

@@ -17,6 +17,7 @@ from softless.cli.output import plain
 from softless.cli.sizes import as_channels, as_mpp, as_size, as_token_scale
 from softless.data.notices import notice
 from softless.errors import DataError, SoftlessError, UsageError, located
+from softless.exporting.names import refuse_file
 from softless.inference.optimize import optimize
 from softless.models.create import create_model
 from softless.models.durable import make_folder, remove_empty, write_picture, write_text
@@ -342,7 +343,7 @@ def _looker(
     dtype: torch.dtype,
     scale: str | float | None,
 ) -> Looker:
-
+    refuse_file(name, "slide", "a graph cannot be cut into the passes over a slide")
     if located(name).is_dir():
         if op is not None or weights is not None:
             raise UsageError(

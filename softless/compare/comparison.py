@@ -21,8 +21,8 @@ from softless.compare.training import device_name, lacking, prepared, trained
 from softless.compare.uses import Used, used
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
+from softless.exporting.checks import formats_named
 from softless.exporting.export import export as export_run
-from softless.exporting.export import formats_named
 from softless.exporting.report import Exported
 from softless.report.groups import Group, grouped
 from softless.report.runs import read_run

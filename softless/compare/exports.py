@@ -228,8 +228,8 @@ class _Tries:
 
     def file(self, record: Format, kind: Int8) -> None:
         """One file, its checks, and what runs it."""
-        if absent := missing(record):
-            if kind == "none":
+        if absent := missing(record, kind):
+            if kind == "none" or not missing(record):
                 self.rows.append(ExportRow(record.name, kind, ABSENT, (absent,)))
             return
         try:

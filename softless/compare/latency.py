@@ -107,7 +107,8 @@ class Latencies:
             for row in self.rows
         ]
         how = (
-            f"float32 where no other is named, {counted(self.batch, 'image')} at once, {self.device}, "
+            "float32 where no other is named, "
+            f"{counted(self.batch, 'image')} at once, {self.device}, "
             f"{counted(self.threads, 'thread')}, {counted(self.rounds, 'round')} in turns"
         )
         return "\n".join([table(head, rows), "", how, *self.notes])
@@ -157,19 +158,19 @@ def latency(
             work.add(model, named, alone=len(models) == 1)
         if not work.timed:
             raise UsageError(f"nothing to time: {'; '.join(work.notes)}")
-        calls = {str(number): one.call.call for number, one in enumerate(work.timed)}
+        calls = {str(number): entry.call.call for number, entry in enumerate(work.timed)}
         timings = interleaved(calls, rounds=rounds, synchronise=waiting_for(chosen))
     rows = tuple(
         Latency(
-            one.model,
-            one.height,
-            one.width,
+            entry.model,
+            entry.height,
+            entry.width,
             Spread.of([1000 * seconds for seconds in timings.seconds[str(number)]]),
             timings.rates(str(number), batch),
             timings.ratio(str(number), "0"),
-            one.call.runtime,
+            entry.call.runtime,
         )
-        for number, one in enumerate(work.timed)
+        for number, entry in enumerate(work.timed)
     )
     hardware = {"cpu": processor, "cuda": torch.cuda.get_device_name}.get(
         chosen.type, lambda: chosen.type

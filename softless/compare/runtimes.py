@@ -16,6 +16,7 @@ from softless.exporting.export import files_of
 from softless.exporting.formats.format import Format
 from softless.exporting.formats.standing import needs
 from softless.exporting.formats.table import FORMATS
+from softless.exporting.graph import Dynamic
 from softless.exporting.loaded import ExportedModel, load_exported
 from softless.exporting.source import Source
 from softless.inference.optimize import optimize
@@ -84,7 +85,7 @@ def exported(record: Format, source: Source, shape: tuple[int, ...], folder: Pat
         MissingExtra: what writes or runs it is not installed.
     """
     need(*needs(record))
-    batch = "batch" if shape[0] > 1 and "batch" in record.dynamic else None
+    batch: Dynamic | None = "batch" if shape[0] > 1 and "batch" in record.dynamic else None
     report = files_of(
         source, (record,), folder, size=(shape[2], shape[3]), dynamic=batch, measuring=False
     )
@@ -95,7 +96,7 @@ def exported(record: Format, source: Source, shape: tuple[int, ...], folder: Pat
 
 
 def of_file(model: ExportedModel, shape: tuple[int, ...]) -> Call:
-    """A file as its runtime answers it, of which `shape` (B, C, H, W) is one batch.
+    """A file as its runtime answers batches of `shape` (B, C, H, W).
 
     Raises:
         UsageError: it does not take such images.
@@ -106,7 +107,7 @@ def of_file(model: ExportedModel, shape: tuple[int, ...]) -> Call:
 
 
 def images_of(model: ExportedModel, shape: tuple[int, ...]) -> Tensor:
-    """Noise as the file takes it: normalised numbers, or bytes."""
+    """Noise (B, C, H, W) of this shape as the file takes it: normalised numbers, or bytes."""
     generator = torch.Generator().manual_seed(0)
     if model.metadata.pixels == "uint8":
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

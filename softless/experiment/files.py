@@ -174,6 +174,7 @@ EXPORT_RULES: dict[str, Rule] = {
     ),
     "weights_sha256": DIGEST,
 }
+EXPORTS = "exports.jsonl"  # a line for each file that `softless export` made of a run
 MEND = "bring it back from a backup, or train the run again"
 
 

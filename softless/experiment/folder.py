@@ -10,7 +10,7 @@ from typing import Any
 
 from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
 from softless.experiment.about import ABOUT
-from softless.experiment.files import read_log, read_recipe
+from softless.experiment.files import EXPORTS, read_log, read_recipe
 from softless.experiment.names import canonical
 from softless.experiment.recipe import Recipe, as_json, restored
 from softless.models.durable import (
@@ -34,7 +34,6 @@ LABELS = "predictions"  # of segmentation, a label image each
 STATE, LOCK = "state.json", "lock"
 LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
 SPLITS = "splits.csv"  # file, part and group of each image
-EXPORTS = "exports.jsonl"  # a line for each file that `softless export` made of the run
 FILES = (
     RECIPE,
     CLASSES,

@@ -1,40 +1,44 @@
 """`softless.export`: a model as a file of another runtime, run, compared, audited and measured."""
 
-import importlib.metadata
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from softless.data.samples import Samples
-from softless.errors import DataError, SoftlessError, UsageError, located, need
-from softless.experiment.files import LARGEST_IMAGE
-from softless.exporting.edge import edge
+from softless.errors import SoftlessError, StorageError, UsageError, located
+from softless.exporting.checks import checked_request, formats_named
+from softless.exporting.dense.recorded import (
+    later_names,
+)
+from softless.exporting.described import metadata_of, recording_of
 from softless.exporting.formats.format import Format, Int8
-from softless.exporting.formats.table import FORMATS, format_named
-from softless.exporting.forms.steps import inverts
-from softless.exporting.graph import CELLS, Dynamic, Graph, last_sentence
-from softless.exporting.grid import check_any_size, check_size, free_step, grid_step
-from softless.exporting.loaded import ExportedModel, load_exported
-from softless.exporting.measured import Measured, Parity, measured, parity, summary
-from softless.exporting.metadata import KEPT, Metadata, shareable
+from softless.exporting.formats.table import FORMATS
+from softless.exporting.graph import Dynamic, Graph, last_sentence
+from softless.exporting.images import bytes_of, gathered
+from softless.exporting.loaded import part_path
+from softless.exporting.measured import summary
+from softless.exporting.metadata import Metadata
 from softless.exporting.noted import note
-from softless.exporting.quantized.calibration import Calibration, calibrated
+from softless.exporting.proof import proven
 from softless.exporting.quantized.candidate import Material
+from softless.exporting.recording import Recording
 from softless.exporting.report import FAILED, Exported, ExportedFile
+from softless.exporting.request import Form, Images, Pixels, Request
 from softless.exporting.silence import Said, muted
-from softless.exporting.source import Source, opened, tensors, token_scale_of, weights_digest
-from softless.measure.audit import Audit, audit
+from softless.exporting.source import (
+    Source,
+    opened,
+)
 from softless.models.durable import (
+    delete,
+    delete_folder,
     make_folder,
+    move,
     remove_empty,
     storage_error,
     storing,
@@ -42,37 +46,8 @@ from softless.models.durable import (
     sync_folder,
     write_text,
 )
-from softless.modes import in_evaluation
 
-PARITY_IMAGES = 16
-STEP_IMAGES = 64
-NOISE = 1 << 22  # pixels that a model is compared on where there are no images
 LOG = "export.log"
-Pixels = Literal["normalised", "uint8"]
-Form = Literal["auto", "plain", "edge"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for, checked."""
-
-    formats: tuple[Format, ...]
-    form: Form
-    size: tuple[int, int]
-    dynamic: Dynamic | None
-    int8: Int8
-    pixels: Pixels
-    opset: int | None
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that files are compared and measured on."""
-
-    compared: Tensor  # (n, C, H, W), prepared
-    steps: Tensor  # on which Newton's steps are chosen, where there is something to invert
-    tested: Samples | None
-    calibration: Calibration | None
 
 
 def export(
@@ -126,6 +101,12 @@ def export(
         (True, 'model.pt2')
     """
     formats = formats_named(format, int8)
+    if str(out) in FORMATS:  # `softless export RUN onnx openvino` would write into openvino/
+        raise UsageError(
+            f"out='{out}' is the name of a format: several are given as --format "
+            f"{' '.join([*(record.name for record in formats), str(out)])}; a folder of that name "
+            f"is --out ./{out}"
+        )
     return files_of(
         opened(source),
         formats,
@@ -182,16 +163,18 @@ def files_of(
         UsageError: as `export`.
         DataError: as `export`.
     """
-    request = _request(source, formats, form, size, dynamic, int8, pixels, opset)
+    request = checked_request(source, formats, form, size, dynamic, int8, pixels, opset)
     names = [_name(record, request) for record in formats]
+    later = later_names(source.model)
     parts = [
         part.name
         for record, name in zip(formats, names, strict=True)
-        for part in record.parts(folder / name)
+        for path in [folder / name, *(part_path(folder / name, record, one) for one in later)]
+        for part in record.parts(path)
     ]
     _check_free(folder, parts, overwrite=overwrite)
     sized = source.at(request.size)
-    images = _images(sized, request, calibrate, test, measuring=measuring)
+    images = gathered(sized, request, calibrate, test, measuring=measuring)
     fresh = not folder.exists()
     make_folder(folder)
     files: list[ExportedFile] = []
@@ -206,88 +189,6 @@ def files_of(
         if fresh and not files:
             remove_empty(folder)
     return report
-
-
-def formats_named(named: str | Sequence[str], int8: Int8 = "none") -> tuple[Format, ...]:
-    """The formats of these names, each once.
-
-    Raises:
-        UsageError: no such format, or none is named.
-        MissingExtra: what writes one is not installed.
-    """
-    names = [named] if isinstance(named, str) else list(named)
-    if not names:
-        raise UsageError(f"no format is named: choose of {', '.join(FORMATS)}")
-    formats = tuple(format_named(name) for name in dict.fromkeys(names))
-    for record in formats:
-        need(*record.writes_with, *(record.quantises_with if int8 != "none" else ()))
-    return formats
-
-
-def _request(
-    source: Source,
-    formats: tuple[Format, ...],
-    form: Form,
-    size: int | tuple[int, int] | None,
-    dynamic: Dynamic | None,
-    int8: Int8,
-    pixels: Pixels,
-    opset: int | None,
-) -> Request:
-    """What is asked for, where it goes together."""
-    _check_word("form", form, ("auto", "plain", "edge"))
-    _check_word("dynamic", dynamic, (None, "batch", "size", "both"))
-    _check_word("int8", int8, ("none", "weights", "static"))
-    _check_word("pixels", pixels, ("normalised", "uint8"))
-    height_width = source.pixels if size is None else _sides(size)
-    check_size(source.model, height_width, source.name)
-    if dynamic in {"size", "both"}:
-        check_any_size(source.model, source.name)
-        if form == "edge":
-            raise UsageError(
-                "--form edge makes constants of all that depends on the size: leave out --dynamic "
-                "size, or choose --form plain"
-            )
-    for record in formats:
-        if dynamic is not None and dynamic not in record.dynamic:
-            raise UsageError(
-                f"{record.name} holds graphs of one size and one image: leave --dynamic out, and "
-                "write one file for each --size"
-            )
-        if int8 not in {"none", *record.int8}:
-            offered = [name for name, other in FORMATS.items() if int8 in other.int8]
-            raise UsageError(
-                f"{record.name} has no --int8 {int8}; formats that have: {', '.join(offered)}"
-            )
-        if opset is not None and not record.takes_opset:
-            raise UsageError(f"--opset is of onnx, and {record.name} has none: leave it out")
-    if int8 == "static" and dynamic in {"size", "both"}:
-        raise UsageError(
-            "--int8 static measures its scales at one size: give --size, one file for each size"
-        )
-    if pixels == "uint8" and source.best.get("range") is not None:
-        raise UsageError(
-            f"{source.name} reads images of a declared range and not of bytes: leave --pixels out"
-        )
-    return Request(formats, form, height_width, dynamic, int8, pixels, opset)
-
-
-def _check_word(option: str, word: str | None, words: Sequence[str | None]) -> None:
-    if word not in words:
-        offered = ", ".join(name for name in words if name is not None)
-        raise UsageError(f"--{option} {word}: choose of {offered}")
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) == 1:
-        sides *= 2
-    if len(sides) != 2 or not all(0 < side <= LARGEST_IMAGE for side in sides):
-        raise UsageError(
-            f"--size {' '.join(map(str, sides))}: give height and width in pixels, from 1 to "
-            f"{LARGEST_IMAGE:,}"
-        )
-    return int(sides[0]), int(sides[1])
 
 
 def _name(record: Format, request: Request) -> str:
@@ -306,67 +207,6 @@ def _check_free(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
         )
 
 
-def _images(
-    source: Source,
-    request: Request,
-    calibrate: str | Path | None,
-    test: str | Path | None,
-    *,
-    measuring: bool,
-) -> Images:
-    """What files are compared and measured on.
-
-    Raises:
-        UsageError: int8 without images.
-    """
-    tested = source.test_images(test) if measuring else None
-    if request.int8 != "none" and tested is None:
-        raise UsageError(
-            f"--int8 {request.int8} is measured on labelled test images, and there are none of "
-            f"{source.name}: give --test FOLDER"
-        )
-    measures = request.int8 == "static" or inverts(source.model)
-    if calibrate is not None and not measures:
-        raise UsageError(
-            f"--calibrate is of --int8 static, and --int8 is {request.int8}: leave it out"
-        )
-    calibration = None
-    if request.int8 == "static" or calibrate is not None:
-        calibration = calibrated(source, calibrate, tested)
-        if calibration is None:
-            raise UsageError(
-                "--int8 static measures the range of every activation on images: give --calibrate "
-                "FOLDER"
-            )
-    if tested is not None:
-        compared = tensors(tested, source.transform, PARITY_IMAGES)
-        return Images(compared, _step_images(source, compared, calibration), tested, calibration)
-    generator = torch.Generator().manual_seed(0)
-    shape = (_images_of_noise(request.size), int(source.best["in_chans"]), *request.size)
-    noise = torch.randn(shape, generator=generator)
-    return Images(noise, noise, None, None)
-
-
-def _images_of_noise(size: tuple[int, int]) -> int:
-    """As many as a machine of ordinary memory answers at once."""
-    return max(2, min(PARITY_IMAGES, NOISE // (size[0] * size[1])))
-
-
-def _step_images(source: Source, compared: Tensor, calibration: Calibration | None) -> Tensor:
-    """Prepared images (n, C, H, W) that say how many steps an inverse takes: those of the training
-    where it inverts and they are there.
-    """
-    if not inverts(source.model):
-        return compared
-    if calibration is not None:
-        return calibration.images[:STEP_IMAGES]
-    try:
-        samples = source.calibration_images(None)
-    except DataError:
-        return compared
-    return compared if samples is None else tensors(samples, source.transform, STEP_IMAGES)
-
-
 def _exported(
     source: Source, record: Format, request: Request, images: Images, path: Path
 ) -> ExportedFile:
@@ -375,19 +215,21 @@ def _exported(
     In eight bits the recipes are tried in order; the first that passes is kept, or else the one
     whose answers are most like the model's.
     """
-    graph, form, why = _graph(source, record, request, images)
-    metadata = _metadata(source, request, graph, form)
+    recording = recording_of(source, record, request, images)
+    metadata = metadata_of(source, request, recording)
     files: dict[str, ExportedFile] = {}
     refused: dict[str, str] = {}
     with _workplace(path.parent) as folder:
-        ways = _ways(record, request, graph, images, folder)
+        ways = _ways(source, record, request, recording.graph, images, folder)
         for name, write in ways.items():
             draft = make_folder(folder / name) / path.name
             try:
                 with _logged(record, path.parent):
                     write(draft)
+                    for part, graph in recording.parts.items():
+                        record.write(graph, part_path(draft, record, part), request.opset)
                 described = replace(metadata, int8=_quantisation(request, name, images, refused))
-                files[name] = _proven(source, record, request, images, draft, described)
+                files[name] = _proven(source, record, request, images, recording, draft, described)
             except UsageError as error:  # the tool's own failure; another recipe may do
                 refused[name] = str(error)
                 if not files and len(refused) == len(ways):
@@ -399,22 +241,23 @@ def _exported(
         kept = max(files, key=lambda name: (files[name].ok, files[name].alike))
         report = files[kept]
         suffix, other = ("", FAILED) if report.ok else (FAILED, "")
-        for part in record.parts(report.path):
+        # the first one names the others, and comes when they are there
+        for part in reversed(_parts(record, recording, report.path)):
             _moved(part, path.parent / (part.name + suffix))
             _removed(path.parent / (part.name + other))
     tried = {name: why for name, why in refused.items() if name != kept}
     return replace(
         report,
         path=path.with_name(path.name + suffix),
-        form=form,
-        why=why,
+        form=recording.form,
+        why=recording.why,
         int8=kept,
         tried=tried,
     )
 
 
 def _ways(
-    record: Format, request: Request, graph: Graph, images: Images, folder: Path
+    source: Source, record: Format, request: Request, graph: Graph, images: Images, folder: Path
 ) -> dict[str, Callable[[Path], None]]:
     """How a file may be written, by the name of the recipe of eight bits, or "none"."""
 
@@ -424,6 +267,8 @@ def _ways(
     if request.int8 == "none":
         return {"none": partial(write, graph)}
     calibration = None if images.calibration is None else images.calibration.images
+    if calibration is not None and request.pixels == "uint8":
+        calibration = bytes_of(source, calibration)
     scratch = make_folder(folder / "float32") / f"model{record.ending}"
     material = Material(graph, calibration, write, scratch)
     return {recipe.name: partial(recipe.write, material) for recipe in record.int8[request.int8]}
@@ -449,135 +294,30 @@ def _proven(
     record: Format,
     request: Request,
     images: Images,
+    recording: Recording,
     draft: Path,
     metadata: Metadata,
 ) -> ExportedFile:
     """The file with all that it says of itself, its worth too."""
     with storing(draft):
         record.label(draft, metadata.as_text())
-    report = _checked(source, record, request, images, draft)
+        for name, graph in recording.parts.items():
+            own = replace(metadata, outputs=graph.outputs, decoding={"part_of": draft.name})
+            record.label(part_path(draft, record, name), own.as_text())
+    report = proven(source, record, request, images, recording, draft)
     accuracy, counts = summary(report.measured), None
     if report.audit is not None:
         counts = {"exp_free": report.audit.exp_free, "kinds": dict(report.audit.kinds)}
     labelled = replace(metadata, accuracy=accuracy, audit=counts)
     with storing(draft):
         record.label(draft, labelled.as_text())
-    return replace(report, bytes=sum(_bytes(part) for part in record.parts(draft)))
+    return replace(report, bytes=sum(map(_bytes, _parts(record, recording, draft))))
 
 
-def _graph(
-    source: Source, record: Format, request: Request, images: Images
-) -> tuple[Graph, str, str]:
-    """What is recorded, its form, and why that is plain."""
-    any_size = request.dynamic in {"size", "both"}
-    form: Form = "plain" if any_size else request.form
-    module = edge(source.model, request.size, form, batch=record.batch, images=images.steps)
-    number = 2 if request.dynamic in {"batch", "both"} else 1
-    outputs = ("features",) if source.task == "dino" else ("logits",)
-    step = free_step(source.model) if any_size else grid_step(source.model)
-    # no image of anybody's: some files keep what they were recorded with
-    shape = (number, *images.compared.shape[1:])
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    graph = Graph(module, example, outputs, request.dynamic, step)
-    return graph, str(module.form), str(module.why)
-
-
-def _metadata(source: Source, request: Request, graph: Graph, form: str) -> Metadata:
-    return Metadata(
-        name=str(source.best["architecture"]),
-        best={name: source.best[name] for name in KEPT if source.best.get(name) is not None},
-        recipe=None if source.run is None else shareable(source.run.recipe),
-        size=request.size,
-        outputs=graph.outputs,
-        form=form,
-        weights_sha256=weights_digest(source),
-        versions={name: importlib.metadata.version(name) for name in ("softless", "torch")},
-        batch=len(graph.example),
-        dynamic=request.dynamic,
-        step=graph.step,
-        pixels=request.pixels,
-        token_scale=token_scale_of(source.model),
-    )
-
-
-def _checked(
-    source: Source, record: Format, request: Request, images: Images, draft: Path
-) -> ExportedFile:
-    """The file that was written, run and read."""
-    faults: list[str] = []
-    notes: list[str] = [] if images.tested else ["compared on noise: there are no images of it"]
-    eight_bits = request.int8 != "none"
-    same: Parity | None = None
-    measurement: Measured | None = None
-    if record.open is not None:
-        answer = load_exported(draft)
-        reference: nn.Module = source.model
-        if inverts(source.model):  # against as many steps, and the distance to the default is told
-            stepped = edge(source.model, request.size, "plain", images=images.steps)
-            notes.append(str(stepped.inversion))
-            reference = stepped
-        if not eight_bits:
-            same = parity(answer.outputs, reference, images.compared)
-            compared = {tuple(images.compared.shape): same.difference}
-            for others in _of_other_shapes(answer.metadata, images.compared):
-                apart = parity(answer.outputs, reference, others).difference
-                compared[tuple(others.shape)] = apart
-            for (number, _, height, width), apart in compared.items():
-                if apart > record.tolerance:
-                    faults.append(
-                        f"its answers to {number} images of {height} x {width} pixels differ from "
-                        f"the model's by {apart:.1e} of the largest, and {record.tolerance:.0e} is "
-                        "the most"
-                    )
-        if images.tested is not None:
-            measurement = _measured(source, answer, images.tested)
-            faults += measurement.faults(eight_bits=eight_bits)
-            notes += measurement.doubts()
-    else:
-        notes.append(f"{record.name} is written here and runs elsewhere: nothing was compared")
-    found: Audit = audit(draft)
-    return ExportedFile(
-        format=record.name,
-        path=draft,
-        form="",
-        why="",
-        parity=same,
-        audit=found,
-        measured=measurement,
-        shape=record.shape(draft),
-        bytes=0,
-        faults=tuple(faults),
-        notes=tuple(notes),
-    )
-
-
-def _of_other_shapes(metadata: Metadata, images: Tensor) -> Iterator[Tensor]:
-    """Images (n,C,H,W) in other numbers and sizes that a dynamic file takes: one and three, the
-    smallest, and a larger one whose sides differ.
-    """
-    if metadata.dynamic in {"batch", "both"}:
-        yield from (images[:1], images[:3])
-    if metadata.dynamic in {"size", "both"}:
-        height, width = metadata.size
-        least = CELLS[0] * metadata.step
-        for size in ((least, least), (height + metadata.step, 2 * width)):
-            yield F.interpolate(images[:2], size, mode="bilinear", antialias=True)
-
-
-def _measured(source: Source, answer: ExportedModel, samples: Samples) -> Measured:
-    threshold = 0.5
-    if source.run is not None and source.run.recipe.multilabel is not None:
-        threshold = source.run.recipe.multilabel.threshold
-    with in_evaluation(source.model):
-        return measured(
-            answer,
-            source.model,
-            samples,
-            prepared=source.transform,
-            same_prepared=answer.transform,
-            several=source.task == "multilabel",
-            threshold=threshold,
-        )
+def _parts(record: Format, recording: Recording, path: Path) -> list[Path]:
+    """All files of an export, those of its later graphs too."""
+    drafts = [path, *(part_path(path, record, name) for name in recording.parts)]
+    return [part for written in drafts for part in record.parts(written)]
 
 
 @contextmanager
@@ -588,7 +328,8 @@ def _workplace(folder: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        with suppress(StorageError):  # cleaning up hides no error under way
+            delete_folder(place)
 
 
 @contextmanager
@@ -631,15 +372,14 @@ def _moved(path: Path, to: Path) -> None:
         for inner in path.rglob("*") if path.is_dir() else [path]:
             if inner.is_file():
                 sync_file(inner)
-        if to.is_dir():
-            shutil.rmtree(to)
-        path.replace(to)
-        sync_folder(to.parent)
+    _removed(to)
+    move(path, to)
+    sync_folder(to.parent)
 
 
 def _removed(path: Path) -> None:
-    """What an earlier export left, which had the other outcome: it is not what was asked for."""
-    with storing(path):
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
+    """What an earlier export left of this name is not what was asked for."""
+    if path.is_dir():
+        delete_folder(path)
+    else:
+        delete(path)

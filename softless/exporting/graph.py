@@ -29,6 +29,7 @@ class Graph:
     outputs: tuple[str, ...] = ("logits",)
     dynamic: Dynamic | None = None
     step: int = 1  # pixels: both sides of an image are multiples of it
+    takes: str = IMAGE  # the name of the input
 
     @property
     def any_batch(self) -> bool:

@@ -1,5 +1,6 @@
 """`load_exported`: a file of `softless export` as a module that answers prepared images."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms as tv
 
 from softless.data.images import MODES
 from softless.data.reading import read_image
@@ -16,21 +16,40 @@ from softless.data.transforms import Pipeline
 from softless.errors import DataError, UsageError, located, need
 from softless.evaluation.run import LoadedRun
 from softless.experiment.ranges import Range
+from softless.exporting.dense.reading import reader_of
 from softless.exporting.formats.format import Format, Runner
 from softless.exporting.formats.table import format_of
 from softless.exporting.metadata import Metadata, read_metadata, recipe_of
-from softless.exporting.source import prepared_as
+from softless.exporting.preparing import as_bytes, prepared_as
 from softless.measure.audit import Audit, audit
 
-OF_PIXELS = (tv.Normalize, tv.ToTensor)
+REGIONS = 1024  # at once
 
 
 class ExportedModel(nn.Module):
-    """An exported file that answers images on this machine's processor; see `load_exported`."""
+    """An exported file that answers images on this machine's processor; see `load_exported`.
 
-    def __init__(self, path: Path, record: Format, metadata: Metadata, runner: Runner) -> None:
+    Args:
+        path: of the file.
+        record: its format.
+        metadata: what it says of itself.
+        runner: what runs it.
+        parts: what runs the further graphs of a detector of two stages, by name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        record: Format,
+        metadata: Metadata,
+        runner: Runner,
+        parts: Mapping[str, Runner] | None = None,
+    ) -> None:
         super().__init__()
         self.path, self.record, self.metadata, self.runner = path, record, metadata, runner
+        self.reader = reader_of(metadata, parts or {})
+        # whoever asks a model where it lies reads that off its first parameter
+        self.lies = nn.Parameter(torch.empty(0), requires_grad=False)
 
     @property
     def format(self) -> str:
@@ -41,6 +60,16 @@ class ExportedModel(nn.Module):
     def classes(self) -> tuple[str, ...]:
         """Names in the order of the logits; () of a model without names."""
         return self.metadata.classes
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Of a segmenter: what label images call the classes, in index order."""
+        return tuple((self.metadata.decoding or {}).get("values", ()))
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Of a detector: what COCO's files call the classes, in index order."""
+        return tuple((self.metadata.decoding or {}).get("categories", ()))
 
     @cached_property
     def audit(self) -> Audit:
@@ -105,17 +134,35 @@ class ExportedModel(nn.Module):
             raise UsageError("no images: the file answers one at least")
         return tuple(map(torch.cat, zip(*answers, strict=True)))
 
-    def forward(self, images: Tensor | np.ndarray) -> Tensor:
+    def forward(self, images: Tensor | np.ndarray | Sequence[Tensor]) -> Any:
         """Prepared images (B, C, H, W) -> logits (B, K), or features (B, dim).
+
+        Of a segmenter logits of each pixel (B, K, H, W). Of a detector, which takes a list of
+        images (C, h, w) too, what the run's own gives: boxes, labels, scores and masks of each.
 
         Raises:
             UsageError: as `outputs`.
         """
-        return self.outputs(images)[0]
+        if self.reader is not None:
+            batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+            return self.reader(self.outputs, batch)
+        return self.outputs(images)[0]  # type: ignore[arg-type]
+
+    def refuses(self, height: int, width: int) -> str:
+        """Why an image of so many pixels is not answered; empty where it is.
+
+        A classifier's images are framed first.
+        """
+        if self.reader is None:
+            return ""
+        framed = self.reader.framed_size(height, width)
+        reason = self._other_size(*framed)
+        if not reason or framed == (height, width):
+            return reason
+        return f"of {height} x {width} pixels it becomes {reason}"
 
     def _check(self, batch: Tensor) -> None:
         metadata = self.metadata
-        height, width = metadata.size
         if batch.ndim != 4 or batch.shape[1] != metadata.in_chans:
             raise UsageError(
                 f"images of shape {tuple(batch.shape)}: {self.path.name} takes (B, "
@@ -127,31 +174,29 @@ class ExportedModel(nn.Module):
                 f"images in {batch.dtype}: {self.path.name} takes {wanted}; its prepare(image) "
                 "gives that"
             )
-        sides = tuple(batch.shape[-2:])
+        if reason := self._other_size(*map(int, batch.shape[-2:])):
+            raise UsageError(reason)
+
+    def _other_size(self, height: int, width: int) -> str:
+        """Why images of this size, as the graph sees them, are none of the file's."""
+        metadata = self.metadata
         if metadata.dynamic in {"size", "both"}:
-            if any(side % metadata.step for side in sides):
-                raise UsageError(
-                    f"an image of {sides[0]} x {sides[1]} pixels: both sides are multiples of "
+            if height % metadata.step or width % metadata.step:
+                return (
+                    f"an image of {height} x {width} pixels: both sides are multiples of "
                     f"{metadata.step}"
                 )
-        elif sides != (height, width):
-            raise UsageError(
-                f"an image of {sides[0]} x {sides[1]} pixels: {self.path.name} was exported for "
-                f"{height} x {width}; export it with --size, or with --dynamic size"
-            )
+            return ""
+        if (height, width) == metadata.size:
+            return ""
+        return (
+            f"an image of {height} x {width} pixels: {self.path.name} was exported for "
+            f"{metadata.size[0]} x {metadata.size[1]}; export it with --size, or with --dynamic "
+            "size"
+        )
 
     def extra_repr(self) -> str:
         return f"{self.path.name}, {self.format}, {self.metadata.task}"
-
-
-def as_bytes(pipeline: Pipeline) -> Pipeline:
-    """The same framing, and bytes (C, H, W) in place of normalised numbers."""
-    steps = [
-        step
-        for step in pipeline.transforms
-        if not isinstance(step, OF_PIXELS) and type(step).__name__ != "MaybeToTensor"
-    ]
-    return Pipeline([*steps, tv.PILToTensor()], [], fixed=True)
 
 
 def load_exported(file: str | Path) -> ExportedModel:
@@ -161,8 +206,9 @@ def load_exported(file: str | Path) -> ExportedModel:
         file: .pt2, .onnx, .xml, .pte, with the files beside it that its format has.
 
     Returns:
-        A module: prepared images (B, C, H, W) -> logits (B, K). `.prepare(image)` prepares a
-        picture, `.classes` names the logits, `.audit` tells what is in the file.
+        A module: prepared images (B, C, H, W) -> logits (B, K), or what the run's own detector or
+        segmenter answers. `.prepare(image)` prepares a picture, `.classes` names the logits,
+        `.audit` tells what is in the file.
 
     Raises:
         DataError: no file, damaged, or of no format of `softless export`.
@@ -171,7 +217,7 @@ def load_exported(file: str | Path) -> ExportedModel:
 
     Examples:
         >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
-        >>> report = softless.export(model, "pt2", "edge", size=32)
+        >>> report = softless.export(model, "pt2", "files", size=32)
         >>> exported = softless.load_exported(report.path)
         >>> exported(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 1000])
@@ -187,7 +233,47 @@ def load_exported(file: str | Path) -> ExportedModel:
         )
     need(*record.runs_with)
     metadata = read_metadata(record.text_of(path), path)
-    return ExportedModel(path, record, metadata, record.open(path))
+    decoding = metadata.decoding or {}
+    if "part_of" in decoding:
+        raise UsageError(
+            f"{path.name} is the second stage of a detector and answers no images: name the file "
+            "of its first stage"
+        )
+    parts = {
+        name: _part(part_path(path, record, name), record, metadata)
+        for name in decoding.get("parts", ())
+    }
+    return ExportedModel(path, record, metadata, record.open(path), parts)
+
+
+def part_path(path: Path, record: Format, name: str) -> Path:
+    """Where a further graph of a file lies: beside it, NAME-boxes.onnx beside NAME.onnx."""
+    return path.with_name(f"{path.name.removesuffix(record.ending)}-{name}{record.ending}")
+
+
+def _part(path: Path, record: Format, metadata: Metadata) -> Runner:
+    """What runs a further graph, of any number of regions.
+
+    Raises:
+        DataError: it is not there, or is of other weights.
+    """
+    if not path.exists():
+        raise DataError(
+            f"no file {path}: a detector of two stages is several files, which stay together"
+        )
+    own = read_metadata(record.text_of(path), path)
+    if own.weights_sha256 != metadata.weights_sha256 or "part_of" not in (own.decoding or {}):
+        raise DataError(
+            f"{path} is of other weights than the file that it lies beside: export the run anew"
+        )
+    assert record.open is not None
+    run = record.open(path)
+
+    def answer(regions: Tensor) -> tuple[Tensor, ...]:
+        parts = [run(part) for part in regions.split(REGIONS)]
+        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+    return answer
 
 
 def exported_run(file: str | Path) -> LoadedRun:

@@ -46,15 +46,16 @@ class Measured:
     interval: tuple[float, float] | None  # of the file's value
     drop: Interval | None  # file less model, paired over the images
     agreement: float | None  # share of the images that both answer alike
-    difference: float  # |file - model| over |model|, of all logits
+    difference: float | None  # |file - model| over |model|, of all logits
+    least: float = 1.0  # of agreement, where the file is in float32
     # (n,) of the file and of the model: whether it got each image right, in order
     right: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def faults(self, *, eight_bits: bool) -> list[str]:
         """Why the file must not be used, as sentences; files in eight bits have room to differ."""
         sentences = []
-        least = LEAST_AGREEMENT if eight_bits else 1.0
-        if not math.isfinite(self.difference):
+        least = LEAST_AGREEMENT if eight_bits else self.least
+        if self.difference is not None and not math.isfinite(self.difference):
             sentences.append("some of its answers are no numbers")
         if self.agreement is not None and self.agreement < least:
             sentences.append(
@@ -160,7 +161,7 @@ def measured(
         paired_bootstrap(right_file, right_model),
         float(alike.mean()),
         relative,
-        (right_file, right_model),
+        right=(right_file, right_model),
     )
 
 

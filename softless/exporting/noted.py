@@ -8,8 +8,8 @@ from pathlib import Path
 
 from softless.data.notices import notice
 from softless.errors import DataError, StorageError
-from softless.experiment.files import read_exports
-from softless.experiment.folder import EXPORTS, REPORT
+from softless.experiment.files import EXPORTS, read_exports
+from softless.experiment.folder import REPORT
 from softless.exporting.report import Exported, as_row, same_file
 from softless.exporting.source import Source, weights_digest
 from softless.models.durable import write_text
@@ -38,12 +38,12 @@ def note(source: Source, report: Exported) -> None:
 def _keep(folder: Path, report: Exported, weights: str) -> None:
     """Lines of earlier files of the same name and kind give way."""
     rows = [{**as_row(report, file), "weights_sha256": weights} for file in report.files]
-    kept = [
+    earlier = [
         row
         for row in read_exports(folder / EXPORTS)
         if not any(same_file(row, later) for later in rows)
     ]
-    lines = [json.dumps(row) + "\n" for row in (*kept, *rows)]
+    lines = [json.dumps(row) + "\n" for row in (*earlier, *rows)]
     write_text(folder / EXPORTS, "".join(lines))
 
 
@@ -53,8 +53,8 @@ def _show(folder: Path, source: Source) -> None:
         return
     text = read_text(page)
     part = drawn([(None, row) for row in exports_of(folder, source.best)])
-    shown = with_exports(text, part)
-    if shown is None:
+    text_with = with_exports(text, part)
+    if text_with is None:
         notice(f"{page} has no place for exported files: `softless train --resume` writes it anew")
-    elif shown != text:
-        write_text(page, shown)
+    elif text_with != text:
+        write_text(page, text_with)

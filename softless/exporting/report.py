@@ -106,8 +106,8 @@ class Exported:
         metrics = {file.measured.metric for file in self.files if file.measured}
         head = ["file", "checks", "form", "eight bits", "difference", "transcendental"]
         head += [" or ".join(sorted(metrics)) or "top1", "interval", "model", "alike", "KiB"]
-        said = said_columns(head, [_cells(file) for file in self.files])
-        lines = [f"{self.source} {self._sizes()}", "", table(*said), ""]
+        columns = said_columns(head, [_cells(file) for file in self.files])
+        lines = [f"{self.source} {self._sizes()}", "", table(*columns), ""]
         images = {file.measured.images for file in self.files if file.measured}
         compared = {file.parity.images for file in self.files if file.parity}
         how = [
@@ -131,8 +131,8 @@ class Exported:
         height, width = self.size
         free = {"batch": ", any number at once", "size": ", or any other size"}
         free["both"] = "".join((free["size"], free["batch"]))
-        pixels = "bytes" if self.pixels == "uint8" else "pixels"
-        return f"at {height} x {width} {pixels}{free.get(self.dynamic or '', '')}"
+        of_bytes = ", taken as bytes" if self.pixels == "uint8" else ""
+        return f"at {height} x {width} pixels{of_bytes}{free.get(self.dynamic or '', '')}"
 
 
 def _cells(file: ExportedFile) -> list[str]:
@@ -162,18 +162,17 @@ def kinds_of(audit: Audit) -> str:
 def as_row(report: Exported, file: ExportedFile) -> dict[str, Any]:
     """A file as the folder of a run keeps it: its name in place of its path."""
     content = file.to_dict()
-    kept = {name: content[name] for name in KEPT}
-    about = {"size": list(report.size), "dynamic": report.dynamic, "pixels": report.pixels}
-    return {"file": file.path.name, **about, **kept}
+    request = {"size": list(report.size), "dynamic": report.dynamic, "pixels": report.pixels}
+    return {"file": file.path.name, **request, **{name: content[name] for name in KEPT}}
 
 
-def same_file(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_file(row: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
     """Whether a later export of the same kind replaces an earlier one: a file that failed had
     another name.
     """
     kinds = ("size", "dynamic", "pixels", "form")
-    names = [str(each["file"]).removesuffix(FAILED) for each in (row, other)]
-    return names[0] == names[1] and all(row.get(kind) == other.get(kind) for kind in kinds)
+    names = [str(each["file"]).removesuffix(FAILED) for each in (row, later)]
+    return names[0] == names[1] and all(row.get(kind) == later.get(kind) for kind in kinds)
 
 
 # of a file's entries, in a run's folder

@@ -1,10 +1,10 @@
 """What is exported: the run in a folder, a published folder, a module, or a model by its name."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,12 @@ from softless.data.loader import eval_loader
 from softless.data.notices import notice
 from softless.data.samples import Samples
 from softless.data.sources import images_of
-from softless.data.transforms import Pipeline, eval_transform
+from softless.data.transforms import Pipeline
 from softless.errors import DataError, UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.experiment.folder import BEST
 from softless.experiment.ranges import Range
+from softless.exporting.preparing import prepared_as
 from softless.inference.model import InferenceModel
 from softless.layers.attention import Attention
 from softless.measure.cost import input_size_of
@@ -27,8 +28,12 @@ from softless.models.create import FOLDER, create_model
 from softless.models.files import CONFIG
 from softless.models.kept import operators_of
 from softless.models.records import is_number
+from softless.tasks.detection.model import Detector
 from softless.tasks.labelled import check_there, samples_of, source_of
 from softless.tasks.loaded import load_run
+from softless.tasks.segmentation.model import Segmenter
+
+T = TypeVar("T")
 
 CALIBRATION = 256  # images
 FEWEST = 32  # images that a calibration needs
@@ -70,7 +75,7 @@ class Source:
 
     @property
     def transform(self) -> Pipeline:
-        """image -> (C, H, W), as a classifier's are prepared in evaluation."""
+        """image -> (C, H, W), as images are prepared in evaluation."""
         return prepared_as(self.best)
 
     def test_images(self, path: str | Path | None) -> Samples | None:
@@ -88,19 +93,30 @@ class Source:
                     "export the folder of a run"
                 )
             return None
-        source = source_of(self.run, path, None)
-        if path is None:
-            try:
-                check_there(self.run, None, None)
-            except DataError as error:
-                notice(f"nothing is measured on test images: {error}")
+        if self.task == "dino":
+            if path is None:
                 return None
+            raise UsageError(
+                f"--test measures answers, and {self.name} learned features without labels: leave "
+                "it out; softless eval FILE DATA --knn 20 measures those"
+            )
+        if path is None and not self.is_there():
+            return None
+        return of_split(path, lambda split: self._labelled(path, split))
+
+    def is_there(self) -> bool:
+        """Whether the data of a run lie where it found them; that they do not is said."""
+        assert self.run is not None
         try:
-            return samples_of(self.run, source, "test")[0]
-        except DataError:
-            if path is not None:
-                raise
-            return samples_of(self.run, source, "val")[0]
+            check_there(self.run, None, None)
+        except DataError as error:
+            notice(f"nothing is measured on test images: {error}")
+            return False
+        return True
+
+    def _labelled(self, path: str | Path | None, split: str) -> Samples:
+        assert self.run is not None
+        return samples_of(self.run, source_of(self.run, path, None), split)[0]
 
     def calibration_images(self, path: str | Path | None) -> Samples | None:
         """At most 256 images without labels, drawn alike each time: those of a folder, or the run's
@@ -124,6 +140,18 @@ class Source:
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(samples), generator=generator)[:CALIBRATION]
         return samples.take(sorted(order.tolist()))
+
+
+def of_split(path: str | Path | None, work: Callable[[str], T]) -> T:
+    """Work on the test split, or on that of the validation where the run's own data have no
+    other.
+    """
+    try:
+        return work("test")
+    except DataError:
+        if path is not None:
+            raise
+        return work("val")
 
 
 def opened(source: nn.Module | str | Path) -> Source:
@@ -167,7 +195,7 @@ def _module(name: str, model: nn.Module) -> Source:
     about: Any = getattr(model, "pretrained_cfg", {})
     mean, std = (_per_channel(about.get(part), channels, part) for part in ("mean", "std"))
     best = {
-        "task": "classification",
+        "task": _task_of(model),
         "architecture": str(about.get("architecture") or name),
         "classes": [],
         "image_size": [height, width],
@@ -181,6 +209,12 @@ def _module(name: str, model: nn.Module) -> Source:
         "operators": operators_of(model),
     }
     return Source(name, copy.deepcopy(_ready(model)).eval(), best)
+
+
+def _task_of(model: nn.Module) -> str:
+    if isinstance(model, Detector):
+        return "detection"
+    return "segmentation" if isinstance(model, Segmenter) else "classification"
 
 
 def _ready(model: nn.Module) -> nn.Module:
@@ -214,19 +248,6 @@ def weights_digest(source: Source) -> str:
     tensors = source.model.state_dict()
     content = {name: digests.of_tensor(tensor) for name, tensor in sorted(tensors.items())}
     return digests.of_texts(content)
-
-
-def prepared_as(best: Mapping[str, Any]) -> Pipeline:
-    """image -> (C, H, W), as best.json says that images are prepared in evaluation."""
-    return eval_transform(
-        best["image_size"],
-        best["crop_pct"],
-        best["interpolation"],
-        best["mean"],
-        best["std"],
-        best["in_chans"],
-        deep=best.get("range") is not None,
-    )
 
 
 def tensors(samples: Samples, transform: Pipeline, most: int | None = None) -> Tensor:

@@ -18,7 +18,8 @@ PLACE, HEADING = "exported", "Exported files"
 BEFORE = "recipe"  # the section that it stands before
 LEAD = (
     "Each file was run beside the model and searched for what is no sum, product or root. "
-    "A difference is relative to the largest answer; in brackets Wilson's 95\N{NARROW NO-BREAK SPACE}% interval."
+    "A difference is relative to the largest answer; in brackets Wilson's "
+    "95\N{NARROW NO-BREAK SPACE}% interval."
 )
 _THERE = re.compile(rf'<section aria-labelledby="{PLACE}">.*?</section>', re.DOTALL)
 _LINK = f'<a href="#{PLACE}">{HEADING}</a>'

@@ -14,6 +14,7 @@ from softless.errors import DataError, UsageError
 from softless.experiment.about import ABOUT, read_about
 from softless.experiment.candidates import unsaid
 from softless.experiment.files import (
+    EXPORTS,
     read_best,
     read_classes,
     read_exports,
@@ -21,7 +22,6 @@ from softless.experiment.files import (
     read_result,
     task_of,
 )
-from softless.experiment.folder import EXPORTS
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe, read_stored
 from softless.models.sides import sides

@@ -15,7 +15,7 @@ from softless.cli.main import main
 from softless.compare import exports as module
 from softless.compare.exports import exports
 from softless.experiment.groups import DataSpec
-from softless.exporting import export as exporting
+from softless.exporting import proof
 from softless.exporting.formats.table import FORMATS
 from softless.exporting.measured import Parity
 from tests.data.making import split_folders
@@ -89,7 +89,7 @@ def test_a_format_that_fails_is_a_line_and_the_others_go_on(run, monkeypatch):
 
 
 def test_a_file_that_fails_a_check_is_not_timed(run, monkeypatch):
-    monkeypatch.setattr(exporting, "parity", lambda *_, **__: Parity(16, 0.5, 3))
+    monkeypatch.setattr(proof, "parity", lambda *_, **__: Parity(16, 0.5, 3))
     row = exports(run, ["pt2"], int8=["none"], rounds=1).rows[-1]
     assert (row.works, row.milliseconds) == ("no", None)
     assert "differ from the model's" in row.why[0]

@@ -210,6 +210,7 @@ def test_finished_runs_of_one_model_are_put_together(outcome, tmp_path, monkeypa
 def test_the_model_is_exported_at_the_end_and_the_page_shows_it(tmp_path):
     """As `make demo` ends."""
     found = twins(short(token_scale="tokens"), out=tmp_path / "out", device="cpu", export="onnx")
+    assert isinstance(found, Compared)
     assert found.exported is not None
     assert found.exported.path == tmp_path / "out" / "exported" / "model.onnx"
     assert found.exported.path.is_file()

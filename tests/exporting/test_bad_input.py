@@ -17,7 +17,7 @@ from PIL import Image
 import softless
 from softless.cli.main import main
 from softless.errors import DataError, UsageError
-from softless.exporting import export as exporting
+from softless.exporting import checks
 from softless.exporting.formats.table import FORMATS
 from tests.data.making import split_folders
 
@@ -124,6 +124,10 @@ CASES: dict[str, tuple[Words, str]] = {
     "out is a file": (
         lambda world: [f"{world}/run", "--out", file(world / "taken")],
         "is a file: choose a folder with --out",
+    ),
+    "a second format by place": (
+        of_run("onnx", "pt2"),
+        "several are given as --format onnx pt2; a folder of that name is --out ./pt2",
     ),
     "three sides": (of_run("--size", "16", "16", "3"), "give height and width in pixels"),
     "no side": (of_run("--size", "0", "16"), "give height and width in pixels, from 1 to"),
@@ -236,9 +240,9 @@ def failing(monkeypatch, error: BaseException) -> None:
         path.write_bytes(b"half")
         raise error
 
-    real = exporting.format_named
+    real = checks.format_named
     monkeypatch.setattr(
-        exporting,
+        checks,
         "format_named",
         lambda name: replace(FORMATS["onnx"], write=write) if name == "onnx" else real(name),
     )

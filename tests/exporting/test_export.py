@@ -20,7 +20,7 @@ import softless
 from softless.data.reading import read_image
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import DataSpec
-from softless.exporting import export as exporting
+from softless.exporting import checks, proof
 from softless.exporting.formats.table import FORMATS
 from softless.exporting.measured import parity
 from softless.exporting.metadata import Metadata, read_metadata
@@ -172,10 +172,8 @@ def test_a_file_whose_answers_differ_is_kept_as_failed(tmp_path, alive, monkeypa
     def other(graph, path, opset):
         record.write(replace(graph, module=zeroed(graph.module)), path, opset)
 
-    monkeypatch.setattr(exporting, "format_named", lambda _: replace(record, write=other))
-    monkeypatch.setattr(
-        exporting, "parity", lambda answer, _, images: parity(answer, alive, images)
-    )
+    monkeypatch.setattr(checks, "format_named", lambda _: replace(record, write=other))
+    monkeypatch.setattr(proof, "parity", lambda answer, _, *images: parity(answer, alive, *images))
     report = softless.export(alive, "onnx", tmp_path, "plain", size=(96, 64))
     assert report.exit_code == 1
     assert report.path.name == "model.onnx.failed"
@@ -250,32 +248,34 @@ def rewritten(path, target, change):
     return target
 
 
-HOSTILE = {
-    "weights": lambda code: (
-        lambda name, content: (
-            code
-            if name.endswith("weight_0")
-            else content.replace(b'"use_pickle": false', b'"use_pickle": true')
-        )
-    ),
-    "example": lambda code: lambda name, content: code if "sample_inputs" in name else content,
-    "object": lambda code: (
-        lambda name, content: (
-            b'{"config": {"x": {"path_name": "opaque_obj_0", "use_pickle": true, "is_param": false}}}'
-            if name.endswith("constants_config.json")
-            else content
-        )
-    ),
-    "library": lambda code: lambda name, content: content or ("data/aotinductor/x.so", b"\x7fELF"),
-}
+OPAQUE = b'{"config": {"x": {"path_name": "opaque_obj_0", "use_pickle": true, "is_param": false}}}'
 
 
-@pytest.mark.parametrize("place", HOSTILE)
+def hostile(place, code):
+    """What changes an entry of an archive so that its opening would run the code."""
+
+    def change(name, content):
+        if place == "library" and not name:
+            return "data/aotinductor/x.so", b"\x7fELF"
+        if place == "example" and "sample_inputs" in name:
+            return code
+        if place == "object" and name.endswith("constants_config.json"):
+            return OPAQUE
+        if place == "weights" and name.endswith("weight_0"):
+            return code
+        if place == "weights":
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return content
+
+    return change
+
+
+@pytest.mark.parametrize("place", ["weights", "example", "object", "library"])
 def test_no_code_of_a_file_is_run(folder, files, place, tmp_path):
     """torch.export.load would unpickle: each of the places is refused before it is opened."""
     buffer = io.BytesIO()
     torch.save(Runs(tmp_path / "ran"), buffer)
-    change = HOSTILE[place](buffer.getvalue())
+    change = hostile(place, buffer.getvalue())
     target = rewritten(files.files[0].path, tmp_path / "hostile.pt2", change)
     with pytest.raises(DataError, match="is not opened"):
         softless.load_exported(target)

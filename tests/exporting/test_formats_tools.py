@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ TOOLS = ("openvino", "executorch", "coreml")
 RUNNING = ("openvino", "executorch")
 NEAR = 1e-5  # of the largest logit, in float32
 # a small model of each host, and an operator of each family with a form of its own
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "sima_deit_tiny_patch16_224": {"depth": 2, "embed_dim": 32, "num_heads": 2, "act": "relu"},
     "seqnorm_deit_tiny_patch16_224": {"depth": 2, "embed_dim": 32, "num_heads": 2},
     "sima_xcit_tiny_12_p16_224": {"depth": 1, "embed_dim": 32, "num_heads": 2},
@@ -108,8 +109,9 @@ def test_a_model_of_one_channel_and_other_patches(tmp_path):
     for tool in RUNNING:
         tools(tool)
         torch.manual_seed(0)
-        small = {"depth": 1, "embed_dim": 32, "num_heads": 2, "in_chans": 1, "patch_size": 8}
-        model = softless.create_model("sima_deit_tiny_patch16_224", **small)
+        small: dict[str, Any] = {"depth": 1, "embed_dim": 32, "num_heads": 2, "in_chans": 1}
+        small |= {"patch_size": 8}
+        model: Any = softless.create_model("sima_deit_tiny_patch16_224", **small)
         model.pretrained_cfg |= {"mean": (0.5,), "std": (0.5,), "input_size": (1, 40, 72)}
         report = softless.export(model, tool, tmp_path / tool, size=(40, 72))
         assert report.ok, str(report)
@@ -364,5 +366,7 @@ def test_pieces_of_a_vit(tmp_path):
     tools("executorch")
     model = living("sima_deit_tiny_patch16_224", SIZE, depth=5, act="relu", num_classes=10)
     shape = written(model, "executorch", tmp_path, SIZE).shape
+    assert shape.delegated is not None
+    assert shape.outside is not None
     assert 0 < shape.delegated <= 8
     assert 0 < shape.outside <= 12

@@ -10,8 +10,9 @@ import pytest
 
 import softless
 from softless.errors import DataError
-from softless.experiment.folder import EXPORTS, FILES, REPORT
-from softless.exporting import export as exporting
+from softless.experiment.files import EXPORTS
+from softless.experiment.folder import FILES, REPORT
+from softless.exporting import proof
 from softless.exporting.measured import Parity
 from softless.report.runs import read_run
 from softless.tasks.page import write
@@ -77,10 +78,10 @@ def test_the_same_file_again_replaces_its_line_and_another_stands_beside(run, tm
 
 def test_a_file_that_failed_is_shown_and_gives_way_to_one_that_passed(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(exporting, "parity", lambda *_, **__: Parity(16, 0.5, 3))
+        patch.setattr(proof, "parity", lambda *_, **__: Parity(16, 0.5, 3))
         assert softless.export(run, "pt2", tmp_path / "files").exit_code == 1
     page = (run / REPORT).read_text()
-    assert "model.pt2.failed must not be used: its answers differ" in page
+    assert "model.pt2.failed must not be used: its answers to" in page
     assert '<span class="wrong">failed</span>' in page
     assert softless.export(run, "pt2", tmp_path / "files", overwrite=True).ok
     assert [path.name for path in (tmp_path / "files").iterdir()] == ["model.pt2"]

@@ -42,10 +42,11 @@ class Format:
     dynamic: Sequence[Dynamic] = ()
     batch: int | None = None  # images at once that its graphs hold; None for any number
     # recipes of eight bits, in the order in which they are tried
-    int8: Mapping[Int8, Sequence[Candidate]] = field(default_factory=dict)
+    int8: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
     quantises_with: tuple[str, ...] = ()  # packages that the recipes need as well
     shape: Callable[[Path], Shape] = lambda _: Shape()
     parts: Callable[[Path], list[Path]] = lambda path: [path]  # all its files, the first one named
     takes_opset: bool = False
+    inverts: bool = False  # whether its graphs hold an inverse by Cholesky
     tolerance: float = 1e-5  # of the largest answer, in float32
     notes: tuple[str, ...] = ()

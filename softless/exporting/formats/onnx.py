@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softless.errors import DataError, UsageError, need
 from softless.exporting.formats.format import Format, Runner, Shape
-from softless.exporting.graph import IMAGE, Graph, last_sentence, quiet
+from softless.exporting.graph import Graph, last_sentence, quiet
 from softless.exporting.metadata import KEY
 from softless.exporting.quantized.onnx import INT8
 from softless.modes import in_evaluation
@@ -49,7 +49,7 @@ def converted(graph: Graph, opset: int | None = None) -> Any:
                 (graph.example,),
                 dynamo=True,
                 dynamic_shapes=None if shapes is None else (shapes,),
-                input_names=[IMAGE],
+                input_names=[graph.takes],
                 output_names=list(graph.outputs),
                 opset_version=number,
                 external_data=False,

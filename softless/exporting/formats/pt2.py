@@ -89,4 +89,5 @@ FORMAT = Format(
     open=run,
     dynamic=("batch", "size", "both"),
     shape=shape,
+    inverts=True,
 )

@@ -21,15 +21,15 @@ def products(material: Material, path: Path) -> None:
     """Every product, those of two activations too. What is added to the residual stays float:
     that, and LayerNorm, is where eight bits cost a transformer its answers.
     """
-    _static(material, path, weights_only=False)
+    _static(material, path, only_with_weights=False)
 
 
 def products_with_weights(material: Material, path: Path) -> None:
     """Products with weights; attention's own stay float."""
-    _static(material, path, weights_only=True)
+    _static(material, path, only_with_weights=True)
 
 
-def _static(material: Material, path: Path, *, weights_only: bool) -> None:
+def _static(material: Material, path: Path, *, only_with_weights: bool) -> None:
     """Weights int8, a scale for each channel; activations uint8 between the least and the largest
     of the images.
     """
@@ -67,7 +67,7 @@ def _static(material: Material, path: Path, *, weights_only: bool) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=list(_of_activations(folded)) if weights_only else [],
+            nodes_to_exclude=list(_of_activations(folded)) if only_with_weights else [],
         )
     folded.unlink()
 
@@ -146,8 +146,8 @@ def _dequantised(graph: Any, tensor: Any, axis: int) -> list[Any]:
     shape = [-1 if other == axis else 1 for other in range(values.ndim)]
     rounded = np.clip(np.rint(values / scale.reshape(shape)), -127, 127).astype(np.int8)
     names = f"{tensor.name}_int8", f"{tensor.name}_scale"
-    for name, content in zip(names, (rounded, scale), strict=True):
-        graph.initializer.append(numpy_helper.from_array(content, name))
+    graph.initializer.append(numpy_helper.from_array(rounded, names[0]))
+    graph.initializer.append(numpy_helper.from_array(scale, names[1]))
     output = f"{tensor.name}_restored"
     return [helper.make_node("DequantizeLinear", names, [output], name=output, axis=axis)]
 

@@ -17,9 +17,11 @@ def transformer(material: Material, path: Path) -> None:
     _quantised(material, path)
 
 
-def residual_float(material: Material, path: Path) -> None:
-    """The same, and the residual stream's sums stay float."""
-    _quantised(material, path, residual_float=True)
+def products_with_weights(material: Material, path: Path) -> None:
+    """The same, and sums and products of two activations stay float: the residual stream and
+    attention's own.
+    """
+    _quantised(material, path, of_weights=True)
 
 
 def smooth(material: Material, path: Path) -> None:
@@ -35,7 +37,7 @@ def weights(material: Material, path: Path) -> None:
 
 
 def _quantised(
-    material: Material, path: Path, *, residual_float: bool = False, smoothed: bool = False
+    material: Material, path: Path, *, of_weights: bool = False, smoothed: bool = False
 ) -> None:
     nncf, model = tools.nncf(), _read(material)
     batches = [batch.numpy() for batch in material.batches()]
@@ -46,18 +48,30 @@ def _quantised(
         nncf.Dataset(batches),
         subset_size=len(batches),
         model_type=nncf.ModelType.TRANSFORMER,
-        ignored_scope=nncf.IgnoredScope(names=_sums(model)) if residual_float else None,
-        advanced_parameters=nncf.AdvancedQuantizationParameters(**advanced),
+        ignored_scope=nncf.IgnoredScope(names=_of_activations(model)) if of_weights else None,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            activations_range_estimator_params=_least_and_largest(), **advanced
+        ),
     )
     _saved(quantised, path)
 
 
-def _sums(model: Any) -> list[str]:
-    """Names of the additions of two activations: the residual stream's."""
+def _least_and_largest() -> Any:
+    """Ranges between the least and the largest value of all images. NNCF's own is the mean over
+    batches of each batch's extremes, which cuts off the more the fewer images a batch has: with
+    one, an error of logits of 0.076 in place of 0.016.
+    """
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    return RangeEstimatorParametersSet.MINMAX
+
+
+def _of_activations(model: Any) -> list[str]:
+    """Names of the sums and products of two activations."""
     return [
         node.get_friendly_name()
         for node in model.get_ops()
-        if node.get_type_name() == "Add"
+        if node.get_type_name() in {"Add", "MatMul"}
         and not any(
             node.input_value(place).get_node().get_type_name() in CONSTANT for place in (0, 1)
         )
@@ -76,7 +90,7 @@ INT8 = {
     "weights": (Candidate("weights", "weights, a scale for each channel", weights),),
     "static": (
         Candidate("transformer", "NNCF's rules for transformers, no SmoothQuant", transformer),
-        Candidate("residual-float", "the same, sums of activations float", residual_float),
+        Candidate("products-with-weights", "products with weights", products_with_weights),
         Candidate("weights", "weights, a scale for each channel", weights),
     ),
 }

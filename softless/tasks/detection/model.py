@@ -358,11 +358,11 @@ class EvaluationSizes(GeneralizedRCNNTransform):
         ):
             answer["boxes"] = resize_boxes(answer["boxes"], framed_size, size)
             if "masks" in answer:
-                answer["masks"] = _pasted(answer["masks"], answer["boxes"], size)
+                answer["masks"] = pasted(answer["masks"], answer["boxes"], size)
         return result
 
 
-def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Probabilities (n, 1, 28, 28) in boxes as masks (n, h, w) of the image."""
     pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
     larger, scale = expand_masks(masks, padding=1)
