@@ -12,9 +12,12 @@ from pathlib import Path
 
 
 def sees(folder: Path) -> None:
-    """Add this environment's packages behind those of a venv."""
+    """Add this environment's packages behind those of a venv, and what its own .pth files add: an
+    editable installation is one of them.
+    """
     (own,) = folder.glob("lib/python3*/site-packages")
-    (own / "zz_first.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    line = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})"
+    (own / "zz_first.pth").write_text(f"{line}\n")
 
 
 def asked_for(extras: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from softless.layers.plain import CONV, Weights, weights_of
 from softless.modes import evaluating
 
 WHITE = 255
@@ -24,6 +25,7 @@ class First(NamedTuple):
     """The convolution that reads the images."""
 
     conv: nn.Conv2d
+    weights: Weights  # its own
     filled_up: bool  # whether it, or something before it, fills images up with zeros
 
 
@@ -56,11 +58,13 @@ class OfBytes(nn.Module):
             return
         with evaluating(self), torch.no_grad():
             expected = _all(self(pixels))
-            kept = first.conv.weight.detach().clone(), first.conv.bias
+            weight, bias = first.weights.W.detach().clone(), first.weights.b
             _fold(first, centre[:, 0, 0], spread[:, 0, 0])
             self._as(WHITE * centre if first.filled_up else None, None)
             if not _same(_all(self(pixels)), expected):  # something else reads the images too
-                first.conv.weight.data, first.conv.bias = kept
+                first.weights.W.copy_(weight)
+                own = None if bias is None else nn.Parameter(bias, requires_grad=False)
+                first.conv.register_parameter("bias", own)
                 self._as(WHITE * centre, 1 / (WHITE * spread))
 
     def _as(self, shift: Tensor | None, scale: Tensor | None) -> None:
@@ -102,8 +106,9 @@ def first_convolution(module: nn.Module, images: Tensor) -> First | None:
     if not read:
         return None
     conv, entered = read[0]
-    plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros"
-    if not plain or sum(other is conv for other, _ in read) > 1:
+    weights = weights_of(conv, kinds=CONV)
+    plain = conv.groups == 1 and conv.padding_mode == "zeros"
+    if weights is None or not plain or sum(other is conv for other, _ in read) > 1:
         return None
     height, width = images.shape[-2:]
     same = entered.shape[:2] == images.shape[:2] and torch.equal(
@@ -115,18 +120,18 @@ def first_convolution(module: nn.Module, images: Tensor) -> First | None:
     if grown and (entered[..., height:, :].any() or entered[..., width:].any()):
         return None
     padding = conv.padding if isinstance(conv.padding, str) else any(conv.padding)
-    return First(conv, grown or padding not in {False, "valid"})
+    return First(conv, weights, grown or padding not in {False, "valid"})
 
 
 def _fold(first: First, mean: Tensor, std: Tensor) -> None:
     """Scale, and where nothing is filled up the mean too, into the convolution, in float64."""
-    conv = first.conv
-    weight = conv.weight.double() / std[None, :, None, None]
+    weight = first.weights.W.double() / std[None, :, None, None]
     if not first.filled_up:
         shift = (weight * mean[None, :, None, None]).sum((1, 2, 3))
-        bias = -shift if conv.bias is None else conv.bias.double() - shift
-        conv.bias = nn.Parameter(bias.float(), requires_grad=False)
-    conv.weight.data = (weight / WHITE).float()
+        bias = -shift if first.weights.b is None else first.weights.b.double() - shift
+        first.conv.register_parameter("bias", nn.Parameter(bias.float(), requires_grad=False))
+    with torch.no_grad():
+        first.weights.W.copy_((weight / WHITE).float())
 
 
 def _all(answers: Any) -> list[Tensor]:

@@ -4,6 +4,8 @@ breaks.
 
 # B batch, N tokens, H heads, C = H D channels
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +29,9 @@ class HeadFree(nn.Module):
 
 
 class HeadFreeAttention(nn.Module):
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
-        weight, bias = attention.qkv.weight.data, attention.qkv.bias.data  # type: ignore[union-attr]
+        weight, bias = attention.qkv.weight.data, attention.qkv.bias.data
         channels = weight.shape[1]
         for place, name in enumerate("qkv"):
             layer = nn.Linear(channels, channels)
@@ -37,11 +39,12 @@ class HeadFreeAttention(nn.Module):
             layer.bias.data = bias[place * channels : (place + 1) * channels].clone()
             setattr(self, name, layer)
         self.proj = attention.proj
-        head = torch.arange(channels) // (channels // attention.num_heads)  # type: ignore[operator]
+        head = torch.arange(channels) // (channels // attention.num_heads)
         self.register_buffer("same_head", (head[:, None] == head).float())
 
     def forward(self, x: Tensor, **_: object) -> Tensor:
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = (self.get_submodule(name)(x) for name in "qkv")
         sizes = q.abs().sum(1, keepdim=True) * k.abs().sum(1, keepdim=True)
         gain = x.shape[1] / sizes.clamp_min(1e-20)
-        return self.proj((q * gain) @ ((k.mT @ v) * self.same_head))
+        output: Tensor = self.proj((q * gain) @ ((k.mT @ v) * self.get_buffer("same_head")))
+        return output

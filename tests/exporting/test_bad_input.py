@@ -17,7 +17,7 @@ from PIL import Image
 import softless
 from softless.cli.main import main
 from softless.errors import DataError, UsageError
-from softless.exporting import export as exporting
+from softless.exporting import checks
 from softless.exporting.formats.table import FORMATS
 from tests.data.making import split_folders
 
@@ -240,9 +240,9 @@ def failing(monkeypatch, error: BaseException) -> None:
         path.write_bytes(b"half")
         raise error
 
-    real = exporting.format_named
+    real = checks.format_named
     monkeypatch.setattr(
-        exporting,
+        checks,
         "format_named",
         lambda name: replace(FORMATS["onnx"], write=write) if name == "onnx" else real(name),
     )

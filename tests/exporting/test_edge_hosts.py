@@ -500,7 +500,7 @@ def cast(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("host", "path", "replaced", "why"), REPLACED, ids=lambda value: str(value)[:40]
+    ("host", "path", "replaced", "why"), REPLACED, ids=lambda x: getattr(x, "__name__", str(x))
 )
 def test_a_replaced_part(
     host: str, path: str, replaced: Callable[[Any], nn.Module], why: str

@@ -1,4 +1,4 @@
-"""Registered CvTs and SOFT pyramids with few blocks, as .pt2 and .onnx: files answer as the model."""
+"""Registered CvTs and SOFT pyramids of few blocks, as .pt2 and .onnx: files answer as the model."""
 
 import pytest
 

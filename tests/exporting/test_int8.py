@@ -100,10 +100,12 @@ def scales_of_channels(graph):
     """Weights that have a scale for each channel."""
     shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
     return sum(
-        node.op_type == "DequantizeLinear" and len(shapes.get(node.input[0], ())) == 2
-        and len(shapes[node.input[1]]) == 1 and shapes[node.input[1]][0] > 1
+        node.op_type == "DequantizeLinear"
+        and len(shapes.get(node.input[0], ())) == 2
+        and len(shapes[node.input[1]]) == 1
+        and shapes[node.input[1]][0] > 1
         for node in graph.node
-    )  # fmt: skip
+    )
 
 
 def test_weights(plain, weights):
@@ -118,8 +120,12 @@ def test_weights(plain, weights):
         for tensor in graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) >= 2
     ]
-    products_of = {name for node in graph.node if node.op_type in {"MatMul", "Gemm", "Conv"}
-                   for name in node.input[:2]}  # fmt: skip
+    products_of = {
+        name
+        for node in graph.node
+        if node.op_type in {"MatMul", "Gemm", "Conv"}
+        for name in node.input[:2]
+    }
     assert not products_of & {*floats}
     assert weights.bytes < plain.bytes
 
@@ -134,6 +140,7 @@ def test_what_a_file_says_of_its_eight_bits(run, static, weights):
     told = said.int8["calibration"]
     source = opened(run).at((16, 16))
     drawn = source.calibration_images(None)
+    assert drawn is not None
     names = [drawn.name(k) for k in range(len(drawn))]
     images = [source.transform(drawn.image(k)) for k in range(len(drawn))]
     assert (told["images"], told["seed"], told["names"]) == (256, 0, names)
@@ -160,9 +167,13 @@ def test_the_file_alone_has_the_accuracy_that_it_names(static, pixels):
 
 @pytest.mark.parametrize(
     ("op", "kind", "size"),
-    [("softmax", "one", (16, 16)), ("seqnorm", "one", (16, 24)), ("sima", "several", (16, 16)),
-     ("sima", "two", (24, 16))],
-)  # fmt: skip
+    [
+        ("softmax", "one", (16, 16)),
+        ("seqnorm", "one", (16, 24)),
+        ("sima", "several", (16, 16)),
+        ("sima", "two", (24, 16)),
+    ],
+)
 def test_other_operators_tasks_and_sizes(tmp_path, op, kind, size):
     run = digits_run(tmp_path, op, kind, size)
     report = softless.export(run, "onnx", tmp_path / "files", int8="static")
@@ -309,7 +320,9 @@ def test_test_images_are_refused_with_their_number(run, tmp_path, pixels):
 def test_training_images_that_are_test_images_are_left_out(run, caplog):
     source = opened(run).at((16, 16))
     drawn = source.calibration_images(None)
+    assert drawn is not None
     kept = calibrated(source, None, drawn.take(range(6)))
+    assert kept is not None
     assert "6 training images left out of the calibration" in caplog.text
     assert kept.names == tuple(drawn.name(k) for k in range(6, 256))
     assert kept.images.shape == (250, 1, 16, 16)

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -38,7 +39,7 @@ def runs(tmp_path_factory):
 
     def run(op):
         if op not in made:
-            args = {"token_scale": "tokens"} if op == "sima" else {}
+            args: dict[str, Any] = {"token_scale": "tokens"} if op == "sima" else {}
             made[op] = digits_run(tmp_path_factory.mktemp(op), op, **args)
         return made[op]
 
@@ -135,10 +136,10 @@ def test_what_is_of_two_activations_is_float_in_the_second_recipe(runs, tmp_path
 def quantised_values(path):
     """How many values are brought to eight bits, and how many additions read two of them."""
     root = ET.parse(path).getroot()
-    kinds = {layer.get("id"): layer.get("type") for layer in root.iter("layer")}
+    kinds = {str(layer.get("id")): str(layer.get("type")) for layer in root.iter("layer")}
     sources: dict[str, list[str]] = {}
     for edge in root.iter("edge"):
-        sources.setdefault(edge.get("to-layer"), []).append(kinds[edge.get("from-layer")])
+        sources.setdefault(str(edge.get("to-layer")), []).append(kinds[str(edge.get("from-layer"))])
     sums = sum(
         kind == "Add" and sources[layer].count("FakeQuantize") == 2 for layer, kind in kinds.items()
     )

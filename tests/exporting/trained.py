@@ -33,7 +33,7 @@ def digits_file(path: Path, kind: str = "one") -> Path:
         "two": (targets[:, None] >= 5).astype(np.int64),
         "several": np.stack([targets >= 5, targets % 2 == 0, targets % 3 == 0], 1).astype(np.uint8),
     }[kind]
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part, (first, last) in SIZES.items():
         arrays |= {f"{part}_images": pixels[first:last], f"{part}_labels": labels[first:last]}
     np.savez(path, **arrays)

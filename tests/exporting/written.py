@@ -65,15 +65,15 @@ def tools(name: str) -> None:
         pytest.skip(f"{error}; `make test-export` has an environment with it")
 
 
-def living(name: str, size: tuple[int, int], **arguments: Any) -> nn.Module:
+def living(name: str, size: tuple[int, int], **arguments: Any) -> Any:
     """A registered model with weights on which every branch counts."""
     torch.manual_seed(0)
-    model = softless.create_model(name, **arguments).eval()
+    model: Any = softless.create_model(name, **arguments).eval()
     return lively(model, torch.randn(2, model.pretrained_cfg["input_size"][0], *size))
 
 
 def written(
-    model: nn.Module,
+    model: Any,
     name: str,
     folder: Path,
     size: tuple[int, int],
@@ -87,7 +87,7 @@ def written(
     form = "plain" if any_size else form
     module = edge(model, size, form, batch=record.batch, images=images)
     number = 2 if dynamic in {"batch", "both"} else 1
-    channels = model.pretrained_cfg["input_size"][0]  # type: ignore[index, union-attr]
+    channels = model.pretrained_cfg["input_size"][0]
     example = torch.randn(number, int(channels), *size)
     step = free_step(model) if any_size else grid_step(model)
     path = folder / f"model{record.ending}"

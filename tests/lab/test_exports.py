@@ -15,9 +15,22 @@ module = importlib.import_module("lab.exports")
 
 def answers(right, right_plain, **changed):
     measured = Answers(
-        "digits", "sima", 0, "onnx", "static", "products", True, {}, "edge", right, right_plain,
-        1.0, 0.01, 10, 40,
-    )  # fmt: skip
+        "digits",
+        "sima",
+        0,
+        "onnx",
+        "static",
+        "products",
+        True,
+        {},
+        "edge",
+        right,
+        right_plain,
+        1.0,
+        0.01,
+        10,
+        40,
+    )
     return replace(measured, **changed)
 
 

@@ -1,1 +1,1 @@
-"""Detectors and segmenters as files: the maps that are recorded, and what reads answers off them."""
+"""Detectors and segmenters as files: maps that are recorded, and what reads answers off them."""

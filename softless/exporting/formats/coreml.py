@@ -82,11 +82,12 @@ def specification(path: Path) -> Any:
     need("coremltools")
     with muted():
         from coremltools.proto import Model_pb2
+        from google.protobuf.message import DecodeError
 
     model = Model_pb2.Model()
     try:
         model.ParseFromString(_model_file(path).read_bytes())
-    except (OSError, ValueError, LookupError, TypeError, Model_pb2.DecodeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, DecodeError) as error:
         raise DataError(
             f"{path} is no package of Core ML, or a damaged one: export the model anew"
         ) from error

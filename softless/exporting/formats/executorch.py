@@ -138,7 +138,8 @@ def run(path: Path) -> Runner:
         from executorch.runtime import Runtime
 
         threads = torch.get_num_threads()
-        if portable_lib._threadpool_get_thread_count() != threads:
+        present = getattr(portable_lib, "_threadpool_get_thread_count", None)  # 1.0 has none
+        if present is None or present() != threads:
             portable_lib._unsafe_reset_threadpool(threads)
         failure = None
         try:

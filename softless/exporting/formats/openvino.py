@@ -4,6 +4,7 @@ It is made of the ONNX graph: that one has names for input, outputs and layers, 
 program's resizing of position tables has no rule in OpenVINO.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -80,7 +81,18 @@ def _resized_as_torch(model: Any) -> None:
 
 def save(model: Any, path: Path) -> None:
     """Write a model of OpenVINO, its weights in the precision that they have."""
+    _numbered_by_place(model)
     tools.openvino().save_model(model, path, compress_to_fp16=False)
+
+
+def _numbered_by_place(model: Any) -> None:
+    """Names that OpenVINO makes up hold how many it has made in this process: in a file they hold
+    the layer's place.
+    """
+    for number, layer in enumerate(model.get_ordered_ops()):
+        kind = layer.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", layer.get_friendly_name()):
+            layer.set_friendly_name(f"{kind}_{number}")
 
 
 def weights_of(path: Path) -> Path:
