@@ -194,6 +194,7 @@ def _measured(run: Path, name: str, kind: Int8, folder: Path, *, resume: bool) -
     assert found.right is not None
     assert found.agreement is not None
     assert found.difference is not None
+    assert found.difference is not None
     right, right_plain = (of_each.tolist() for of_each in found.right)
     answers = Answers(
         data,

@@ -1,9 +1,11 @@
 """A file that was written, run beside its model, read and measured."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +31,9 @@ from softless.exporting.source import (
 from softless.measure.audit import Audit, audit
 from softless.modes import in_evaluation
 
+# of the largest answer: what rounding to another of 256 steps moves it by, and no more
+BESIDE = 1e-2
+
 
 def proven(
     source: Source,
@@ -46,6 +51,11 @@ def proven(
     measurement: Measured | None = None
     if record.open is not None:
         answer = load_exported(draft)
+        if eight_bits and (apart := _apart_alone(answer, images.pixels)) > BESIDE:
+            faults.append(
+                f"its answer to an image changes by {apart:.1e} of the largest with the images "
+                f"beside it, and {BESIDE:.0e} is the most"
+            )
         reference = _reference(source, request, images, recording)
         notes += recording.notes
         if not eight_bits:
@@ -87,6 +97,18 @@ def proven(
         faults=tuple(faults),
         notes=tuple(notes),
     )
+
+
+def _apart_alone(answer: ExportedModel, images: Tensor) -> float:
+    """How far the answers to images (n, C, H, W) at once are from those to each alone, relative to
+    the largest; 0 of a file that takes one number alone.
+    """
+    if answer.metadata.dynamic not in {"batch", "both"}:
+        return 0.0
+    together = answer(images)
+    alone = torch.cat([answer(image[None]) for image in images])
+    apart = float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-30))
+    return apart if math.isfinite(apart) else math.inf
 
 
 def _compared(

@@ -17,34 +17,39 @@ class HeadFree(nn.Module):
     The same answers, in products of (B, N, C) and (B, C, C) alone.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.form, self.why, self.inversion = "head-free", "", None
-        for block in model.blocks:  # type: ignore[union-attr]
+        for block in model.blocks:
             block.attn = HeadFreeAttention(block.attn)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
+        """Images (B, 1, H, W) -> logits."""
+        logits: Tensor = self.model(images)
+        return logits
 
 
 class HeadFreeAttention(nn.Module):
+    """q^ (k^^T v) of all channels at once: (B, N, C) -> (B, N, C)."""
+
+    same_head: Tensor
+
     def __init__(self, attention: Any) -> None:
         super().__init__()
-        weight, bias = attention.qkv.weight.data, attention.qkv.bias.data
-        channels = weight.shape[1]
-        for place, name in enumerate("qkv"):
-            layer = nn.Linear(channels, channels)
-            layer.weight.data = weight[place * channels : (place + 1) * channels].clone()
-            layer.bias.data = bias[place * channels : (place + 1) * channels].clone()
-            setattr(self, name, layer)
+        channels = attention.qkv.weight.shape[1]
+        self.q, self.k, self.v = (nn.Linear(channels, channels) for _ in range(3))
+        parts = zip(attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True)
+        for layer, (weight, bias) in zip((self.q, self.k, self.v), parts, strict=True):
+            layer.weight.data, layer.bias.data = weight.detach().clone(), bias.detach().clone()
         self.proj = attention.proj
         head = torch.arange(channels) // (channels // attention.num_heads)
         self.register_buffer("same_head", (head[:, None] == head).float())
 
     def forward(self, x: Tensor, **_: object) -> Tensor:
-        q, k, v = (self.get_submodule(name)(x) for name in "qkv")
+        """Tokens (B, N, C) -> what the branch adds."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
         sizes = q.abs().sum(1, keepdim=True) * k.abs().sum(1, keepdim=True)
         gain = x.shape[1] / sizes.clamp_min(1e-20)
-        output: Tensor = self.proj((q * gain) @ ((k.mT @ v) * self.get_buffer("same_head")))
-        return output
+        added: Tensor = self.proj((q * gain) @ ((k.mT @ v) * self.same_head))
+        return added

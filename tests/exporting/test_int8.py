@@ -141,6 +141,7 @@ def test_what_a_file_says_of_its_eight_bits(run, static, weights):
     source = opened(run).at((16, 16))
     drawn = source.calibration_images(None)
     assert drawn is not None
+    assert drawn is not None
     names = [drawn.name(k) for k in range(len(drawn))]
     images = [source.transform(drawn.image(k)) for k in range(len(drawn))]
     assert (told["images"], told["seed"], told["names"]) == (256, 0, names)
@@ -321,7 +322,9 @@ def test_training_images_that_are_test_images_are_left_out(run, caplog):
     source = opened(run).at((16, 16))
     drawn = source.calibration_images(None)
     assert drawn is not None
+    assert drawn is not None
     kept = calibrated(source, None, drawn.take(range(6)))
+    assert kept is not None
     assert kept is not None
     assert "6 training images left out of the calibration" in caplog.text
     assert kept.names == tuple(drawn.name(k) for k in range(6, 256))
@@ -338,6 +341,32 @@ def test_a_batch_that_is_free(run, tmp_path):
     torch.testing.assert_close(
         answer(images), torch.cat([answer(image[None]) for image in images]), rtol=0, atol=2e-5
     )
+
+
+def test_an_answer_that_hangs_on_the_images_beside_it_is_caught(run, tmp_path, monkeypatch):
+    """Its accuracy may be what it should: a mean over the images of a batch moves all alike."""
+
+    def beside(material, path):
+        products(material, path)
+        model = onnx.load_model(path)
+        graph, helper = model.graph, onnx.helper
+        last = next(node for node in graph.node if "logits" in node.output)
+        last.output[:] = ["own"]
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 1]), "axes"))
+        graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "share"))
+        graph.node.extend([
+            helper.make_node("ReduceMean", ["own", "axes"], ["mean"]),
+            helper.make_node("Mul", ["mean", "share"], ["part"]),
+            helper.make_node("Add", ["own", "part"], ["logits"]),
+        ])
+        onnx.save_model(model, path)
+
+    with_recipes(monkeypatch, trial("beside", beside))
+    report = softless.export(run, "onnx", tmp_path, int8="static", dynamic="batch")
+    (file,) = report.files
+    assert file.measured.agreement >= 0.97
+    assert len(file.faults) == 1
+    assert "with the images beside it" in file.faults[0]
 
 
 def test_bytes_in_eight_bits(run, static, tmp_path):
