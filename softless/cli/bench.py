@@ -38,6 +38,7 @@ LAB = (
     "inverse",
     "models",
     "counts",
+    "exports",
     "papers",
     "autograd",
     "swaps",

@@ -290,7 +290,7 @@ def test_overview_and_help(capsys: pytest.CaptureFixture[str]):
 def test_list(capsys: pytest.CaptureFixture[str]):
     assert main(["list", "--json"]) == 0
     everything = json.loads(capsys.readouterr().out)
-    assert set(everything) == {"models", "operators", "recipes", "backends"}
+    assert set(everything) == {"models", "operators", "recipes", "backends", "formats"}
     assert "sima_deit_small_patch16_224" in everything["models"]
     assert "deit_small_patch16_224" not in everything["models"]
     assert set(everything["operators"]) == set(softless.OPERATORS) == set(everything["backends"])

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMPORTED_AS = {
     "build": "build",
     "cmake": "cmake",
+    "coremltools": "coremltools",
     "executorch": "executorch",
     "fastapi": "fastapi",
     "hypothesis": "hypothesis",
@@ -50,6 +51,7 @@ IMPORTED_AS = {
     "shapely": "shapely",
     "tensorboard": "tensorboard",
     "tifffile": "tifffile",
+    "torchao": "torchao",
     "uvicorn": "uvicorn",
     "zarr": "zarr",
 }

@@ -70,6 +70,7 @@ def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
         REPORT,
         "predictions.json",
         "left_out.json",
+        "exports.jsonl",
     }
     log = lines(out)
     assert [line["epoch"] for line in log] == [1, 2, 3]

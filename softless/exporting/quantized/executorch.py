@@ -69,7 +69,7 @@ class Recorded(nn.Module):
         self.module = module
 
     def train(self, mode: bool = True) -> "Recorded":  # noqa: ARG002
-        """Itself: `eval()` comes here too."""
+        """Itself: the change to evaluation comes here too."""
         return self
 
     def forward(self, images: Tensor) -> Any:
