@@ -234,7 +234,7 @@ def test_a_detector_or_segmenter_is_measured_by_its_own_task(world, monkeypatch)
 
     dense = replace(loaded, best={**loaded.best, "task": "segmentation"})
     monkeypatch.setattr("softless.cli.eval.run_or_file", lambda *_: dense)
-    monkeypatch.setattr("softless.cli.eval.open_task", Stand)
+    monkeypatch.setattr("softless.tasks.table.open_task", Stand)
     split_folders(
         world / "other", {p: {"cat": n, "dog": n} for p, n in (("train", 5), ("test", 3))}
     )
