@@ -4,7 +4,6 @@ import csv
 import io
 import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ def provenance() -> dict[str, str]:
 
     return {
         "commit": commit(),
-        "command": command(),
+        "command": origin.command(),
         "machine": f"{processor()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "threads": str(torch.get_num_threads()),
@@ -35,11 +34,6 @@ def provenance() -> dict[str, str]:
 def commit() -> str:
     """The commit, with a mark where the tree held changes; "none" outside a repository."""
     return origin.commit(repository())
-
-
-def command() -> str:
-    """What was typed, without the folders before the program's name."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def processor() -> str:
