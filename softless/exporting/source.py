@@ -235,7 +235,8 @@ def _per_channel(numbers: Any, channels: int, part: str) -> list[float]:
     numbers = list(numbers) if numbers else [0.5] * channels
     if len(numbers) != channels and len(set(numbers)) > 1:
         raise UsageError(
-            f"the model takes {channels} channels and its {part} has {len(numbers)} numbers"
+            f"the model takes {channels} channels and its {part} has {len(numbers)} numbers: give "
+            f"model.pretrained_cfg['{part}'] one number a channel"
         )
     return [float(numbers[0])] * channels if len(numbers) != channels else list(map(float, numbers))
 
