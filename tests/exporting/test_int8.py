@@ -355,9 +355,9 @@ def test_an_answer_that_hangs_on_the_images_beside_it_is_caught(run, tmp_path, m
         graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 1]), "axes"))
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.1, np.float32), "share"))
         graph.node.extend([
-            helper.make_node("ReduceMean", ["own", "axes"], ["mean"]),
-            helper.make_node("Mul", ["mean", "share"], ["part"]),
-            helper.make_node("Add", ["own", "part"], ["logits"]),
+            helper.make_node("ReduceMean", ["own", "axes"], ["mean_of_all"]),
+            helper.make_node("Mul", ["mean_of_all", "share"], ["part_of_all"]),
+            helper.make_node("Add", ["own", "part_of_all"], ["logits"]),
         ])
         onnx.save_model(model, path)
 
