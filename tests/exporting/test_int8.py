@@ -353,7 +353,7 @@ def test_an_answer_that_hangs_on_the_images_beside_it_is_caught(run, tmp_path, m
         last = next(node for node in graph.node if "logits" in node.output)
         last.output[:] = ["own"]
         graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 1]), "axes"))
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.1, np.float32), "share"))
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(20.0, np.float32), "share"))
         graph.node.extend([
             helper.make_node("ReduceMean", ["own", "axes"], ["mean_of_all"]),
             helper.make_node("Mul", ["mean_of_all", "share"], ["part_of_all"]),
