@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from softless.errors import UsageError
+from softless.layers.plain import weights_of, why_not
 
 
 class LowRank(nn.Module):
@@ -92,10 +93,13 @@ class LowRank(nn.Module):
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:
+    """The weight (out, in) of a linear layer that is no more than that."""
     try:
         layer = model.get_submodule(path)
     except AttributeError:
         layer = None
-    if type(layer) is not nn.Linear:
-        raise UsageError(f"{path} is no linear layer of {type(model).__name__}")
-    return layer.weight
+    weights = weights_of(layer)
+    if weights is None:
+        why = "there is none" if layer is None else why_not(layer)
+        raise UsageError(f"{path} of {type(model).__name__} is no plain linear layer: {why}")
+    return weights.W

@@ -96,7 +96,11 @@ def test_what_cannot_be_is_refused():
         UsageError, match=r"rank=16: the layer blocks\.0\.attn\.qkv is 48 x 16.*1 to 15"
     ):
         LowRank(vit(), EIGHT, rank=16)
-    with pytest.raises(UsageError, match=r"blocks\.0 is no linear layer of VisionTransformer"):
+    with pytest.raises(
+        UsageError, match=r"blocks\.0 of VisionTransformer is no plain linear layer: it is a Block"
+    ):
         LowRank(vit(), ["blocks.0"])
-    with pytest.raises(UsageError, match=r"heads\.0 is no linear layer"):
+    with pytest.raises(
+        UsageError, match=r"heads\.0 of VisionTransformer is no plain .*: there is none"
+    ):
         LowRank(vit(), ["heads.0"])
