@@ -40,7 +40,8 @@ Ridge = float | Literal["held-out"] | Mapping[str, float]
 NOT_BETTER = "no strength lessens its held-out error"
 CHUNK = 32  # images that pass at once
 LEAST = 8  # images
-SMALL = 0.05  # of the root mean square of a layer scale: channels below it are left as they are
+SMALL = 0.05  # of the root mean square of a layer scale: channels below it get the gain alone
+ROUNDING = 8  # of the dtype's epsilon: a stream that is so near is its teacher's
 SHARE_OF_PATCHES = 3  # prefix tokens that are read weigh as much as one patch in three
 
 
@@ -404,7 +405,7 @@ class _Fitting:
             added = answered if place.scale is None else answered * place.scale
             stream.add((start + added)[held], goal[held])
             self._gather(sums, index, o, goal - start, place)
-        solution = self._written(path, place, block, sums)
+        solution = self._written(path, place, block, sums, stream)
         return self._told(f"{path}.{place.path}", "attention", solution, stream, branch)
 
     def _mlp(
@@ -444,7 +445,7 @@ class _Fitting:
         if place is None or sums is None:
             why = parts.why_not_mlp or "not asked for"
             return FittedLayer(path, "mlp", kept=why), branch.relative
-        solution = self._written(path, place, block, sums)
+        solution = self._written(path, place, block, sums, stream)
         fitted = self._told(f"{path}.{place.path}", "mlp", solution, stream, None)
         return fitted, branch.relative
 
@@ -479,7 +480,12 @@ class _Fitting:
                 )
 
     def _written(
-        self, path: str, place: LayerPlace, block: nn.Module, sums: tuple[Moments, Moments]
+        self,
+        path: str,
+        place: LayerPlace,
+        block: nn.Module,
+        sums: tuple[Moments, Moments],
+        stream: "_Squares",
     ) -> Solution:
         layer = place.layer(block)
         old = weights_of(layer)
@@ -489,6 +495,8 @@ class _Fitting:
         large = torch.ones_like(scale, dtype=torch.bool) if place.scale is None else _large(scale)
         important = torch.where(large, scale.square(), torch.zeros_like(scale))
         strength = self._strength(f"{path}.{place.path}")
+        if stream.relative <= ROUNDING * torch.finfo(old.W.dtype).eps:
+            strength = ()
         solution = solve(*sums, W0, b0, important=important, strengths=strength, on_all=self.on_all)
         W = torch.where(large[:, None], solution.W, W0 * solution.gain)
         b = None if b0 is None else torch.where(large, solution.b, b0)
@@ -605,8 +613,16 @@ def _like(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _two_images(chunks: Sequence[Tensor]) -> Tensor:
-    few = [chunk[:2] for chunk in chunks[:2]]
-    return torch.cat(few)[:2]
+    """The first image and the first that is another (2, C, h, w); where there is none, one that was
+    drawn.
+    """
+    first = chunks[0][:1]
+    for chunk in chunks:
+        differ = (chunk != first).flatten(1).any(1)
+        if bool(differ.any()):
+            return torch.cat([first, chunk[differ][:1].to(first)])
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([first, torch.randn(first.shape, generator=generator).to(first)])
 
 
 def _bounds(chunks: Sequence[Tensor]) -> Iterator[tuple[int, int]]:

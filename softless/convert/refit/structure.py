@@ -122,7 +122,7 @@ def _behind(
         return None, "", "its attention answers another shape than the stream's"
     if not _near(projected.reshape(out.shape), out, out):
         return None, "", "its attention changes what its projection gives"
-    for path in seen.order:
+    for path in seen.order[seen.order.index(attention_path) :]:
         taken = seen.inputs.get(path)
         if taken is None or taken.shape not in {x.shape, out.shape}:
             continue
