@@ -118,6 +118,7 @@ def _family(family: str, name: str, op: str) -> Family:
     import timm
 
     from softless.convert import swap
+    from softless.convert.adapters import sites
     from softless.measure import audit
     from softless.measure.cost import input_size_of
 
@@ -129,8 +130,7 @@ def _family(family: str, name: str, op: str) -> Family:
         report = swap(model, op, calibrate=images)
     except UsageError as refusal:
         _, _, why = str(refusal).partition(": ")
-        attention_count = len(_attention(model))
-        return Family(family, name, 0, attention_count, why, before, before, None, None)
+        return Family(family, name, 0, len(sites(model)), why, before, before, None, None)
     bare, calibrated = (
         sum(errors) / len(report.errors) for errors in zip(*report.errors.values(), strict=True)
     )
@@ -145,13 +145,3 @@ def _family(family: str, name: str, op: str) -> Family:
         round(bare, 4),
         round(calibrated, 4),
     )
-
-
-def _attention(model: torch.nn.Module) -> list[str]:
-    from softless.convert.adapters import ADAPTERS, looks_like_attention
-
-    return [
-        path
-        for path, module in model.named_modules()
-        if type(module) in ADAPTERS or looks_like_attention(module)
-    ]
