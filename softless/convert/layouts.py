@@ -1,5 +1,5 @@
-"""Attention for blocks that pass their tokens in other ways: as maps, in blocks of the image, with
-a bias beside them, or with q, k and v in another order.
+"""Attention for blocks that pass their tokens in other ways: as maps, as one block, with a bias
+beside them, or with q, k and v in another order.
 """
 
 # B batch, H heads, N tokens, D channels of a head, E those of its values

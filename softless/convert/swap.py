@@ -39,6 +39,9 @@ class Swapped:
     kept: Mapping[str, str]  # path -> why
     # path -> what was given up: what `force` named, dropout of weights
     lost: Mapping[str, str] = field(default_factory=dict)
+    # path -> how far softmax's own branch is from the old one without what was given up, relative,
+    # on held-out images of `calibrate`
+    without: Mapping[str, float] = field(default_factory=dict)
     # path -> what each head is multiplied by
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     tied: str = ""  # how q and k became one
@@ -61,7 +64,9 @@ class Swapped:
             for path, kind in self.swapped.items()
         ]
         lines += [f"  kept     {path}: {why}" for path, why in self.kept.items()]
-        lines += [f"  lost     {path}: {loss}" for path, loss in self.lost.items()]
+        lines += [
+            f"  lost     {path}: {loss}{self._without(path)}" for path, loss in self.lost.items()
+        ]
         lines += [
             f"  new      {path}: {', '.join(names)}, which no training has seen"
             for path, names in self.new.items()
@@ -71,6 +76,10 @@ class Swapped:
             *lines,
             *([f"not tried on an image: {self.untried}"] if self.untried else []),
         ])
+
+    def _without(self, path: str) -> str:
+        error = self.without.get(path)
+        return "" if error is None else f"; softmax's branch without it is {error:.3g} away"
 
     def _calibrated(self, path: str) -> str:
         if path not in self.gains:
@@ -93,7 +102,7 @@ def swap(
     """Exchange attention in a timm model, in place, keeping projections and everything around them.
 
     docs/timm.md lists the families that have adapters. What would be lost (a relative position
-    bias, talking heads) is a reason to keep a layer, which `force` overrules layer by layer; with
+    bias, talking heads) is a reason to keep a layer. `force` overrules it layer by layer, and with
     `calibrate` the report says how much of the branch hangs on it. A pass is tried on the images
     of `calibrate`, or on one of noise. New tensors are drawn from a fixed seed, in the dtype of what
     was there. SOFT takes its bottleneck from pools of tokens, which need none, unless
@@ -151,7 +160,7 @@ def swap(
     if looks := [path for path, module in built.items() if _looks(module)]:
         _refuse_dropped_patches(model, record, looks[0])
     before = {} if images is None else branches(model, list(built), images, _at_rest(model))
-    lost |= _without(sites_chosen, lost, before)
+    without = _without(sites_chosen, lost, before)
     exchange = _Exchanged(model, chosen, built, shared_grid if looks else None)
     try:
         untried = _tried(exchange, record, images)  # first: its pass tells the new modules the grid
@@ -181,24 +190,34 @@ def swap(
         {path: fit.gains for path, fit in fits.items()},
         {path: (fit.bare, fit.error) for path, fit in fits.items()},
     )
-    return Swapped(record.name, kinds, why_kept, lost, gains, mean, new, untried, errors)
+    return Swapped(
+        record.name,
+        kinds,
+        why_kept,
+        lost,
+        without=without,
+        gains=gains,
+        tied=mean,
+        new=new,
+        untried=untried,
+        errors=errors,
+    )
 
 
 def _without(
     chosen: Mapping[str, Site], lost: Mapping[str, str], before: Mapping[str, ObservedCall]
-) -> dict[str, str]:
-    """What is given up, with how far a branch is from the old one without it even by softmax, on
-    held-out images.
+) -> dict[str, float]:
+    """How far a branch is from the old one without what is given up, even by softmax, on held-out
+    images.
     """
-    softmax, measured = get("softmax"), dict[str, str]()
+    softmax, errors = get("softmax"), dict[str, float]()
     for path, observed in before.items():
         site = chosen[path]
         if path in lost and ADAPTERS[type(site.module)].loses(site):
             with torch.random.fork_rng(devices=[]):
                 twin = _built(path, site, softmax, {}, SharedGrid(), None)
-            error = fitted(twin, observed, _at_rest(twin)).bare
-            measured[path] = f"{lost[path]}; softmax's branch without it is {error:.3g} away"
-    return measured
+            errors[path] = fitted(twin, observed, _at_rest(twin)).bare
+    return errors
 
 
 class _Exchanged:

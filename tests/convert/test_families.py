@@ -248,10 +248,11 @@ def test_a_bias_goes_by_force_alone_and_its_share_is_measured(family: str) -> No
         far = (without - out)[2:].norm() / (out - bias)[2:].norm()
         expected = float(far)
     assert expected > 0.03
-    share = float(report.lost[path].split("without it is ")[1].removesuffix(" away"))
-    assert share == pytest.approx(expected, rel=0.02)
+    assert report.without[path] == pytest.approx(expected, rel=1e-3)
+    assert f"softmax's branch without it is {expected:.3g} away" in str(report)
     plain = swap(built(family, biased=True), "sima", force="*")
-    assert all("away" not in loss for loss in plain.lost.values())
+    assert plain.without == {}
+    assert "away" not in str(plain)
 
 
 def test_weights_keep_their_names() -> None:
