@@ -20,6 +20,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from softless.convert.refit.checks import (
+    Looked,
+    check_form,
+    check_models,
+    check_pass,
+    check_settings,
+    look_at,
+)
 from softless.convert.refit.ridge import Moments, Solution, solve
 from softless.convert.refit.streams import Station, Walk, near, stations
 from softless.convert.refit.structure import (
@@ -147,14 +155,18 @@ def refit(
             nothing that differs. The student is as it was.
     """
     start = time.process_time()
+    check_settings(ridge, class_weight)
     chunks = chunked(images)
-    count = sum(len(chunk) for chunk in chunks)
+    looked = look_at(chunks)
+    count = looked.count
     held = held_out if isinstance(held_out, Tensor) else held_out_images(count, held_out, seed)
     if held.shape != (count,) or bool(held.all()) or not bool(held.any()):
         raise UsageError(f"held_out marks {tuple(held.shape)} of {count} images: mark some of them")
-    _check(student, teacher, ridge)
-    alike = _check_images(chunks)
     paths = exchanged(student, teacher)
+    check_models(student, teacher)
+    tried = _two_images(chunks).to(next(teacher.parameters()))
+    check_pass(teacher, tried)
+    check_pass(student, tried)
     saved = {name: value.clone() for name, value in student.state_dict().items()}
     try:
         with in_evaluation(student), in_evaluation(teacher), torch.no_grad():
@@ -165,7 +177,8 @@ def refit(
                 held,
                 paths,
                 ridge=ridge,
-                alike=alike,
+                looked=looked,
+                tried=tried,
                 class_weight=class_weight,
                 refit_mlp=refit_mlp,
                 on_all=on_all,
@@ -192,15 +205,16 @@ def chunked(images: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     """Images in chunks that pass at once.
 
     Raises:
-        UsageError: no tensor of images (n, C, h, w).
+        UsageError: neither a tensor of images (n, C, h, w) nor a sequence.
     """
     if isinstance(images, Tensor):
-        if images.ndim != 4 or not images.is_floating_point():
-            raise UsageError(
-                f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}: "
-                "give floating-point images (n, C, h, w), prepared as the model takes them"
-            )
+        check_form(images)
         return images.split(CHUNK) if len(images) else ()
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise UsageError(
+            f"images is a {type(images).__name__}: give a tensor (n, C, h, w), or a sequence of "
+            "such chunks, since each is asked for again"
+        )
     return images
 
 
@@ -266,45 +280,6 @@ def held_out_images(count: int, share: float, seed: int) -> Tensor:
     return held
 
 
-def _check(student: nn.Module, teacher: nn.Module, ridge: Ridge) -> None:
-    numbers = (
-        ridge.values() if isinstance(ridge, Mapping) else () if ridge == "held-out" else [ridge]
-    )
-    if not all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers):
-        raise UsageError(f"ridge={ridge!r}: give 'held-out', or a positive number")
-    for title, model in (("student", student), ("teacher", teacher)):
-        for name, parameter in model.named_parameters():
-            if parameter.dtype not in {torch.float32, torch.float64}:
-                raise UsageError(
-                    f"the {title}'s {name} is {str(parameter.dtype).removeprefix('torch.')}: fit in "
-                    "float32, model.float(), and convert afterwards"
-                )
-            if not bool(parameter.isfinite().all()):
-                raise UsageError(f"the {title}'s {name} holds NaN or infinity: load it anew")
-
-
-def _check_images(chunks: Sequence[Tensor]) -> bool:
-    """Whether all images are the same.
-
-    Raises:
-        UsageError: of different sizes, or not finite.
-    """
-    first = chunks[0][0]
-    alike = True
-    for number, chunk in enumerate(chunks):
-        if chunk.shape[1:] != first.shape:
-            raise UsageError(
-                f"images of {tuple(first.shape)} and of {tuple(chunk.shape[1:])}: give images of "
-                "one size"
-            )
-        if not bool(chunk.isfinite().all()):
-            raise UsageError(
-                f"images hold NaN or infinity, first in chunk {number}: leave those out"
-            )
-        alike = alike and bool((chunk == first).all())
-    return alike
-
-
 class _Fitting:
     """Both models on their way through the blocks."""
 
@@ -317,7 +292,8 @@ class _Fitting:
         paths: Sequence[str],
         *,
         ridge: Ridge,
-        alike: bool,
+        looked: Looked,
+        tried: Tensor,
         class_weight: float | Literal["auto"],
         refit_mlp: bool,
         on_all: bool,
@@ -326,7 +302,7 @@ class _Fitting:
         self.ridge, self.refit_mlp, self.on_all = ridge, refit_mlp, on_all
         self.notes: list[str] = []
         self.parts = 1  # rows of the stream for each image, at the block under way
-        if alike:
+        if looked.alike:
             self.ridge = 1.0 if ridge == "held-out" else ridge
             self.notes.append(
                 "all images are alike, so none can choose the ridge: it is the strong one, 1"
@@ -334,8 +310,8 @@ class _Fitting:
         self.student, self.teacher = Walk(student, chunks), Walk(teacher, chunks)
         self.attention_of = {path.rpartition(".")[0]: path for path in paths}
         blocks = _siblings(student, list(self.attention_of))
-        self.order, self.passed = stations(teacher, blocks, _like(teacher, _two_images(chunks)))
-        self.bounds = list(_bounds(chunks))
+        self.order, self.passed = stations(teacher, blocks, tried)
+        self.bounds = list(_bounds(looked.lengths))
         self.stream_error = math.nan
 
     def layers(self) -> Iterator[FittedLayer]:
@@ -609,11 +585,6 @@ def _any_attention(block: nn.Module) -> str:
     return next(names, "")
 
 
-def _like(model: nn.Module, images: Tensor) -> Tensor:
-    """Images in the dtype and on the device of a model."""
-    return images.to(next(model.parameters()))
-
-
 def _two_images(chunks: Sequence[Tensor]) -> Tensor:
     """The first image and the first that is another (2, C, h, w); where there is none, one that was
     drawn.
@@ -627,8 +598,8 @@ def _two_images(chunks: Sequence[Tensor]) -> Tensor:
     return torch.cat([first, torch.randn(first.shape, generator=generator).to(first)])
 
 
-def _bounds(chunks: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+def _bounds(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
     start = 0
-    for chunk in chunks:
-        yield start, start + len(chunk)
-        start += len(chunk)
+    for length in lengths:
+        yield start, start + length
+        start += length

@@ -222,11 +222,11 @@ def test_the_class_token_counts_where_the_head_reads_it():
     x, new = images(48, size=size), images(64, size=size, seed=8)
     errors = {}
     weighed: float | str
-    for weighed in ("auto", 32, 1):
+    for weighed in ("auto", 96, 1):
         student = exchanged(teacher, "sima")
         refit(student, teacher, x, class_weight=weighed)  # type: ignore[arg-type]
         errors[weighed] = class_error(student, teacher, "blocks.2", new)
-    assert errors["auto"] == errors[32], "a third of 96 patches"
+    assert errors["auto"] == errors[96], "as much as 96 patches"
     assert errors["auto"] < errors[1]
 
 
@@ -320,7 +320,7 @@ def test_blocks_ahead_of_the_first_exchange_are_left_and_those_behind_mended():
     refitted = refit(student, teacher, images(96))
     moved = {n for n, value in student.state_dict().items() if not torch.equal(value, before[n])}
     parts = {name.rpartition(".")[0] for name in moved}
-    assert {"blocks.1.attn.proj", "blocks.1.mlp.fc2", "blocks.2.mlp.fc2"} <= parts
+    assert {"blocks.1.attn.proj", "blocks.1.mlp.fc2"} < parts, "blocks behind it too"
     assert not any(part.startswith("blocks.0.") for part in parts)
     assert parts == {layer.path for layer in refitted.layers if layer.fitted}
     assert alike(teacher.state_dict(), theirs)

@@ -49,7 +49,7 @@ class Living(TorchDispatchMode):
         self.now -= size
 
 
-DEPTH = 6
+DEPTH = 4
 
 
 def streams_an_image(run: Any) -> float:
@@ -58,14 +58,14 @@ def streams_an_image(run: Any) -> float:
     """
     teacher = vit(DEPTH)
     most = []
-    for count in (64, 128):
+    for count in (32, 64):
         student = exchanged(teacher, "sima")
         chunks = list(images(count).split(4))
         run(copy.deepcopy(student), copy.deepcopy(teacher), chunks[:4])  # what is kept for good
         with Living(*chunks) as living:
             run(student, teacher, chunks)
         most.append(living.most)
-    return (most[1] - most[0]) / 64 / (7 * 24 * 4)
+    return (most[1] - most[0]) / 32 / (7 * 24 * 4)
 
 
 def test_many_images_cost_two_streams():
