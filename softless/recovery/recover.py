@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from softless.attention.checks import check_options
 from softless.attention.record import Operator
 from softless.attention.registry import get
+from softless.convert.refit.checks import check_pass, check_settings, look_at
 from softless.convert.refit.refit import (
     LEAST,
     NOT_BETTER,
@@ -130,6 +131,7 @@ def recover(
     """
     need_module(model, "recover")
     _check_steps(steps, ridge, out)
+    check_settings("held-out" if ridge is None else ridge, class_weight)
     original = model if teacher is None else teacher
     need_module(original, "recover")
     gathered = _gathered(images, original, labels, classes, number)
@@ -147,7 +149,8 @@ def recover(
     seconds: dict[str, float] = {}
     refitted = None
     if REFIT in steps:
-        chosen: Ridge = ridge or (STRONG if DISTIL in steps else "held-out")
+        usual: Ridge = STRONG if DISTIL in steps else "held-out"
+        chosen = usual if ridge is None else ridge
         start = time.process_time()
         student, refitted = work.refit(student, chosen, class_weight, refit_mlp)
         seconds[REFIT] = time.process_time() - start
@@ -218,7 +221,7 @@ def _gathered(
             "a folder"
         )
     chunks = chunked(images)
-    count = sum(len(chunk) for chunk in chunks)
+    count = look_at(chunks).count
     if count < LEAST:
         raise UsageError(f"{count} images are too few to fit on: give at least {LEAST}")
     if targets is not None and targets.shape != (count,):
@@ -250,6 +253,7 @@ class _Work:
             self.teacher = copy.deepcopy(teacher).float()
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
             self.notes.append(f"computed in float32 and written back in {names}")
+        check_pass(self.teacher, gathered.fit[0][:2].to(next(self.teacher.parameters())))
         self.held = held_out_images(gathered.count, share, seed)
         self.images, self.marked = with_views(gathered.fit, self.held, views, seed)
 
