@@ -78,7 +78,7 @@ def recover(
 ) -> Recovered:
     """Exchange the attention of a trained model and bring its accuracy back, without labels.
 
-    The refit needs a few hundred images and no gradient: block after block, the projection of the
+    The refit needs a few hundred images and no gradient. Block after block, the projection of the
     attention and the last layer of the MLP are fitted to the teacher's stream. A distillation
     after it is a run of the trainer, whose best epoch is kept, the state before the first step
     among them.

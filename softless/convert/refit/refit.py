@@ -265,7 +265,7 @@ def _kind(module: nn.Module) -> tuple[Any, ...]:
 
 
 def held_out_images(count: int, share: float, seed: int) -> Tensor:
-    """Which of so many images choose and measure, (count) of truth.
+    """Which of so many images choose and measure, (n,) of truth.
 
     Raises:
         UsageError: too few images, or a share that leaves none on one side.

@@ -86,7 +86,7 @@ def _why_passed(mine: _Call, theirs: _Call, joint: _Call) -> str:
 
 
 def near(x: Tensor, y: Tensor) -> bool:
-    """Whether two streams are the same but for rounding."""
+    """Whether two streams of any shape are the same but for rounding."""
     return x.shape == y.shape and float((x - y).norm()) <= SAME * float(y.norm())
 
 
@@ -141,7 +141,7 @@ class Walk:
         self.calls = [self._reach(block, index) for index in range(len(self.images))]
 
     def leave(self, path: str, streams: Iterator[Tensor]) -> None:
-        """The stream behind a block, chunk by chunk; the one ahead of it is let go."""
+        """The stream (b, N, C) behind a block, chunk by chunk; the one ahead of it is let go."""
         for index, stream in enumerate(streams):
             call = self.calls[index]
             self.calls[index] = BlockCall(stream, call.args, call.kwargs)
