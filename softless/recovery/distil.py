@@ -5,6 +5,7 @@ resumption to the bit, log and page are those of every run. Student and teacher 
 process; the folder holds the student's weights and notes the teacher by its digest.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from softless.data.samples import Samples
-from softless.errors import DivergedError, ResumeMismatch, UsageError, located, need_module
+from softless.errors import (
+    DivergedError,
+    Interrupted,
+    ResumeMismatch,
+    UsageError,
+    located,
+    need_module,
+)
 from softless.experiment.epochs import of_epoch
 from softless.experiment.folder import REPORT, WEIGHTS, RunFolder
 from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
@@ -147,7 +155,8 @@ def distil(
             a little, and crops others lightly.
         data: how pictures become tensors, for folders and samples; None asks the teacher's
             `pretrained_cfg`.
-        classes: names of the outputs in order, where class folders have others or another order.
+        classes: names of the outputs in order, where class folders have others or another order;
+            needed where labels of class folders teach.
         limit: images to learn from at most, over all classes.
         amp: compute in bfloat16 or float16 where that is safe.
         device: auto, cpu, cuda, …
@@ -227,8 +236,14 @@ def distil(
             if (folder / WEIGHTS).is_file():
                 _fill(student, folder)
             raise
+        except Interrupted as error:
+            said = str(error).partition("; continue with")[0]
+            raise Interrupted(
+                f"{said}; continue with the same call and resume=True", error.exit_code
+            ) from error
         _fill(student, folder)
-        page.write([folder], folder / REPORT)
+        if os.environ.get("RANK", "0") == "0":
+            page.write([folder], folder / REPORT)
     lines = RunFolder(folder).epochs()
     return Distilled(student, reached, lines[0]["val"], of_epoch(lines, reached.best_epoch)["val"])
 

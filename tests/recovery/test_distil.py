@@ -368,6 +368,8 @@ def test_folders_stream_with_labels_or_without(tmp_path: Path):
         classes=("c", "x", "b", "a"),
     )
     assert named.kept["top1"] is not None
+    with pytest.raises(UsageError, match="nothing says which class each output stands for"):
+        run(tmp_path / "no", student_of(teacher), teacher, root, data=COLOUR, labels=True)
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, path in enumerate(sorted(root.rglob("*.png"))):
@@ -395,6 +397,27 @@ def test_samples_are_prepared_as_the_teacher_says(tmp_path: Path):
     student.pretrained_cfg = {**teacher.pretrained_cfg, "std": (0.5,)}  # type: ignore[dict-item,assignment]
     with pytest.raises(UsageError, match="prepare their images in different ways"):
         run(tmp_path / "other", student, teacher, samples)
+
+
+def test_targets_of_samples_that_no_output_has_are_left_alone(tmp_path: Path):
+    teacher = teacher_of()
+    samples = ArraySamples(np.zeros((16, *SIZE), np.uint8), np.arange(16), 1)
+    reached = run(tmp_path / "run", student_of(teacher), teacher, samples, data=GREY)
+    assert reached.kept["top1"] is None
+
+
+def test_a_longer_run_goes_on_and_the_first_lines_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    teacher = teacher_of()
+    fields = {"only": "lora", "rank": 4, "progress": True}
+    run(tmp_path / "run", student_of(teacher), teacher, epochs=4, **fields)
+    shown = capsys.readouterr().err
+    assert "epoch 0/4  the start  val loss" in shown
+    assert "from three trial steps" in shown
+    longer = run(tmp_path / "run", student_of(teacher), teacher, epochs=6, resume=True, **fields)
+    assert longer.run.extended_from == [4]
+    assert [line["epoch"] for line in lines(tmp_path / "run")] == list(range(7))
 
 
 def test_the_page_and_the_list_of_runs_know_epoch_0(tmp_path: Path):
@@ -487,7 +510,7 @@ BAD: dict[str, tuple[Callable[[nn.Module], dict[str, Any]], str]] = {
     ),
     "labels": (
         lambda _: {"labels": True},
-        "labels are to teach the student, and the images have none",
+        "labels are to teach the student, and they are not there",
     ),
     "targets": (
         lambda _: {"images": (images_of(), torch.arange(64) % 5)},

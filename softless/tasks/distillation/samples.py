@@ -172,19 +172,19 @@ def with_outputs(
         return splits.ordered(spec.classes, "the models", "the images", partly=True), True
     names = spec.classes or (splits.classes if len(splits.classes) == outputs else numbers)
     fits = len(splits.classes) == outputs if splits.classes else _largest(splits) < outputs
-    if labelled and not fits and not splits.classes:
+    if labelled and not fits and isinstance(splits.train, TensorSamples):
         raise DataError(
             f"a target is class {_largest(splits)} and the models have {outputs} outputs, "
             "counted from 0: give targets of these"
         )
-    if spec.labels and not (labelled and fits):
-        why = (
-            f"the images have {len(splits.classes)} classes and the models {outputs} outputs: "
-            "name those with classes=…"
-            if labelled
-            else "the images have none: leave labels out"
+    if spec.labels and labelled and splits.classes:
+        raise UsageError(
+            "labels are to teach the student, and nothing says which class each output stands "
+            "for: name the models' classes in their order with classes=…"
         )
-        raise UsageError(f"labels are to teach the student, and {why}")
+    if spec.labels and not (labelled and fits):
+        why = f"go beyond the {outputs} outputs of the models" if labelled else "are not there"
+        raise UsageError(f"labels are to teach the student, and they {why}: leave labels out")
     return replace(splits, classes=names), labelled and fits
 
 

@@ -253,7 +253,9 @@ class Distillation(Task):
                     learned = model(images).float()
                 labels = targets if self.labelled else torch.full_like(targets, UNLABELLED)
                 compare = _features if self.spec.compared == "features" else _answers
-                sums += compare(learned, answers, labels.to(device)).cpu()
+                sums += compare(
+                    learned.cpu(), answers.cpu(), labels
+                )  # not all devices have float64
         if loader.rounds is not None:
             sums = torch.stack(ranks.gather(sums)).sum(0)
         expected = len(loader.dataset)  # type: ignore[arg-type]
