@@ -139,8 +139,10 @@ def test_a_run_that_only_spoils_keeps_its_start_to_the_bit(tmp_path: Path):
     with model_given(student_of(teacher, layers=LAST)):
         assert alike(load_run(tmp_path / "run").model.state_dict(), before)
     assert "no epoch was better than the start" in (tmp_path / "run/report.html").read_text()
-    again = run(tmp_path / "run", student_of(teacher, layers=LAST), teacher, lr=1.0, resume=True)
+    other = student_of(teacher_of(seed=5), layers=LAST)
+    again = run(tmp_path / "run", other, teacher, lr=1.0, resume=True)
     assert again.run == reached.run
+    assert alike(other.state_dict(), before), "a finished run is read"
 
 
 def test_a_state_that_explodes_leaves_the_start_in_the_student(tmp_path: Path, monkeypatch):
@@ -280,6 +282,23 @@ def test_both_models_see_the_same_prepared_images(tmp_path: Path):
     assert all(any(torch.equal(batch, mine) for mine in learned) for batch in steps)
     changed = [b for b in trained if not any(torch.equal(b[0], image) for image in images)]
     assert len(changed) >= 6, "training images are changed"
+
+
+def test_the_teacher_answers_as_in_evaluation_and_stays_in_its_mode(tmp_path: Path):
+    """Its dropout never speaks; where the student is a copy of it, both agree at the start."""
+    teacher = teacher_of(proj_drop_rate=0.5).train()
+    student = copy.deepcopy(teacher)
+    answers: list[tuple[Tensor, Tensor]] = []
+    teacher.register_forward_hook(lambda _, args, answer: answers.append((args[0], answer)))
+    reached = run(tmp_path / "run", student, teacher, epochs=1)
+    assert reached.start["agreement"] == 1.0
+    assert reached.start["kl"] == pytest.approx(0, abs=1e-9)
+    twin = teacher_of(proj_drop_rate=0.5)
+    with torch.no_grad():
+        assert all(torch.equal(twin(images), answer) for images, answer in answers)
+    assert not any(answer.requires_grad for _, answer in answers)
+    assert teacher.training
+    assert student.training
 
 
 def test_the_loss_is_that_of_the_paper():
