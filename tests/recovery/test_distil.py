@@ -109,8 +109,8 @@ def test_it_learns_and_the_student_holds_what_was_kept(tmp_path: Path):
     assert log[0]["start"]
     assert "train_loss" not in log[0]
     assert reached.start == log[0]["val"]
-    assert reached.kept["kl"] < 0.8 * reached.start["kl"]
-    assert reached.kept["agreement"] >= reached.start["agreement"]
+    assert reached.best["kl"] < 0.8 * reached.start["kl"]
+    assert reached.best["agreement"] >= reached.start["agreement"]
     assert not reached.kept_start
     kept = load_file(tmp_path / "run/best.safetensors")
     assert alike(student.state_dict(), kept)
@@ -132,7 +132,7 @@ def test_a_run_that_only_spoils_keeps_its_start_to_the_bit(tmp_path: Path):
     reached = run(tmp_path / "run", student, teacher, lr=1.0)
     assert reached.kept_start
     assert reached.run.best_epoch == 0
-    assert reached.kept == reached.start
+    assert reached.best == reached.start
     assert alike(student.state_dict(), before)
     assert alike(load_file(tmp_path / "run/best.safetensors"), before)
     assert [line["kept"] for line in lines(tmp_path / "run")] == [True, False, False, False]
@@ -328,14 +328,14 @@ def test_only_the_part_that_was_named_moves(tmp_path: Path, only: str):
     assert moved == expected
     assert list(student.state_dict()) == list(before)
     assert all(p.requires_grad for p in student.parameters())
-    assert reached.kept["kl"] < reached.start["kl"]
+    assert reached.best["kl"] < reached.start["kl"]
 
 
 def test_models_without_classes_are_compared_by_features(tmp_path: Path):
     teacher = teacher_of(classes=0)
     reached = run(tmp_path / "run", student_of(teacher), teacher, epochs=6)
-    assert reached.kept["cosine"] > reached.start["cosine"] + 0.02
-    assert reached.kept["agreement"] is None
+    assert reached.best["cosine"] > reached.start["cosine"] + 0.02
+    assert reached.best["agreement"] is None
     assert reached.run.metric == "cosine"
 
 
@@ -346,12 +346,12 @@ def test_labels_teach_and_tell_the_accuracy(tmp_path: Path):
         truth = teacher(images).argmax(1)
     shifted = (truth + 1) % 4  # labels that contradict the teacher
     silent = run(tmp_path / "silent", student_of(teacher), teacher, (images, truth), epochs=4)
-    assert silent.kept["teacher_top1"] == 1.0
-    assert silent.kept["top1"] == silent.kept["agreement"]
+    assert silent.best["teacher_top1"] == 1.0
+    assert silent.best["top1"] == silent.best["agreement"]
     student = student_of(teacher)
     fields = {"labels": True, "label_weight": 100.0, "epochs": 8}
     taught = run(tmp_path / "taught", student, teacher, (images, shifted), **fields)
-    assert taught.kept["teacher_top1"] == 0.0
+    assert taught.best["teacher_top1"] == 0.0
     last = lines(tmp_path / "taught")[-1]["val"]
     assert last["top1"] > last["agreement"]
 
@@ -373,11 +373,11 @@ def test_folders_stream_with_labels_or_without(tmp_path: Path):
     teacher = teacher_of(channels=3)
     root = class_folders(tmp_path / "images", ("b", "a", "d", "c"))
     labelled = run(tmp_path / "labelled", student_of(teacher), teacher, root, data=COLOUR)
-    assert labelled.kept["top1"] is not None
-    assert labelled.kept["seen"] == 8  # two of each class
+    assert labelled.best["top1"] is not None
+    assert labelled.best["seen"] == 8  # two of each class
     other = class_folders(tmp_path / "other", ("b", "a", "c"))
     foreign = run(tmp_path / "foreign", student_of(teacher), teacher, other, data=COLOUR)
-    assert foreign.kept["top1"] is None
+    assert foreign.best["top1"] is None
     named = run(
         tmp_path / "named",
         student_of(teacher),
@@ -386,7 +386,7 @@ def test_folders_stream_with_labels_or_without(tmp_path: Path):
         data=COLOUR,
         classes=("c", "x", "b", "a"),
     )
-    assert named.kept["top1"] is not None
+    assert named.best["top1"] is not None
     with pytest.raises(UsageError, match="nothing says which class each output stands for"):
         run(tmp_path / "no", student_of(teacher), teacher, root, data=COLOUR, labels=True)
     flat = tmp_path / "flat"
@@ -394,8 +394,8 @@ def test_folders_stream_with_labels_or_without(tmp_path: Path):
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         path.rename(flat / f"{number}.png")
     bare = run(tmp_path / "bare", student_of(teacher), teacher, flat, data=COLOUR)
-    assert bare.kept["top1"] is None
-    assert bare.kept["seen"] == 6
+    assert bare.best["top1"] is None
+    assert bare.best["seen"] == 6
 
 
 def test_samples_are_prepared_as_the_teacher_says(tmp_path: Path):
@@ -422,7 +422,7 @@ def test_targets_of_samples_that_no_output_has_are_left_alone(tmp_path: Path):
     teacher = teacher_of()
     samples = ArraySamples(np.zeros((16, *SIZE), np.uint8), np.arange(16), 1)
     reached = run(tmp_path / "run", student_of(teacher), teacher, samples, data=GREY)
-    assert reached.kept["top1"] is None
+    assert reached.best["top1"] is None
 
 
 def test_a_longer_run_goes_on_and_the_first_lines_are_shown(
