@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from softless.convert.adapters import ADAPTERS, looks_like_attention
+from softless.convert.adapters import ADAPTERS
+from softless.convert.foreign import looks_like_attention
 from softless.layers.attention import Attention
 from softless.layers.class_attention import ClassAttention
 
