@@ -32,13 +32,19 @@ from softless.convert.refit.refit import (
 )
 from softless.convert.rehost import attends_with, rehosted
 from softless.convert.swap import Swapped, swap
-from softless.errors import UsageError, need_module, unknown
+from softless.errors import Interrupted, UsageError, need_module, unknown
+from softless.evaluation.run import LoadedRun
+from softless.experiment.groups import CLASSIFICATION, DataSpec
 from softless.measure.audit import audit
 from softless.measure.findings import Audit
+from softless.models import digests
 from softless.recovery.answers import Nearness, nearness
-from softless.recovery.distil import Distilled, distil
-from softless.recovery.pictures import Gathered, from_folder
-from softless.recovery.recovered import BARE, DISTIL, REFIT, STEPS, Recovered
+from softless.recovery.distil import distil
+from softless.recovery.distilled import Distilled
+from softless.recovery.folder import RecoveryFolder, StoredRefit
+from softless.recovery.pictures import Framing, Gathered, from_folder
+from softless.recovery.recovered import Recovered
+from softless.recovery.steps import BARE, DISTIL, REFIT, STEPS
 from softless.recovery.views import with_views
 
 _log = logging.getLogger("softless.recovery")
@@ -49,7 +55,7 @@ CALIBRATED = 32  # images on which a layer that cannot be fitted gets a number f
 
 
 def recover(
-    model: nn.Module,
+    model: nn.Module | LoadedRun,
     op: str | Operator | None = None,
     *,
     images: Tensor | Sequence[Tensor] | str | Path,
@@ -83,7 +89,8 @@ def recover(
     among them.
 
     Args:
-        model: a trained model of timm or of `create_model`; it is copied, and never changed.
+        model: a trained model of timm or of `create_model`, or a classifier of `load_run`, whose
+            images are framed as its evaluation does; it is copied, and never changed.
         op: the operator; None where `teacher` is given and the model is exchanged already.
         images: what they learn on: (n, C, h, w) prepared as the model takes them, chunks of such,
             or a folder of images, of which `number` are used by the refit and all by a
@@ -105,9 +112,10 @@ def recover(
         only: what a distillation moves.
         number: images of a folder that the refit uses.
         seed: which images are held out; of the distillation.
-        out: a folder for the run of the distillation.
-        resume: continue a distillation in `out`.
-        overwrite: delete what `out` holds of one.
+        out: a folder for what comes out: recover.json, report.html, model/, and the run of the
+            distillation.
+        resume: go on with what was interrupted in `out`, to the same weights.
+        overwrite: delete what `out` holds of a recovery before.
         progress: say what is under way.
         **options: of the operator. SOFT takes its bottleneck from pools of tokens unless `sampling`
             is given.
@@ -128,25 +136,59 @@ def recover(
         >>> recovered.model(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 1000])
     """
-    need_module(model, "recover")
+    run, network = _opened(model)
     _check_steps(steps, ridge, out)
-    original = model if teacher is None else teacher
+    original = network if teacher is None else teacher
     need_module(original, "recover")
-    gathered = _gathered(images, original, labels, classes, number)
+    folder = None if out is None else RecoveryFolder(out, resume=resume, overwrite=overwrite)
+    names = tuple(classes) or (() if run is None else run.classes)
+    framing = None
+    if isinstance(images, str | Path):
+        framing = Framing.of(original if run is None else run, names)
+    gathered = _gathered(images, framing, labels, number, held_out, seed, learns=DISTIL in steps)
     work = _Work(original, gathered, held_out, seed, views=views, progress=progress)
     student = _Student.of(
         work.teacher,
-        model if teacher is not None else None,
+        network if teacher is not None else None,
         op,
         options,
         layers=layers,
         force=force,
     )
+    request = {
+        "model": type(original).__name__ if run is None else run.path.name,
+        "op": student.op,
+        "options": dict(student.options),
+        "layers": layers,
+        "force": force,
+        "steps": list(steps),
+        "epochs": epochs,
+        "lr": lr,
+        "ridge": ridge,
+        "labels": labels is True,
+        "classes": list(names),
+        "held_out": held_out,
+        "class_weight": class_weight,
+        "refit_mlp": refit_mlp,
+        "views": views,
+        "only": only,
+        "number": number,
+        "seed": seed,
+        "images": gathered.digest(),
+        "teacher_sha256": _digest(original),
+        "student_sha256": _digest(student.model),
+    }
+    if folder is not None:
+        folder.begin(request)
     audits = _audits(original, student.model, gathered)
     near = {BARE: work.nearness(student.model)}
     seconds: dict[str, float] = {}
     refitted = None
-    if REFIT in steps:
+    before = None if folder is None or REFIT not in steps else folder.refit()
+    if before is not None:
+        student, refitted = student.refitted_before(before, work)
+        near[REFIT], seconds[REFIT] = before.nearness, before.seconds
+    elif REFIT in steps:
         chosen: Ridge = ridge or (STRONG if DISTIL in steps else "held-out")
         start = time.process_time()
         student, refitted = work.refit(student, chosen, class_weight, refit_mlp)
@@ -154,27 +196,38 @@ def recover(
         near[REFIT] = work.nearness(student.model)
         if DISTIL not in steps and not gathered.apart:
             refitted = work.on_all(student, refitted, class_weight, refit_mlp)
+        if folder is not None:
+            folder.keep_refit(
+                student.model,
+                refitted,
+                near[REFIT],
+                seconds[REFIT],
+                student.swapped,
+                tuple(work.notes),
+            )
     kept, distilled = (REFIT if REFIT in steps else BARE), None
     if DISTIL in steps:
-        start = time.process_time()
+        assert folder is not None
+        start, resumed = time.process_time(), folder.has_run
         distilled = _distilled(
             student.model,
             work,
-            images,
-            labels,
-            classes,
-            out=out,
+            folder,
+            None if framing is None else framing.data,
+            classes=names,
             epochs=epochs,
             lr=lr,
             only=only,
-            resume=resume,
-            overwrite=overwrite,
+            labels=labels is True,
         )
         seconds[DISTIL] = time.process_time() - start
+        if resumed:
+            seconds[DISTIL] = distilled.run.seconds
+            work.notes.append("the distillation was resumed: its seconds are those of a clock")
         near[DISTIL] = work.nearness(student.model)
         kept = kept if distilled.kept_start else DISTIL
-    return Recovered(
-        student.restored(model).eval().train(model.training),
+    recovered = Recovered(
+        student.restored(original).eval().train(original.training),
         student.op,
         student.options,
         student.swapped,
@@ -185,7 +238,36 @@ def recover(
         kept,
         *audits,
         notes=(*work.notes, *(() if refitted is None else refitted.notes)),
+        out=None if folder is None else folder.path,
     )
+    if folder is not None:
+        said = folder.finish(recovered.model, recovered.to_dict(), request)
+        recovered = replace(recovered, notes=(*recovered.notes, *said))
+    return recovered
+
+
+def _opened(model: nn.Module | LoadedRun) -> tuple[LoadedRun | None, nn.Module]:
+    """The run, where it is one, and its model.
+
+    Raises:
+        UsageError: no model, or a run that is no classifier.
+    """
+    if not isinstance(model, LoadedRun):
+        need_module(model, "recover")
+        return None, model
+    if model.task != CLASSIFICATION:
+        raise UsageError(
+            f"{model.path} was trained for {model.task}, and recover takes classifiers: name a run "
+            "of one, or give softless.recover its backbone"
+        )
+    return model, model.model
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of the weights."""
+    return digests.of_texts({
+        name: digests.of_tensor(value) for name, value in model.state_dict().items()
+    })
 
 
 def _check_steps(steps: Sequence[str], ridge: Any, out: str | Path | None) -> None:
@@ -203,15 +285,22 @@ def _check_steps(steps: Sequence[str], ridge: Any, out: str | Path | None) -> No
 
 
 def _gathered(
-    images: Any, model: nn.Module, labels: Tensor | bool, classes: Sequence[str], number: int
+    images: Any,
+    framing: Framing | None,
+    labels: Tensor | bool,
+    number: int,
+    share: float,
+    seed: int,
+    *,
+    learns: bool,
 ) -> Gathered:
     targets = labels if isinstance(labels, Tensor) else None
-    if isinstance(images, str | Path):
+    if framing is not None:
         if targets is not None:
             raise UsageError(
                 "labels of a folder are its class folders: give classes=, not a tensor"
             )
-        return from_folder(images, model, number, classes)
+        return from_folder(images, framing, number, share=share, seed=seed, learns=learns)
     if not isinstance(images, Tensor | Sequence):
         raise UsageError(
             f"images is a {type(images).__name__}: give a tensor (n, C, h, w), chunks of such, or "
@@ -373,6 +462,7 @@ class _Student:
         check_options(record, filled)
         if "sampling" in record.options:
             filled.setdefault("sampling", "pool")
+        _refuse_the_same(teacher, record, filled)
         if attends_with(teacher) is not None and layers == "*":
             model, _ = rehosted(teacher, record.name, filled)
             return _Student(model, record.name, filled, None, layers, force, _state(model))
@@ -407,6 +497,13 @@ class _Student:
             model, self.op, self.options, swapped, self.layers, self.force, _state(model)
         )
 
+    def refitted_before(self, before: StoredRefit, work: _Work) -> "tuple[_Student, Refitted]":
+        """The student as a refit left it that was finished before."""
+        self.model.load_state_dict(dict(before.state))
+        work.notes += [note for note in before.notes if note not in work.notes]
+        swapped = None if self.swapped is None else replace(self.swapped, **before.numbers)
+        return replace(self, swapped=swapped), before.refitted
+
     def reset(self) -> None:
         """Its weights as they were before any step."""
         self.model.load_state_dict(self.start)
@@ -415,6 +512,23 @@ class _Student:
         """The model in the dtype of another."""
         dtype = next(like.parameters()).dtype
         return self.model.to(dtype)
+
+
+def _refuse_the_same(teacher: nn.Module, record: Operator, options: Mapping[str, Any]) -> None:
+    """A model has another operator than it gets, or other options of it.
+
+    Raises:
+        UsageError: it has this one.
+    """
+    if attends_with(teacher) != record.name:
+        return
+    built: Any = teacher.construction
+    own = {name: value for name, value in built.arguments.items() if name in record.options}
+    if {**record.options, **own} == {**record.options, **options}:
+        raise UsageError(
+            f"nothing to exchange in this {type(teacher).__name__}: its attention is {record.name} "
+            "already; name another operator"
+        )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -439,36 +553,37 @@ def _audited(model: nn.Module, size: tuple[int, ...]) -> Audit | None:
 def _distilled(
     student: nn.Module,
     work: _Work,
-    images: Any,
-    labels: Tensor | bool,
-    classes: Sequence[str],
-    *,
-    out: str | Path | None,
+    folder: RecoveryFolder,
+    data: DataSpec | None,
     **settings: Any,
 ) -> Distilled:
-    """The step with gradients, on all images that there are."""
-    assert out is not None
-    if isinstance(images, str | Path):
-        source: Any = images
-    else:
-        pictures = torch.cat(list(work.gathered.fit))
-        source = (
-            pictures
-            if work.gathered.fit_labels is None
-            else (
-                pictures,
-                work.gathered.fit_labels,
-            )
+    """The step with gradients: on all images but those on which nearness is told."""
+    images = work.gathered
+    learned: Any = images.learned
+    measured: Any = images.held
+    if learned is None:
+        pictures, held = torch.cat(list(images.fit)), work.held
+        learned, measured = pictures[~held], pictures[held]
+        if images.fit_labels is not None:
+            learned = (learned, images.fit_labels[~held])
+            measured = (measured, images.fit_labels[held])
+    try:
+        return distil(
+            student,
+            work.teacher,
+            learned,
+            measured=measured,
+            out=folder.run,
+            data=data,
+            seed=work.seed,
+            resume=folder.has_run,
+            overwrite=not folder.has_run,
+            progress=work.progress,
+            **settings,
         )
-    return distil(
-        student,
-        work.teacher,
-        source,
-        out=out,
-        labels=labels is not False and (labels is True),
-        classes=tuple(classes),
-        held_out=work.share,
-        seed=work.seed,
-        progress=work.progress,
-        **settings,
-    )
+    except Interrupted as error:
+        raise Interrupted(
+            f"a signal came in the distillation, and its state is saved in {folder.run}: go on "
+            "with the same command and --resume",
+            error.exit_code,
+        ) from error
