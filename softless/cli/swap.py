@@ -3,10 +3,8 @@ of the exponentials.
 """
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from softless.measure.findings import Audit
 from softless.models.create import create_model, of_channels
 from softless.models.durable import write_tensors
 from softless.models.weights import load_weights
+from softless.recovery.pictures import drawn
 from softless.saliency.viewer import channels_of, declared, evaluation_transform
 
 
@@ -118,7 +117,7 @@ def swap(
             which nothing can be swapped.
         DataError: weights or images that cannot be read.
     """
-    options = {name: _value(text) for name, text in assignments(set).items()}
+    options = options_of(set)
     target = None if out is None else _checked(located(out))
     if pretrained and weights is not None:
         raise UsageError(
@@ -126,7 +125,7 @@ def swap(
         )
     requested = {"num_classes": num_classes, "in_chans": in_chans, "img_size": image_size}
     arguments = {name: value for name, value in requested.items() if value is not None}
-    network = _created(model, pretrained, arguments).eval()
+    network = created(model, pretrained, arguments).eval()
     loaded = (
         ""
         if weights is None
@@ -152,8 +151,9 @@ def swap(
     return Exchange(model, swapped, before, watch(network), loaded, target)
 
 
-def _value(text: str) -> Any:
-    return literal(text)
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """Options of an operator, from `name=value`."""
+    return {name: literal(text) for name, text in assignments(words).items()}
 
 
 def _checked(path: Path) -> Path:
@@ -166,7 +166,7 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+def created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     """The model before the swap.
 
     Raises:
@@ -197,21 +197,6 @@ def _prepared(model: Any, channels: int | None, side: int | None) -> Any:
     return model
 
 
-def _drawn(files: Sequence[str], number: int) -> list[int]:
-    """So many files, in turn from each folder below, from a fixed seed."""
-    folders: dict[str, list[int]] = {}
-    for index in random.Random(0).sample(range(len(files)), len(files)):
-        folders.setdefault(Path(files[index]).parent.as_posix(), []).append(index)
-    turns = [indices for _, indices in sorted(folders.items())]
-    rounds = (
-        indices[turn]
-        for turn in range(max(map(len, turns)))
-        for indices in turns
-        if turn < len(indices)
-    )
-    return list(islice(rounds, number))
-
-
 def _images(folder: Path, number: int, model: nn.Module) -> Tensor:
     """(number, C, H, W), framed as the model's evaluation does."""
     import torch
@@ -222,4 +207,4 @@ def _images(folder: Path, number: int, model: nn.Module) -> Tensor:
         images_at(folder, channels_of(model), scale=declared(model)),
         evaluation_transform(model),
     )
-    return torch.stack([transform(samples.image(index)) for index in _drawn(samples.files, number)])
+    return torch.stack([transform(samples.image(index)) for index in drawn(samples.files)[:number]])
