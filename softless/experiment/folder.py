@@ -26,6 +26,7 @@ from softless.models.durable import (
 from softless.words import counted, few
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
+RECOVERED = "recovered.json"  # what became of the weights that the run started from
 CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
 DUMPS = "diverged-*.json"
 RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"
@@ -48,6 +49,7 @@ FILES = (
     SPLITS,
     ABOUT,
     EXPORTS,
+    RECOVERED,
 )
 MODEL = "model"  # the best weights as `save_weights` writes them
 RANKS = "ranks"  # the last words of each of several ranks

@@ -87,8 +87,8 @@ class LowRank(nn.Module):
         return super().state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As every module; the updates that were loaded are merged when somebody asks."""
-        self.stale = True
+        """As every module; a state's own weights are the moved ones, an average's among them."""
+        self.stale = False
         return super().load_state_dict(*args, **kwargs)
 
 
