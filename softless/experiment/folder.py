@@ -13,6 +13,7 @@ from softless.experiment.about import ABOUT
 from softless.experiment.files import EXPORTS, read_log, read_recipe
 from softless.experiment.names import canonical
 from softless.experiment.recipe import Recipe, as_json, restored
+from softless.experiment.started import RECOVERED
 from softless.models.durable import (
     append,
     delete,
@@ -26,7 +27,6 @@ from softless.models.durable import (
 from softless.words import counted, few
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
-RECOVERED = "recovered.json"  # what became of the weights that the run started from
 CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
 DUMPS = "diverged-*.json"
 RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"

@@ -18,11 +18,11 @@ import torch
 from softless.data.given import name_of
 from softless.data.loader import generators_restored
 from softless.experiment.recipe import Recipe
+from softless.experiment.started import line_of
 from softless.models.given import GIVEN
 from softless.models.kept import softmax_kept, told
 from softless.training.gradients import backward
 from softless.training.run import Run
-from softless.training.start import line_of
 from softless.words import counted, visible
 
 TRIALS = 3

@@ -20,12 +20,13 @@ from softless.convert.refit.refit import LEAST, Refitted, refit
 from softless.data.loader import eval_loader, generators_restored
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
+from softless.experiment.started import EXCHANGED, REFITTED, TAKEN
 from softless.tasks.task import Task
 from softless.training.start import Start, exchanges, host_of, operator_of, start_of
 from softless.training.world import World
 
 IMAGES = 256  # of the training split, at most
-RIDGE = 0.1  # of a start: weaker ones fit better, and the first steps undo them
+RIDGE = 0.01  # of a start: weaker ones fit better, and the first steps may undo them
 BATCH = 32
 _log = logging.getLogger("softless.training")
 
@@ -66,7 +67,7 @@ def recovered(
                 f"{_named(start.operator) if start.operator else 'nothing that they name'}, and "
                 f"the model has {_named(own)}: there is nothing to fit; leave recover out"
             )
-        return {**said, "how": "taken"}
+        return {**said, "how": TAKEN}
     if start.assumed:
         _log.warning(
             "%s does not say which attention it was trained with: it is taken for %s, which '%s' "
@@ -77,11 +78,11 @@ def recovered(
             own,
         )
     if spec.recover == "none" or hasattr(model, "host"):
-        return {**said, "how": "exchanged"}
+        return {**said, "how": EXCHANGED}
     model.to(world.device)
     fitted = world.first(lambda: _fitted(task, model, start, origin))
     _share(model)
-    return {**said, "how": "refitted", **fitted}
+    return {**said, "how": REFITTED, **fitted}
 
 
 def _named(operator: str) -> str:
@@ -118,7 +119,7 @@ def _told(done: Refitted) -> dict[str, Any]:
         "held_out": done.held_out,
         "ridge": RIDGE,
         "seconds": done.seconds,
-        "stream_error": done.stream,
+        "stream_error": None if math.isnan(done.stream) else done.stream,
         "layers_fitted": sum(layer.fitted for layer in done.layers),
         "layers": layers,
         "notes": list(done.notes),

@@ -20,12 +20,12 @@ from softless.experiment.folder import (
     CLASSES,
     LEFT_OUT,
     RECIPE,
-    RECOVERED,
     RESULT,
     SPLITS,
     RunFolder,
 )
 from softless.experiment.recipe import Recipe, as_json
+from softless.experiment.started import RECOVERED
 from softless.models.durable import delete, write_text
 from softless.tasks.task import Task
 from softless.training import checkpoint, optim, split_table

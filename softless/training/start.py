@@ -207,20 +207,3 @@ def exchanges(spec: ModelSpec, start: Start) -> bool:
     """Whether the weights are those of another attention than the model's."""
     own = operator_of(*host_of(spec.name, spec.op))
     return bool(own and start.operator and start.operator != own)
-
-
-def line_of(record: Mapping[str, Any]) -> str:
-    """What became of the weights, in a sentence; nothing where they were drawn."""
-    if not record:
-        return ""
-    before, now = record["trained_with"], record["model_has"]
-    if record["how"] == "taken":
-        return f"from {record['weights']}{f' ({before})' if before else ''}"
-    said = f"from {record['weights']}, {before} replaced by {now}"
-    if record["how"] == "exchanged":
-        return f"{said}, nothing fitted"
-    return (
-        f"{said}: {record['layers_fitted']} of {len(record['layers'])} layers fitted on "
-        f"{record['images']} images, stream's error {record['stream_error']:.2f}, "
-        f"{record['seconds']:.1f} s"
-    )

@@ -17,12 +17,16 @@ import softless
 from softless.cli.main import main
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import ModelSpec
+from softless.report.runs import read_run
+from softless.tasks import page
 from softless.training import Recipe, fit
 from softless.training import recovered as recovering
 from softless.training.model import build_model
 from softless.training.recovered import drawn
 from softless.training.start import exchanges, start_of
+from tests.processes import each_rank
 from tests.training.conftest import write_npz
+from tests.training.test_agreement import commands
 from tests.training.test_resume import same_run, stop_after
 
 SHORT: dict[str, Any] = {"schedule.epochs": 1, "schedule.warmup_epochs": 0}
@@ -112,6 +116,12 @@ def test_weights_of_softmax_are_fitted_to_before_the_first_step(
         "blocks.0.mlp.fc2",
     ]
     assert "softmax replaced by sima: 4 of 4 layers fitted on 48 images" in capsys.readouterr().err
+    page.write([tmp_path / "sima"], tmp_path / "page.html", speeds={})
+    told = (tmp_path / "page.html").read_text()
+    assert "starts from the weights of softmax, softmax replaced by sima: 4 of 4 layers" in told
+    assert str(tmp_path) not in told
+    (tmp_path / "sima/recovered.json").write_text("[1")
+    assert not read_run(tmp_path / "sima").started
     plain = starting(tiny, softmax, recover="none").with_fields(**SHORT)
     fit(plain, tmp_path / "bare", device="cpu", progress=False)
     assert record(tmp_path / "bare")["how"] == "exchanged"
@@ -199,6 +209,27 @@ def test_a_run_killed_before_its_first_checkpoint_fits_again_to_the_same_bits(
     fit(recipe, tmp_path / "whole", device="cpu", progress=False)
     fit(None, tmp_path / "cut", resume=True, device="cpu", progress=False)
     assert same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_two_ranks_have_what_the_first_one_fitted(tiny: Recipe, softmax: Path, tmp_path: Path):
+    """They end where one process ends, up to rounding."""
+    recipe = starting(tiny, softmax).with_fields(**{
+        "data.workers": 0,
+        "drop_path": 0.0,  # drawn by rank
+        "augment.mixup": 0.0,  # within the images of a rank
+        "augment.cutmix": 0.0,
+    })
+    (tmp_path / "two").mkdir()
+    ended = each_rank(commands(tmp_path / "two", recipe, recipe))
+    assert [code for code, _ in ended] == [0, 0], ended
+    fit(recipe, tmp_path / "one", device="cpu", progress=False)
+    said = [record(tmp_path / name) for name in ("one", "two/run")]
+    for layer, other in zip(*(entry["layers"] for entry in said), strict=True):
+        assert layer["stream_after"] == pytest.approx(other["stream_after"], rel=1e-4)
+    alone, shared = (load_file(tmp_path / name / "best.safetensors") for name in ("one", "two/run"))
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_images_are_drawn_in_turn_from_each_class():
