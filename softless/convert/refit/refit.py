@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,7 @@ from softless.convert.refit.structure import (
     structure,
 )
 from softless.errors import UsageError
-from softless.layers.plain import give
+from softless.layers.plain import give, weights_of
 from softless.models.hosts import tokens_ahead
 from softless.modes import in_evaluation
 
@@ -41,7 +41,6 @@ NOT_BETTER = "no strength lessens its held-out error"
 CHUNK = 32  # images that pass at once
 LEAST = 8  # images
 SMALL = 0.05  # of the root mean square of a layer scale: channels below it are left as they are
-SHARE_OF_PATCHES = 3  # prefix tokens that are read weigh as much as one patch in three
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,16 @@ class Refitted:
     stream: float = math.nan  # relative error behind the last block, on held-out images
     notes: tuple[str, ...] = field(default_factory=tuple)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The layers as JSON has them: None in place of what was not measured."""
+        return [
+            {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in asdict(layer).items()
+            }
+            for layer in self.layers
+        ]
+
     def __str__(self) -> str:
         number = sum(layer.fitted for layer in self.layers)
         lines = [
@@ -104,7 +113,7 @@ def refit(
     images: Tensor | Sequence[Tensor],
     *,
     ridge: Ridge = "held-out",
-    held_out: float = 0.25,
+    held_out: float | Tensor = 0.25,
     class_weight: float | Literal["auto"] = "auto",
     refit_mlp: bool = True,
     on_all: bool = True,
@@ -120,7 +129,8 @@ def refit(
             w), each of which is asked for a few times.
         ridge: strength, as a share of the mean diagonal; "held-out" chooses it for each layer. A
             mapping says it by path of the layer; those that it leaves out are kept.
-        held_out: share of the images that choose it, and on which errors are told.
+        held_out: share of the images that choose it, and on which errors are told; or which they
+            are, (n) of truth.
         class_weight: what a token ahead of the patches counts beside a patch. "auto": together as
             much as a third of the patches where the head reads one, 1 where it reads the mean.
         refit_mlp: fit the last layer of each MLP too.
@@ -138,7 +148,9 @@ def refit(
     start = time.process_time()
     chunks = chunked(images)
     count = sum(len(chunk) for chunk in chunks)
-    held = _held_out(count, held_out, seed)
+    held = held_out if isinstance(held_out, Tensor) else held_out_images(count, held_out, seed)
+    if held.shape != (count,) or bool(held.all()) or not bool(held.any()):
+        raise UsageError(f"held_out marks {tuple(held.shape)} of {count} images: mark some of them")
     _check(student, teacher, ridge)
     alike = _check_images(chunks)
     paths = exchanged(student, teacher)
@@ -237,7 +249,12 @@ def _kind(module: nn.Module) -> tuple[Any, ...]:
     return type(module), getattr(op, "name", op), tuple(getattr(inner, "options", {}).items())
 
 
-def _held_out(count: int, share: float, seed: int) -> Tensor:
+def held_out_images(count: int, share: float, seed: int) -> Tensor:
+    """Which of so many images choose and measure, (count) of truth.
+
+    Raises:
+        UsageError: too few images, or a share that leaves none on one side.
+    """
     if count < LEAST:
         raise UsageError(f"{count} images are too few to fit on: give at least {LEAST}")
     if not 0 < share < 1:
@@ -434,10 +451,10 @@ class _Fitting:
         return fitted, branch.relative
 
     def _sums(self, layer: nn.Linear) -> tuple[Moments, Moments]:
-        return (
-            Moments.zeros(layer.in_features, layer.out_features, layer.weight),
-            Moments.zeros(layer.in_features, layer.out_features, layer.weight),
-        )
+        """Nothing yet, to fit on and held out."""
+        device = self.student.calls[0].stream.device
+        fit, held = (Moments.zeros(layer.in_features, layer.out_features, device) for _ in range(2))
+        return fit, held
 
     def _gather(
         self,
@@ -467,8 +484,9 @@ class _Fitting:
         self, path: str, place: LayerPlace, block: nn.Module, sums: tuple[Moments, Moments]
     ) -> Solution:
         layer = place.layer(block)
-        W0 = layer.weight.double()
-        b0 = None if layer.bias is None else layer.bias.double()
+        old = weights_of(layer)
+        assert old is not None
+        W0, b0 = old.to(torch.float64)
         scale = torch.ones_like(W0[:, 0]) if place.scale is None else place.scale.double()
         large = torch.ones_like(scale, dtype=torch.bool) if place.scale is None else _large(scale)
         important = torch.where(large, scale.square(), torch.zeros_like(scale))
@@ -476,7 +494,7 @@ class _Fitting:
         solution = solve(*sums, W0, b0, important=important, strengths=strength, on_all=self.on_all)
         W = torch.where(large[:, None], solution.W, W0 * solution.gain)
         b = None if b0 is None else torch.where(large, solution.b, b0)
-        give(layer, W.to(layer.weight), None if b is None else b.to(layer.weight))
+        give(layer, W.to(old.W), None if b is None else b.to(old.W))
         if solution.grown:
             self.notes.append(f"{place.path}: its normal matrix is singular, and the ridge grew")
         return solution
@@ -526,7 +544,7 @@ class _Fitting:
             return weights
         if self.class_weight == "auto":
             reads_mean = getattr(self.student.model, "global_pool", "token") not in {"token", ""}
-            share = 1.0 if reads_mean else (tokens - prefix) / SHARE_OF_PATCHES / prefix
+            share = 1.0 if reads_mean else (tokens - prefix) / prefix
         else:
             share = float(self.class_weight)
         weights[:prefix] = max(share, 1.0) if self.class_weight == "auto" else share

@@ -24,7 +24,7 @@ MENDED = 1e-10  # of the squared target: an error below it is rounding
 class Moments:
     """Sums over tokens of inputs o (C_in), targets y (C_out) and their products, float64."""
 
-    weight: Tensor  # ()
+    tokens: Tensor  # (), the sum of their weights
     o: Tensor  # (C_in)
     y: Tensor  # (C_out)
     oo: Tensor  # (C_in, C_in)
@@ -32,18 +32,16 @@ class Moments:
     yy: Tensor  # (C_out)
 
     @staticmethod
-    def zeros(inputs: int, outputs: int, like: Tensor) -> "Moments":
-        """Of no token, on a tensor's device."""
+    def zeros(inputs: int, outputs: int, device: torch.device) -> "Moments":
+        """Of no token."""
         sizes = ((), (inputs,), (outputs,), (inputs, inputs), (inputs, outputs), (outputs,))
-        return Moments(
-            *(torch.zeros(size, dtype=torch.float64, device=like.device) for size in sizes)
-        )
+        return Moments(*(torch.zeros(size, dtype=torch.float64, device=device) for size in sizes))
 
     def add(self, o: Tensor, y: Tensor, weights: Tensor) -> None:
         """More tokens: inputs o (n, C_in), targets y (n, C_out), weights (n)."""
         o, y, weights = o.double(), y.double(), weights.double()
         weighted = o * weights[:, None]
-        self.weight += weights.sum()
+        self.tokens += weights.sum()
         self.o += weighted.sum(0)
         self.y += weights @ y
         self.oo.addmm_(weighted.T, o)
@@ -53,7 +51,7 @@ class Moments:
     def plus(self, other: "Moments") -> "Moments":
         """Of the tokens of both."""
         return Moments(
-            self.weight + other.weight,
+            self.tokens + other.tokens,
             self.o + other.o,
             self.y + other.y,
             self.oo + other.oo,
@@ -68,7 +66,7 @@ class Moments:
             - 2 * (W * self.oy.T).sum(1)
             + ((W @ self.oo) * W).sum(1)
             + 2 * b * (W @ self.o - self.y)
-            + b.square() * self.weight
+            + b.square() * self.tokens
         )
         return max(float((squares * of).sum()), 0.0)
 
@@ -98,12 +96,12 @@ class _Centred:
 
     @staticmethod
     def of(moments: Moments, W0: Tensor, important: Tensor, *, centred: bool) -> "_Centred":
-        count = moments.weight.clamp_min(1e-300)
+        count = moments.tokens.clamp_min(1e-300)
         mean_o, mean_y = moments.o / count, moments.y / count
         if not centred:
             mean_o, mean_y = torch.zeros_like(mean_o), torch.zeros_like(mean_y)
-        oo = moments.oo - moments.weight * torch.outer(mean_o, mean_o)
-        oy = moments.oy - moments.weight * torch.outer(mean_o, mean_y)
+        oo = moments.oo - moments.tokens * torch.outer(mean_o, mean_o)
+        oy = moments.oy - moments.tokens * torch.outer(mean_o, mean_y)
         top = float(((W0.T * oy).sum(0) * important).sum())
         bottom = float((((W0 @ oo) * W0).sum(1) * important).sum())
         return _Centred(oo, oy, mean_o, mean_y, top / bottom if bottom > 0 else 1.0)
