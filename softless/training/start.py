@@ -6,7 +6,7 @@ host's own attention, which is told.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from timm.models.xcit import XCA
 
 from softless.attention.registry import get
+from softless.convert.parts import attentions
 from softless.errors import DataError, UsageError, unknown
 from softless.experiment.files import read_best
 from softless.experiment.folder import BEST, WEIGHTS
@@ -170,7 +171,27 @@ def _of_folder(path: Path) -> Start | None:
     size = stored.built.arguments.get("img_size") or (about.get("input_size") or [0, 0, 0])[1:]
     host, op = host_of(stored.built.name, stored.built.op)
     args = dict(stored.built.arguments)
+    if swaps := getattr(stored, "swaps", ()):  # what `swap` did to it afterwards
+        last = swaps[-1]
+        _check_whole(path, stored.built.name, stored.built.op, last.layers)
+        op, args = last.op, {**args, **last.options}
     return Start(str(path), folder / FILE, host, op, args, preparation, two_sides(size))
+
+
+def _check_whole(path: Path, name: str, op: str | None, layers: Sequence[str]) -> None:
+    """Whether all attention of a stored model was exchanged.
+
+    Raises:
+        UsageError: some was kept, and a run builds models of one attention.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        everywhere = set(attentions(create_model(name, op)))
+    if kept := sorted(everywhere - set(layers)):
+        raise UsageError(
+            f"{path} holds a model whose attention was exchanged in a part of its layers, and "
+            f"{kept[0]} was kept: a run builds one attention for all; start from the model that "
+            "it was made of"
+        )
 
 
 def _of_swap(path: Path) -> Start | None:

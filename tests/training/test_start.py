@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import softless
 from softless.cli.main import main
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import ModelSpec
+from softless.models import config
 from softless.report.runs import read_run
 from softless.tasks import page
 from softless.training import Recipe, fit
@@ -77,6 +79,24 @@ def test_runs_folders_and_swapped_files_say_their_attention(
     assert at_run is not None
     assert at_run.pixels == (16, 16)
     assert len(at_run.preparation["mean"]) == 1
+
+
+def test_a_stored_exchange_is_the_attention_of_its_weights(
+    softmax: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+):
+    read = config.read(softmax / "model/config.json")
+    built = replace(read.built, op=None, arguments={**read.built.arguments, "depth": 12})
+    layers = [f"blocks.{index}.attn" for index in range(12)]
+    swap = SimpleNamespace(op="seqnorm", options={}, layers=layers)
+    stored = SimpleNamespace(built=built, about=read.about, swaps=(swap,))
+    monkeypatch.setattr(config, "read", lambda _: stored)
+    spec = replace(tiny.model, weights=str(softmax / "model"))
+    start = start_of(spec)
+    assert start is not None
+    assert (start.op, start.operator) == ("seqnorm", "seqnorm")
+    swap.layers = layers[:-1]
+    with pytest.raises(UsageError, match=r"a part of its layers, and blocks\.11\.attn was kept"):
+        start_of(spec)
 
 
 def test_a_bare_file_is_taken_for_the_hosts_own_attention(tiny: Recipe, softmax: Path):
