@@ -157,7 +157,7 @@ def _begin(
 ) -> None:
     """Put first weights into a model, those of another attention through a model that has it."""
     if start.file is not None and not exchanges(recipe.model, start):
-        load_start(model, start.file, classes, start.pixels)
+        load_start(model, start.file, classes, start.pixels, start.classes)
         return
     if start.file is not None and hasattr(model, "host"):
         _log.warning(
@@ -166,7 +166,7 @@ def _begin(
             start.title,
             start.operator,
         )
-        load_start(model, start.file, classes, start.pixels)
+        load_start(model, start.file, classes, start.pixels, start.classes)
         return
     origin = origin_of(recipe, start, construction["model_args"], classes)
     try:
@@ -229,7 +229,7 @@ def origin_of(
         origin = create_model(host, start_op, pretrained=start.file is None, **args)
     if start.file is not None:
         with _quiet(again):
-            load_start(origin, start.file, classes, start.pixels)
+            load_start(origin, start.file, classes, start.pixels, start.classes)
     elif not again and _kept_head(origin, len(classes)):
         _log.warning(
             "%s have %d classes as the data: their head is kept, and its outputs are taken to be "
@@ -301,6 +301,7 @@ def load_start(
     path: Path,
     classes: Sequence[str] = (),
     pixels: tuple[int, int] | None = None,
+    named: Sequence[str] = (),
 ) -> None:
     """Start from the weights of a file, of a run folder or of a folder of `save_weights`:
     fine-tuning.
@@ -316,13 +317,14 @@ def load_start(
         classes: of the data.
         pixels: height and width of the images that the file's positions were made for, where that
             is known.
+        named: the classes of the file's head, where no list of a run lies beside it.
 
     Raises:
         UsageError: no such file, not safetensors, or the weights of another model.
         DataError: a class list that cannot be read.
     """
     file = file_at(path)
-    state = _named_alike(read_weights(file), model, file, classes)
+    state = _named_alike(read_weights(file), model, file, classes, named)
     # of detectors and segmenters; a classifier's weights start it
     host = getattr(model, "host", None)
     if isinstance(host, nn.Module) and not any(
@@ -337,7 +339,11 @@ def load_start(
 
 
 def _named_alike(
-    state: dict[str, Tensor], model: nn.Module, file: Path, classes: Sequence[str]
+    state: dict[str, Tensor],
+    model: nn.Module,
+    file: Path,
+    classes: Sequence[str],
+    named: Sequence[str],
 ) -> dict[str, Tensor]:
     """The state with each output of its head where the class of that name is now; all that is
     changed or supposed is said.
@@ -351,7 +357,7 @@ def _named_alike(
     if not classes or not same or any(len(state[name]) != len(classes) for name in same):
         return state
     listed = file.parent / CLASSES
-    before = read_classes(listed) if listed.is_file() else ()
+    before = read_classes(listed) if listed.is_file() else named
     if not before:
         _log.warning(
             "%s does not name its classes: its head is kept, and its outputs are taken to be %s",

@@ -23,6 +23,7 @@ from softless.experiment.files import read_best
 from softless.experiment.folder import BEST, WEIGHTS
 from softless.experiment.groups import ModelSpec
 from softless.models import config, digests
+from softless.models.construction import Construction
 from softless.models.create import FOLDER, create_model
 from softless.models.files import CONFIG, FILE
 from softless.models.given import GIVEN
@@ -45,6 +46,7 @@ class Start:
     args: Mapping[str, Any] = field(default_factory=dict)  # that the model was built with
     preparation: Mapping[str, Any] = field(default_factory=dict)  # mean, std and range of images
     pixels: tuple[int, int] | None = None  # height and width of the images
+    classes: tuple[str, ...] = ()  # of the head, where a folder names them
     assumed: bool = False  # the attention is that of the host, for want of a word
 
     @property
@@ -170,22 +172,23 @@ def _of_folder(path: Path) -> Start | None:
     preparation["range"] = config.declared(about)
     size = stored.built.arguments.get("img_size") or (about.get("input_size") or [0, 0, 0])[1:]
     host, op = host_of(stored.built.name, stored.built.op)
-    args = dict(stored.built.arguments)
-    if swaps := getattr(stored, "swaps", ()):  # what `swap` did to it afterwards
-        last = swaps[-1]
-        _check_whole(path, stored.built.name, stored.built.op, last.layers)
+    args, classes = dict(stored.built.arguments), tuple(about.get("label_names", ()))
+    if stored.swaps:  # what `swap` did to it afterwards
+        last = stored.swaps[-1]
+        _check_whole(path, stored.built, last.layers)
         op, args = last.op, {**args, **last.options}
-    return Start(str(path), folder / FILE, host, op, args, preparation, two_sides(size))
+    return Start(str(path), folder / FILE, host, op, args, preparation, two_sides(size), classes)
 
 
-def _check_whole(path: Path, name: str, op: str | None, layers: Sequence[str]) -> None:
+def _check_whole(path: Path, built: Construction, layers: Sequence[str]) -> None:
     """Whether all attention of a stored model was exchanged.
 
     Raises:
         UsageError: some was kept, and a run builds models of one attention.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        everywhere = set(attentions(create_model(name, op)))
+        model = create_model(built.name, built.op, **built.arguments)
+    everywhere = set(attentions(model))
     if kept := sorted(everywhere - set(layers)):
         raise UsageError(
             f"{path} holds a model whose attention was exchanged in a part of its layers, and "

@@ -4,7 +4,6 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,11 @@ import softless
 from softless.cli.main import main
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import ModelSpec
-from softless.models import config
 from softless.report.runs import read_run
 from softless.tasks import page
 from softless.training import Recipe, fit
 from softless.training import recovered as recovering
-from softless.training.model import build_model
+from softless.training.model import assembled, build_model, model_args
 from softless.training.recovered import drawn
 from softless.training.start import exchanges, start_of
 from tests.processes import each_rank
@@ -81,22 +79,18 @@ def test_runs_folders_and_swapped_files_say_their_attention(
     assert len(at_run.preparation["mean"]) == 1
 
 
-def test_a_stored_exchange_is_the_attention_of_its_weights(
-    softmax: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
-):
-    read = config.read(softmax / "model/config.json")
-    built = replace(read.built, op=None, arguments={**read.built.arguments, "depth": 12})
-    layers = [f"blocks.{index}.attn" for index in range(12)]
-    swap = SimpleNamespace(op="seqnorm", options={}, layers=layers)
-    stored = SimpleNamespace(built=built, about=read.about, swaps=(swap,))
-    monkeypatch.setattr(config, "read", lambda _: stored)
-    spec = replace(tiny.model, weights=str(softmax / "model"))
-    start = start_of(spec)
+def test_a_stored_exchange_is_the_attention_of_its_weights(tiny: Recipe, tmp_path: Path):
+    args = {**tiny.model.args, "in_chans": 1, "num_classes": 3}
+    for name, layers in (("whole", "*"), ("part", "blocks.0.attn")):
+        model = softless.create_model(tiny.model.name, **args)
+        softless.swap(model, "sima", layers=layers, token_scale="tokens")
+        softless.save_weights(model, tmp_path / name, data={"mean": (0.5,), "std": (0.5,)})
+    start = start_of(replace(tiny.model, weights=str(tmp_path / "whole")))
     assert start is not None
-    assert (start.op, start.operator) == ("seqnorm", "seqnorm")
-    swap.layers = layers[:-1]
-    with pytest.raises(UsageError, match=r"a part of its layers, and blocks\.11\.attn was kept"):
-        start_of(spec)
+    assert (start.operator, start.options) == ("sima", {"token_scale": "tokens"})
+    assert not exchanges(tiny.model, start)
+    with pytest.raises(UsageError, match=r"a part of its layers, and blocks\.1\.attn was kept"):
+        start_of(replace(tiny.model, weights=str(tmp_path / "part")))
 
 
 def test_a_bare_file_is_taken_for_the_hosts_own_attention(tiny: Recipe, softmax: Path):
@@ -467,3 +461,21 @@ def test_the_log_names_what_was_assumed(
         fit(starting(tiny, file).with_fields(**SHORT), tmp_path / "run", progress=False)
     assert "it is taken for 'softmax', which 'vit_tiny_patch16_224' has by itself" in caplog.text
     assert record(tmp_path / "run")["assumed"]
+
+
+def test_a_folder_that_names_its_classes_gives_each_its_output(tiny: Recipe, tmp_path: Path):
+    names = ("c", "a", "b")
+    model = build_model(tiny, 3, 1)
+    softless.save_weights(
+        model, tmp_path / "folder", data={"mean": (0.5,), "std": (0.5,)}, classes=names
+    )
+    args = model_args(tiny, 3, 1)
+    built = assembled(
+        starting(tiny, tmp_path / "folder"),
+        {"architecture": tiny.model.name, "model_args": args},
+        "classification",
+        1,
+        ("a", "b", "c"),
+    )
+    before, after = (m.state_dict()["head.weight"] for m in (model, built))
+    assert torch.equal(after, before[[1, 2, 0]])
