@@ -34,12 +34,12 @@ def carried(
         UsageError: a tensor of the host is missing, of another shape, or has no place.
     """
     state, _ = as_here({**state}, None, own)
-    taken, unseen, filled = set[str](), list[str](), dict[str, Tensor]()
+    used, unseen, filled = set[str](), list[str](), dict[str, Tensor]()
     for name, drawn in own.items():
         source = _source(name, state)
         value = None if source is None else _value(name, source, state)
         if source is not None and value is not None and value.shape == drawn.shape:
-            taken.add(source)
+            used.add(source)
             filled[name] = value
         elif LEARNED in name:
             filled[name] = drawn
@@ -56,7 +56,7 @@ def carried(
     foreign = [
         name
         for name in state
-        if name not in taken
+        if name not in used
         and LEARNED not in name
         and name.rpartition(".")[0] not in attentions
         and not name.endswith("num_batches_tracked")

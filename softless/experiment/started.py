@@ -53,12 +53,12 @@ def line_of(record: Mapping[str, Any]) -> str:
     before, now = record["trained_with"], record["model_has"]
     if record["how"] == TAKEN:
         return f"from {source}{f', trained with {before}' if before else ''}"
-    said = f"from {source}, {before} replaced by {now}"
+    clause = f"from {source}, {before} replaced by {now}"
     if record["how"] == EXCHANGED:
-        return f"{said}, nothing fitted"
+        return f"{clause}, nothing fitted"
     error = record.get("stream_error")
     return (
-        f"{said}: {record.get('layers_fitted', 0)} of {len(record.get('layers', ()))} layers "
+        f"{clause}: {record.get('layers_fitted', 0)} of {len(record.get('layers', ()))} layers "
         f"fitted on {record.get('images', 0)} images"
         f"{'' if error is None else f', error of the stream {error:.2f}'}"
     )

@@ -29,14 +29,14 @@ def train_heads(model: nn.Module, *, learned: bool = False) -> nn.Module:
     Raises:
         UsageError: it has no classifier.
     """
-    found = heads(model)
-    if not found:
+    classifiers = heads(model)
+    if not classifiers:
         raise UsageError(
             f"{type(model).__name__} has no head that could be trained alone: leave "
             "model.freeze and model.lora out"
         )
     model.requires_grad_(requires_grad=False)
-    for head in found.values():
+    for head in classifiers.values():
         head.requires_grad_(requires_grad=True)
     if learned:
         for name, parameter in model.named_parameters():

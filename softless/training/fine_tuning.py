@@ -1,5 +1,7 @@
-"""A recipe that starts from weights: the model that they are of, the numbers by which its images
-were normalised, and what the recipe changes for a run that begins with something learnt.
+"""A recipe that starts from weights.
+
+It has the model that they are of, and the numbers by which its images were normalised. It has
+another rate and length too, for it begins with something learnt.
 
 Fields that the user sets are never changed; what is changed is said.
 """
@@ -91,9 +93,9 @@ def _of_start(recipe: Recipe, start: Start) -> Recipe:
     args = {name: value for name, value in start.args.items() if name not in ELSEWHERE}
     args = {name: value for name, value in args.items() if not name.endswith("_rate")}
     host, op = host_of(own.name, own.op)
-    kept = {name: value for name, value in own.args.items() if name != SCALE}
+    own_args = {name: value for name, value in own.args.items() if name != SCALE}
     same = (host, operator_of(host, op)) == (start.host, start.operator)
-    if same and kept == {name: value for name, value in args.items() if name != SCALE}:
+    if same and own_args == {name: value for name, value in args.items() if name != SCALE}:
         return recipe
     if SCALE in args and scale is not None:  # the number of tokens is that of the images
         args[SCALE] = scale

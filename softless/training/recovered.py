@@ -1,5 +1,7 @@
-"""What becomes of weights that were trained with another attention than the model's: before the
-first step the model is fitted to the one that they are of, on training images without their labels.
+"""What becomes of weights that were trained with another attention than the model's.
+
+Before the first step the model is fitted to the one that they are of, on training images without
+their labels.
 
 The first rank fits, and every rank gets what it fitted. A run that is continued has it in its
 checkpoint, and none of this is done again.
@@ -54,7 +56,7 @@ def recovered(
     if start is None:
         return {}
     own = operator_of(*host_of(spec.name, spec.op))
-    said: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "weights": start.title,
         "trained_with": start.operator or None,
         "assumed": start.assumed,
@@ -67,7 +69,7 @@ def recovered(
                 f"{_named(start.operator) if start.operator else 'nothing that they name'}, and "
                 f"the model has {_named(own)}: there is nothing to fit; leave recover out"
             )
-        return {**said, "how": TAKEN}
+        return {**facts, "how": TAKEN}
     if start.assumed:
         _log.warning(
             "%s does not say which attention it was trained with: it is taken for %s, which '%s' "
@@ -78,11 +80,11 @@ def recovered(
             own,
         )
     if spec.recover == "none" or hasattr(model, "host"):
-        return {**said, "how": EXCHANGED}
+        return {**facts, "how": EXCHANGED}
     model.to(world.device)
     fitted = world.first(lambda: _fitted(task, model, start, origin))
     _share(model)
-    return {**said, "how": REFITTED, **fitted}
+    return {**facts, "how": REFITTED, **fitted}
 
 
 def _named(operator: str) -> str:
@@ -150,12 +152,12 @@ def drawn(targets: np.ndarray, number: int, seed: int) -> list[int]:
         return sorted(order[:number].tolist())
     turns: dict[int, int] = {}
     rounds = []
-    for place in order.tolist():
-        kind = int(targets[place])
-        rounds.append((turns.get(kind, 0), place))
+    for index in order.tolist():
+        kind = int(targets[index])
+        rounds.append((turns.get(kind, 0), index))
         turns[kind] = turns.get(kind, 0) + 1
     rounds.sort(key=lambda entry: entry[0])
-    return sorted(place for _, place in rounds[:number])
+    return sorted(index for _, index in rounds[:number])
 
 
 def _share(model: nn.Module) -> None:

@@ -167,12 +167,12 @@ def _of_folder(path: Path) -> Start | None:
         return None
     digests.check(folder / CONFIG)
     stored = config.read(folder / CONFIG)
-    about = stored.about
-    preparation = {key: about[key] for key in ("mean", "std") if key in about}
-    preparation["range"] = config.declared(about)
-    size = stored.built.arguments.get("img_size") or (about.get("input_size") or [0, 0, 0])[1:]
+    preparing = stored.about
+    preparation = {key: preparing[key] for key in ("mean", "std") if key in preparing}
+    preparation["range"] = config.declared(preparing)
+    size = stored.built.arguments.get("img_size") or (preparing.get("input_size") or [0, 0, 0])[1:]
     host, op = host_of(stored.built.name, stored.built.op)
-    args, classes = dict(stored.built.arguments), tuple(about.get("label_names", ()))
+    args, classes = dict(stored.built.arguments), tuple(preparing.get("label_names", ()))
     if stored.swaps:  # what `swap` did to it afterwards
         last = stored.swaps[-1]
         _check_whole(path, stored.built, last.layers)
@@ -189,10 +189,10 @@ def _check_whole(path: Path, built: Construction, layers: Sequence[str]) -> None
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = create_model(built.name, built.op, **built.arguments)
     everywhere = set(attentions(model))
-    if kept := sorted(everywhere - set(layers)):
+    if softmax := sorted(everywhere - set(layers)):
         raise UsageError(
             f"{path} holds a model whose attention was exchanged in a part of its layers, and "
-            f"{kept[0]} was kept: a run builds one attention for all; start from the model that "
+            f"{softmax[0]} was kept: a run builds one attention for all; start from the model that "
             "it was made of"
         )
 
@@ -206,14 +206,14 @@ def _of_swap(path: Path) -> Start | None:
         return None
     try:
         content = json.loads(note)
-        whole = content["layers"] == ["*"]
+        all_layers = content["layers"] == ["*"]
         host, op = host_of(str(content["model"]), str(content["op"]))
         args = {**content.get("arguments", {}), **content["options"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: what `softless swap` noted of it cannot be read ({error}); write it anew"
         ) from error
-    return Start(str(path), path, host, op, args) if whole else Start(str(path), path)
+    return Start(str(path), path, host, op, args) if all_layers else Start(str(path), path)
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
