@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from softless.attention.checks import check_options
 from softless.attention.record import Operator
 from softless.attention.registry import get
+from softless.convert.refit.checks import check_pass, check_settings, look_at
 from softless.convert.refit.refit import (
     LEAST,
     NOT_BETTER,
@@ -42,8 +43,7 @@ from softless.recovery.recovered import BARE, DISTIL, REFIT, STEPS, Recovered
 from softless.recovery.views import with_views
 
 _log = logging.getLogger("softless.recovery")
-STRONG = 0.01  # ridge of a refit that a training follows: weaker ones leave weights that cancel
-LR = 5e-4
+LR, GENTLE = 5e-4, 3e-5  # a refit with a weak ridge leaves large weights that cancel
 NUMBER = 256  # images of a folder
 CALIBRATED = 32  # images on which a layer that cannot be fitted gets a number for each head
 
@@ -58,8 +58,8 @@ def recover(
     force: str | Sequence[str] = (),
     steps: Sequence[str] = (REFIT,),
     epochs: int = 5,
-    lr: float = LR,
-    ridge: float | Literal["held-out"] | None = None,
+    lr: float | None = None,
+    ridge: float | Literal["held-out"] = "held-out",
     labels: Tensor | bool = False,
     classes: Sequence[str] = (),
     held_out: float = 0.25,
@@ -77,7 +77,7 @@ def recover(
 ) -> Recovered:
     """Exchange the attention of a trained model and bring its accuracy back, without labels.
 
-    The refit needs a few hundred images and no gradient: block after block, the projection of the
+    The refit needs a few hundred images and no gradient. Block after block, the projection of the
     attention and the last layer of the MLP are fitted to the teacher's stream. A distillation
     after it is a run of the trainer, whose best epoch is kept, the state before the first step
     among them.
@@ -93,9 +93,10 @@ def recover(
         force: patterns of the paths at which what would be lost may be lost.
         steps: "refit", "distil" or both, in this order.
         epochs: of the distillation.
-        lr: its rate.
+        lr: its rate. None: 3e-5 after a refit that chose its ridge, whose weights are fragile, else
+            5e-4.
         ridge: strength of the refit, as a share of the mean diagonal; "held-out" chooses it for
-            each layer, which is the default where no distillation follows; else it is 0.01.
+            each layer. A rate of 5e-4 afterwards asks for 0.01 or more.
         labels: targets (n), with which accuracy is told; True teaches them too in a distillation.
         classes: names of the model's classes, by which class folders have labels.
         held_out: share of the images that choose the ridge and on which nearness is told.
@@ -130,6 +131,7 @@ def recover(
     """
     need_module(model, "recover")
     _check_steps(steps, ridge, out)
+    check_settings(ridge, class_weight)
     original = model if teacher is None else teacher
     need_module(original, "recover")
     gathered = _gathered(images, original, labels, classes, number)
@@ -147,9 +149,8 @@ def recover(
     seconds: dict[str, float] = {}
     refitted = None
     if REFIT in steps:
-        chosen: Ridge = ridge or (STRONG if DISTIL in steps else "held-out")
         start = time.process_time()
-        student, refitted = work.refit(student, chosen, class_weight, refit_mlp)
+        student, refitted = work.refit(student, ridge, class_weight, refit_mlp)
         seconds[REFIT] = time.process_time() - start
         near[REFIT] = work.nearness(student.model)
         if DISTIL not in steps and not gathered.apart:
@@ -165,7 +166,7 @@ def recover(
             classes,
             out=out,
             epochs=epochs,
-            lr=lr,
+            lr=(GENTLE if REFIT in steps and ridge == "held-out" else LR) if lr is None else lr,
             only=only,
             resume=resume,
             overwrite=overwrite,
@@ -196,7 +197,7 @@ def _check_steps(steps: Sequence[str], ridge: Any, out: str | Path | None) -> No
             raise unknown("step", step, STEPS)
     if list(steps) != [step for step in STEPS if step in steps] or not steps:
         raise UsageError(f"steps={tuple(steps)}: give 'refit', 'distil', or both in this order")
-    if ridge is not None and REFIT not in steps:
+    if ridge != "held-out" and REFIT not in steps:
         raise UsageError(f"ridge={ridge} is of the refit, which is not among the steps")
     if DISTIL in steps and out is None:
         raise UsageError("a distillation is a run: name a folder for it with out=")
@@ -218,7 +219,7 @@ def _gathered(
             "a folder"
         )
     chunks = chunked(images)
-    count = sum(len(chunk) for chunk in chunks)
+    count = look_at(chunks).count
     if count < LEAST:
         raise UsageError(f"{count} images are too few to fit on: give at least {LEAST}")
     if targets is not None and targets.shape != (count,):
@@ -250,6 +251,7 @@ class _Work:
             self.teacher = copy.deepcopy(teacher).float()
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
             self.notes.append(f"computed in float32 and written back in {names}")
+        check_pass(self.teacher, gathered.fit[0][:2].to(next(self.teacher.parameters())))
         self.held = held_out_images(gathered.count, share, seed)
         self.images, self.marked = with_views(gathered.fit, self.held, views, seed)
 
