@@ -72,6 +72,7 @@ def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
         "predictions.json",
         "left_out.json",
         "exports.jsonl",
+        "recovered.json",
     }
     log = lines(out)
     assert [line["epoch"] for line in log] == [1, 2, 3]
