@@ -10,7 +10,7 @@ from torch import nn
 from softless.attention.checks import check_options
 from softless.attention.registry import get
 from softless.cli.swap import created, options_of
-from softless.errors import SoftlessError, UsageError, located
+from softless.errors import Interrupted, SoftlessError, UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.models.create import FOLDER, create_model
 from softless.models.weights import load_weights
@@ -56,7 +56,7 @@ def recover(
     image_size: int | None = None,
     steps: Sequence[str] = (REFIT,),
     epochs: int = 5,
-    lr: float = recovery.LR,
+    lr: float | None = None,
     ridge: float | None = None,
     layers: Sequence[str] = ("*",),
     force: Sequence[str] = (),
@@ -95,9 +95,9 @@ def recover(
         image_size: pixels of their side.
         steps: refit, distil, or both in this order.
         epochs: of the distillation.
-        lr: its learning rate.
-        ridge: strength of the refit; without it held-out images choose it for each layer, or it is
-            a fixed one where a distillation follows.
+        lr: its learning rate; 3e-5 after a refit whose ridge was chosen, else 5e-4.
+        ridge: strength of the refit, as a share of the mean diagonal; without it held-out images
+            choose it for each layer.
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what an operator cannot keep may be lost.
         set: options of the operator, as in token_scale=tokens.
@@ -122,26 +122,30 @@ def recover(
     network, loaded = _opened(
         model, weights, sizes, pretrained=pretrained, allow_nonfinite=allow_nonfinite
     )
-    recovered = recovery.recover(
-        network,
-        op,
-        images=located(images),
-        out=out,
-        steps=tuple(steps),
-        epochs=epochs,
-        lr=lr,
-        ridge=ridge,
-        layers="*" if list(layers) == ["*"] else tuple(layers),
-        force=tuple(force),
-        number=number,
-        labels=labels,
-        class_weight="auto" if class_weight is None else class_weight,
-        only=only,
-        seed=seed,
-        resume=resume,
-        overwrite=overwrite,
-        **options,
-    )
+    try:
+        recovered = recovery.recover(
+            network,
+            op,
+            images=located(images),
+            out=out,
+            steps=tuple(steps),
+            epochs=epochs,
+            lr=lr,
+            ridge="held-out" if ridge is None else ridge,
+            layers="*" if list(layers) == ["*"] else tuple(layers),
+            force=tuple(force),
+            number=number,
+            labels=labels,
+            class_weight="auto" if class_weight is None else class_weight,
+            only=only,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            **options,
+        )
+    except Interrupted as error:
+        said = str(error).replace("the same call and resume=True", "the same command and --resume")
+        raise Interrupted(said, error.exit_code) from error
     return Recovery(model, recovered, loaded)
 
 

@@ -109,9 +109,17 @@ def joined(layers: Sequence[nn.Module]) -> nn.Module:
     """One projection of several, their outputs one after the other; they are called where their
     weights may not be read.
     """
-    weights = [weights_of(layer) for layer in layers]
+    weights = [_read(layer) for layer in layers]
     read = [part for part in weights if part is not None]
-    return _row(read) if len(read) == len(weights) else Joined(layers)
+    whole = len(read) == len(weights) and len({part.W.device for part in read}) == 1
+    return _row(read) if whole else Joined(layers)
+
+
+def _read(layer: nn.Module) -> Weights | None:
+    """What `weights_of` reads; of a model on "meta" too, which is swapped into the same layers as
+    one that holds numbers.
+    """
+    return weights_of(layer) or weights_of(layer, torch.device("meta"))
 
 
 def _row(parts: Sequence[Weights]) -> nn.Linear:
@@ -136,7 +144,7 @@ def _row(parts: Sequence[Weights]) -> nn.Linear:
 
 def tied(qkv: nn.Module) -> nn.Module:
     """The projection of an operator with tied q and k: the mean of q's and k's, and v's."""
-    weights = weights_of(qkv)
+    weights = _read(qkv)
     if weights is None:
         return Tied(qkv)
     q, k, v = weights.W.chunk(3)
@@ -241,7 +249,7 @@ def _biased(original: Any) -> nn.Module:
     qkv: nn.Module = original.qkv
     if getattr(original, "q_bias", None) is None:
         return qkv
-    weights = weights_of(qkv)
+    weights = _read(qkv)
     if weights is None:
         return WithBias(qkv, original.q_bias, original.v_bias)
     return _row([

@@ -2,7 +2,7 @@
 done.
 
 All is built beside the model first. Then the modules are exchanged, one pass is tried, and on any
-error each is put back.
+error each is put back. The model knows what was exchanged, so that `save_weights` can store it.
 """
 
 import fnmatch
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from softless.attention.checks import check_options
 from softless.attention.record import Operator
-from softless.attention.registry import get
+from softless.attention.registry import get, registered
 from softless.convert.adapters import ADAPTERS, CLASS_TOKEN_LATER, Site, sites
 from softless.convert.calibrate import ObservedCall, branches, fitted, multiplied
 from softless.convert.foreign import no_adapter
@@ -26,6 +26,7 @@ from softless.errors import UsageError, need_module
 from softless.layers.attention import Attention
 from softless.layers.grid import SharedGrid
 from softless.layers.plain import absent, place_of, refuse_empty, sharded, why_changed
+from softless.models.exchanges import Exchange, exchanges_by, noted
 from softless.models.hosts import tokens_ahead
 from softless.modes import in_evaluation
 
@@ -149,19 +150,11 @@ def swap(
         reasons = "; ".join(dict.fromkeys(why_kept.values())) or _nothing_there(model, record)
         raise UsageError(f"nothing to swap in {type(model).__name__}: {reasons}")
     images = None if calibrate is None else _calibration(model, calibrate)
-    shared_grid, tokens = SharedGrid(), _tokens(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        built = {
-            path: _built(path, site, record, options, shared_grid, tokens)
-            for path, site in sites_chosen.items()
-        }
+    built, shared_grid = _all_built(model, sites_chosen, record, options)
     chosen = {path: site.module for path, site in sites_chosen.items()}
-    if looks := [path for path, module in built.items() if _looks(module)]:
-        _refuse_dropped_patches(model, record, looks[0])
     before = {} if images is None else branches(model, list(built), images, _at_rest(model))
     without = _without(sites_chosen, lost, before)
-    exchange = _Exchanged(model, chosen, built, shared_grid if looks else None)
+    exchange = _Exchanged(model, chosen, built, shared_grid)
     try:
         untried = _tried(exchange, record, images)  # first: its pass tells the new modules the grid
         fits = {
@@ -174,6 +167,7 @@ def swap(
     except BaseException:
         exchange.undo()
         raise
+    noted(model, Exchange(record.name, {**options}, tuple(built), tuple(lost)))
     mean = (
         "q and k are tied: their common projection is the mean of both"
         if record.wants("tied_qk", options)
@@ -218,6 +212,48 @@ def _without(
                 twin = _built(path, site, softmax, {}, SharedGrid(), None)
             errors[path] = fitted(twin, observed, _at_rest(twin)).bare
     return errors
+
+
+@exchanges_by
+def swap_again(model: nn.Module, exchange: Exchange) -> None:
+    """Exchange the modules that were exchanged in a model that was stored; no pass is tried.
+
+    Raises:
+        UsageError: they are not there, or do not take the operator.
+    """
+    record = registered(exchange.op)
+    check_options(record, exchange.options)
+    layers, force = list(exchange.layers), list(exchange.force)
+    chosen, why_kept, _ = _chosen(model, record, exchange.options, layers, force)
+    if kept := [path for path in layers if path not in chosen]:
+        why = why_kept.get(kept[0], "there is no such attention module")
+        raise UsageError(f"{kept[0]} does not take '{record.name}': {why}")
+    built, shared_grid = _all_built(model, chosen, record, exchange.options)
+    modules = {path: site.module for path, site in chosen.items()}
+    _Exchanged(model, modules, built, shared_grid)
+    noted(model, exchange)
+
+
+def _all_built(
+    model: nn.Module,
+    chosen: Mapping[str, Site],
+    record: Operator,
+    options: Mapping[str, Any],
+) -> tuple[dict[str, nn.Module], SharedGrid | None]:
+    """Our modules for the places, drawn from a fixed seed, and the grid that the patch embedding is
+    to tell them, if they ask for one; nothing of the model is changed.
+    """
+    shared_grid, tokens = SharedGrid(), _tokens(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = {
+            path: _built(path, site, record, options, shared_grid, tokens)
+            for path, site in chosen.items()
+        }
+    looks = [path for path, module in built.items() if _looks(module)]
+    if looks:
+        _refuse_dropped_patches(model, record, looks[0])
+    return built, shared_grid if looks else None
 
 
 class _Exchanged:

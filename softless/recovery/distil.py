@@ -5,6 +5,7 @@ resumption to the bit, log and page are those of every run. Student and teacher 
 process; the folder holds the student's weights and notes the teacher by its digest.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from softless.data.samples import Samples
-from softless.errors import DivergedError, ResumeMismatch, UsageError, located, need_module
+from softless.errors import (
+    DivergedError,
+    Interrupted,
+    ResumeMismatch,
+    UsageError,
+    located,
+    need_module,
+)
 from softless.experiment.epochs import of_epoch
 from softless.experiment.folder import REPORT, WEIGHTS, RunFolder
 from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
@@ -99,7 +107,8 @@ def distil(
             a little, and crops others lightly.
         data: how pictures become tensors, for folders and samples; None asks the teacher's
             `pretrained_cfg`.
-        classes: names of the outputs in order, where class folders have others or another order.
+        classes: names of the outputs in order, where class folders have others or another order;
+            needed where labels of class folders teach.
         limit: images to learn from at most, over all classes.
         amp: compute in bfloat16 or float16 where that is safe.
         device: auto, cpu, cuda, …
@@ -122,9 +131,9 @@ def distil(
     _check_arguments(epochs=epochs, only=only, label_weight=label_weight)
     _check_models(student, teacher)
     folder = located(out)
-    given = _given(images, measured)
-    prepared = given is not None and isinstance(given.samples, TensorSamples)
-    spec = _data(images, given, student, teacher, data)
+    in_memory = _given(images, measured)
+    prepared = in_memory is not None and isinstance(in_memory.samples, TensorSamples)
+    spec = _data(images, in_memory, student, teacher, data)
     spec = replace(spec, val_fraction=held_out, limit=limit)
     features = getattr(student, "num_classes", None) == 0
     recipe = Recipe(
@@ -163,7 +172,7 @@ def distil(
     with (
         model_given(student),
         teacher_given(teacher),
-        images_given(given),
+        images_given(in_memory),
         _as_they_were(student, teacher),
     ):
         try:
@@ -179,8 +188,14 @@ def distil(
             if (folder / WEIGHTS).is_file():
                 _fill(student, folder)
             raise
+        except Interrupted as error:
+            message = str(error).partition("; continue with")[0]
+            raise Interrupted(
+                f"{message}; continue with the same call and resume=True", error.exit_code
+            ) from error
         _fill(student, folder)
-        page.write([folder], folder / REPORT)
+        if os.environ.get("RANK", "0") == "0":
+            page.write([folder], folder / REPORT)
     lines = RunFolder(folder).epochs()
     return Distilled(student, reached, lines[0]["val"], of_epoch(lines, reached.best_epoch)["val"])
 
@@ -205,13 +220,15 @@ def _check_models(student: nn.Module, teacher: nn.Module) -> None:
     Raises:
         UsageError: they are not; the first such tensor is named.
     """
-    theirs = {weight.data_ptr() for weight in teacher.state_dict().values() if weight.numel()}
+    taken_by_teacher = {
+        weight.data_ptr() for weight in teacher.state_dict().values() if weight.numel()
+    }
     if student is teacher:
         raise UsageError(
             "student and teacher are the same module: give a copy of it as the teacher"
         )
     for name, weight in student.named_parameters():
-        if weight.numel() and weight.data_ptr() in theirs:
+        if weight.numel() and weight.data_ptr() in taken_by_teacher:
             raise UsageError(
                 f"student and teacher share {name}, so the teacher would move: give a deep copy"
             )
@@ -233,14 +250,14 @@ def _check_alike(student: nn.Module, teacher: nn.Module, recipe: Recipe) -> None
         UsageError: they do not.
     """
     classless = [getattr(model, "num_classes", None) == 0 for model in (student, teacher)]
-    mine, theirs = (
+    learned, taught = (
         outputs_of(model, recipe, role)
         for model, role in ((student, "student"), (teacher, "teacher"))
     )
-    if mine != theirs or classless[0] != classless[1]:
+    if learned != taught or classless[0] != classless[1]:
         counts = [
             f"{count} {'features' if none else 'classes'}"
-            for count, none in zip((mine, theirs), classless, strict=True)
+            for count, none in zip((learned, taught), classless, strict=True)
         ]
         raise UsageError(
             f"the student answers {counts[0]} and the teacher {counts[1]}: give a teacher with "
@@ -295,7 +312,7 @@ def _samples(images: Images) -> tuple[Samples, bool]:
 
 def _data(
     images: Images,
-    given: GivenImages | None,
+    in_memory: GivenImages | None,
     student: nn.Module,
     teacher: nn.Module,
     data: DataSpec | None,
@@ -305,12 +322,12 @@ def _data(
     Raises:
         UsageError: nothing says how, or the models do not agree.
     """
-    if given is not None and isinstance(given.samples, TensorSamples):
+    if in_memory is not None and isinstance(in_memory.samples, TensorSamples):
         if data is not None:
             raise UsageError(
                 "data=… says how pictures become tensors, and the images are tensors: leave it out"
             )
-        channels, height, width = given.samples.images.shape[1:]
+        channels, height, width = in_memory.samples.images.shape[1:]
         return DataSpec(
             source="given",
             image_size=height if height == width else (height, width),
@@ -320,7 +337,7 @@ def _data(
             workers=0,
         )
     source = _preparation(student, teacher) if data is None else data
-    if given is not None:
+    if in_memory is not None:
         return replace(source, source="given", path=None, workers=0)
     return replace(source, source="folder" if data is None else data.source, path=str(images))
 

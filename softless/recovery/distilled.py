@@ -19,7 +19,7 @@ class Distilled:
     model: nn.Module  # the student, in the mode that it was given in
     run: Result
     start: Mapping[str, Any]  # measures before the first step: agreement, kl, cosine, top1, …
-    kept: Mapping[str, Any]  # of the epoch that was kept
+    best: Mapping[str, Any]  # of the epoch that was kept
 
     @property
     def kept_start(self) -> bool:
@@ -28,14 +28,14 @@ class Distilled:
 
     def to_dict(self) -> dict[str, Any]:
         run = {**asdict(self.run), "run_dir": str(self.run.run_dir)}
-        return {"start": dict(self.start), "kept": dict(self.kept), "run": run}
+        return {"start": dict(self.start), "best": dict(self.best), "run": run}
 
     def __str__(self) -> str:
         rows = [
             f"{measure.title}: {measure.write(self.start[name])} to "
-            f"{measure.write(self.kept[name])}"
+            f"{measure.write(self.best[name])}"
             for name, measure in MEASURES.items()
-            if name != "loss" and self.kept.get(name) is not None and name in self.start
+            if name != "loss" and self.best.get(name) is not None and name in self.start
         ]
         which = (
             "no epoch was better than the start, which is kept"
@@ -43,7 +43,7 @@ class Distilled:
             else f"epoch {self.run.best_epoch} of {self.run.epochs} is kept"
         )
         return "\n".join([
-            f"{which} ({self.kept['seen']} held-out images, {self.run.seconds:.0f} s)",
+            f"{which} ({self.best['seen']} held-out images, {self.run.seconds:.0f} s)",
             *rows,
             f"run folder {self.run.run_dir}",
         ])
