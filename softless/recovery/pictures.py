@@ -10,9 +10,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from softless.convert.refit.refit import CHUNK
+from softless.convert.refit.refit import CHUNK, LEAST
 from softless.data.folder import images_at
 from softless.errors import DataError, UsageError, located
+from softless.recovery import dense
 from softless.saliency.viewer import channels_of, declared, evaluation_transform
 
 
@@ -23,9 +24,10 @@ class Pictures(Sequence[Tensor]):
     samples: Any
     transform: Any
     chosen: tuple[int, ...]  # of the samples
+    chunk: int = CHUNK
 
     def __len__(self) -> int:
-        return math.ceil(len(self.chosen) / CHUNK)
+        return math.ceil(len(self.chosen) / self.chunk)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -38,9 +40,29 @@ class Pictures(Sequence[Tensor]):
             return [self[each] for each in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        first = index % len(self) * CHUNK
-        rows = self.chosen[first : first + CHUNK]
-        return torch.stack([self.transform(self.samples.image(row)) for row in rows])
+        first = index % len(self) * self.chunk
+        return torch.stack(self._read(range(first, min(first + self.chunk, len(self.chosen)))))
+
+    def _read(self, rows: range) -> list[Tensor]:
+        """Images of some rows of `chosen`."""
+        return [self.transform(self.samples.image(self.chosen[row])) for row in rows]
+
+
+@dataclass(frozen=True)
+class Tiles(Pictures):
+    """Chunks (b, C, height, width) of crops of image files, at places drawn from their number."""
+
+    size: tuple[int, int] = (0, 0)
+    chunk: int = dense.CHUNK
+
+    def _read(self, rows: range) -> list[Tensor]:
+        tiles, image, last = [], torch.empty(0), -1
+        for row in rows:
+            if self.chosen[row] != last:  # the tiles of an image lie side by side
+                last = self.chosen[row]
+                image = self.transform(self.samples.image(last))
+            tiles.append(dense.tile(image, self.size, row))
+        return tiles
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,7 @@ class Gathered:
     fit_labels: Tensor | None  # (n), -1 where there is none
     measure_labels: Tensor | None
     apart: bool  # whether nothing that is measured on is fitted on
+    sources: Tensor | None = None  # (n) which file each is a tile of
 
     @property
     def count(self) -> int:
@@ -63,7 +86,8 @@ def from_folder(
     folder: str | Path, model: nn.Module, number: int, classes: Sequence[str] = ()
 ) -> Gathered:
     """Files of a folder, framed as the model's evaluation does: `number` to fit on, as many others
-    to measure on.
+    to measure on. For a segmenter or a detector, tiles of its training size: `number` of three
+    quarters of the files to fit on, and half as many of the others.
 
     They are drawn from a fixed seed, in turn from each folder below, so that every class counts.
 
@@ -84,6 +108,8 @@ def from_folder(
     order = drawn(samples.files)
     if not order:
         raise DataError(f"{folder} holds no image: give a folder of images")
+    if dense.features_in(model) is not None:
+        return _tiles(samples, transform, order, dense.tile_size(model), number)
     places = {name: place for place, name in enumerate(classes)}
     labels = torch.tensor([places.get(_class_of(file), -1) for file in samples.files])
     first, others = order[:number], order[number : 2 * number]
@@ -94,6 +120,29 @@ def from_folder(
         labels[first] if known else None,
         labels[others] if known else None,
         apart=bool(others),
+    )
+
+
+def _tiles(
+    samples: Any, transform: Any, order: Sequence[int], size: tuple[int, int], number: int
+) -> Gathered:
+    """Tiles of files; none of a file that is fitted on is measured on."""
+    cut = max(1, round(0.75 * len(order)))
+    files, others = order[:cut], order[cut:]
+    number = max(number, LEAST)
+
+    def tiles(rows: Sequence[int], count: int) -> Tiles:
+        turns = [row for index, row in enumerate(rows) for _ in range(index, count, len(rows))]
+        return Tiles(samples, transform, tuple(turns), size=size)
+
+    fit = tiles(files, number)
+    return Gathered(
+        fit,
+        tiles(others, max(number // 2, 1)) if others else (),
+        None,
+        None,
+        apart=bool(others),
+        sources=torch.tensor(fit.chosen),
     )
 
 

@@ -37,6 +37,7 @@ from softless.errors import UsageError, need_module, unknown
 from softless.measure.audit import audit
 from softless.measure.findings import Audit
 from softless.recovery.answers import Nearness, nearness
+from softless.recovery.dense import AnswerVectors, Framed, features_in, fitted_part
 from softless.recovery.distil import Distilled, distil
 from softless.recovery.pictures import Gathered, from_folder
 from softless.recovery.recovered import BARE, DISTIL, REFIT, STEPS, Recovered
@@ -252,8 +253,10 @@ class _Work:
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
             self.notes.append(f"computed in float32 and written back in {names}")
         check_pass(self.teacher, gathered.fit[0][:2].to(next(self.teacher.parameters())))
-        self.held = held_out_images(gathered.count, share, seed)
+        self.held = held_out_of(gathered, share, seed)
         self.images, self.marked = with_views(gathered.fit, self.held, views, seed)
+        if features_in(self.teacher) is not None:
+            self.images = Framed(self.teacher, self.images)
 
     def nearness(self, student: nn.Module) -> Nearness:
         """On images that nothing was fitted on."""
@@ -279,8 +282,10 @@ class _Work:
         on, on all. Attentions that cannot be fitted are calibrated first.
         """
         fitted = self._fitted(student, ridge, class_weight, refit_mlp, on_all=self.gathered.apart)
+        dense = features_in(self.teacher)
+        inside = [path for path, module in self.teacher.named_modules() if module is dense]
         unfit = [
-            layer.path
+            ".".join([*inside, layer.path])
             for layer in fitted.layers
             if layer.part == "attention" and layer.kept not in {"", NOT_BETTER}
         ]
@@ -320,8 +325,8 @@ class _Work:
                 _log.info("%s: %s", layer.path, layer.kept or f"ridge {layer.strength:g}")
 
         return refit(
-            student.model,
-            self.teacher,
+            fitted_part(student.model),
+            fitted_part(self.teacher),
             self.images,
             ridge=ridge,
             held_out=self.marked,
@@ -438,6 +443,19 @@ def _audited(model: nn.Module, size: tuple[int, ...]) -> Audit | None:
         return None
 
 
+def held_out_of(gathered: Gathered, share: float, seed: int) -> Tensor:
+    """Which of the images to fit on choose and measure, (n,) of truth; of tiles, all of a file.
+
+    Raises:
+        UsageError: too few images, or a share that leaves none on one side.
+    """
+    held = held_out_images(gathered.count, share, seed)
+    if gathered.sources is None or len(gathered.sources.unique()) < LEAST:
+        return held
+    files, of_file = gathered.sources.unique(return_inverse=True)
+    return held_out_images(len(files), share, seed)[of_file]
+
+
 def _distilled(
     student: nn.Module,
     work: _Work,
@@ -450,6 +468,11 @@ def _distilled(
 ) -> Distilled:
     """The step with gradients, on all images that there are."""
     assert out is not None
+    if features_in(student) is not None:
+        tiles = torch.cat(list(Framed(work.teacher, work.gathered.fit)))
+        vectors = AnswerVectors(student), AnswerVectors(work.teacher)
+        settings |= {"held_out": work.share, "seed": work.seed, "progress": work.progress}
+        return distil(*vectors, tiles, out=out, batch_size=4, **settings)
     if isinstance(images, str | Path):
         source: Any = images
     else:
