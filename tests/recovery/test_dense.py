@@ -73,10 +73,10 @@ def test_the_maps_come_near_and_the_head_stays(name: str):
     assert training_scale(student) == training_scale(teacher)
     assert not student.features.host.blocks[0].norm1.weight.requires_grad
     near = recovered.nearness
-    assert near["refit"].cosine > near["bare"].cosine  # type: ignore[operator]
+    assert near["refit"].cosine > near["bare"].cosine
     if name in {"dpt", "upernet"}:
-        assert near["refit"].kl < near["bare"].kl  # type: ignore[operator]
-        assert near["refit"].agreement > near["bare"].agreement  # type: ignore[operator]
+        assert near["refit"].kl < near["bare"].kl
+        assert near["refit"].agreement > near["bare"].agreement
         assert student(x[:2]).shape == (2, 3, 72, 60)
     else:
         assert near["refit"].agreement is None
@@ -118,8 +118,8 @@ def test_answers_as_vectors_are_compared_by_a_mean_over_pixels():
         for weight in other.decoder.parameters():
             weight.mul_(1.1)
         x = images(3, size=(64, 64))
-        vectors = [AnswerVectors(each)(x) for each in (model, other)]
-        cosine = torch.nn.functional.cosine_similarity(*vectors, dim=1)
+        first, second = (AnswerVectors(each)(x) for each in (model, other))
+        cosine = torch.nn.functional.cosine_similarity(first, second, dim=1)
         shares = [each(x).softmax(1) for each in (model, other)]
     coefficient = (shares[0] * shares[1]).sqrt().sum(1).mean((1, 2))
     torch.testing.assert_close(cosine, coefficient, rtol=1e-5, atol=1e-5)
@@ -208,7 +208,7 @@ def test_a_model_of_maps_that_came_exchanged():
     assert recovered.op == "relu_linear"
     assert alike(student.state_dict(), before)
     near = recovered.nearness
-    assert near["refit"].cosine > near["bare"].cosine  # type: ignore[operator]
+    assert near["refit"].cosine > near["bare"].cosine
 
 
 def test_a_host_under_a_head_is_cut_as_the_old_one_was():
@@ -218,5 +218,5 @@ def test_a_host_under_a_head_is_cut_as_the_old_one_was():
     )
     student, unseen = rehosted(copy.deepcopy(teacher).eval(), "sima", {})
     assert not unseen
-    assert len(student.features.host.blocks) == 4  # type: ignore[union-attr,arg-type,attr-defined]
+    assert len(student.features.host.blocks) == 4  # type: ignore[union-attr,arg-type]
     assert list(student.state_dict()) == list(teacher.state_dict())
