@@ -3,21 +3,18 @@ segmenter or a detector that is its host, and what stands on it is copied.
 """
 
 import copy
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from softless.attention.registry import OPERATORS
+from softless.convert.carry import carried
 from softless.errors import UsageError
 from softless.models.construction import Construction
 from softless.models.create import create_model
 from softless.models.features import Features, cut_behind
-from softless.models.weights import as_here
-
-TIED = re.compile(r"(.*\.)?qv\.(weight|bias)")
 
 
 def rehosted(
@@ -39,19 +36,19 @@ def rehosted(
         UsageError: the model does not tell how it was built, was changed since, or its host has no
             place for the operator.
     """
-    features = _features(model)
-    if features is not None:
-        rest = copy.deepcopy(model)
-        host, new = _rehosted(features.host, op, options, indices=features.indices)
-        copied = _features(rest)
-        assert copied is not None
-        copied.host = host
-        return rest, new
-    return _rehosted(model, op, options)
+    features = features_of(model)
+    if features is None:
+        return _rehosted(model, op, options)
+    host, new = _rehosted(features.host, op, options, indices=features.indices)
+    rest = copy.deepcopy(model)
+    copied = features_of(rest)
+    assert copied is not None
+    copied.host = host
+    return rest, new
 
 
-def _features(model: nn.Module) -> Features | None:
-    """What makes the maps of a segmenter or a detector."""
+def features_of(model: nn.Module) -> Features | None:
+    """What makes the maps of a segmenter or a detector; None of any other model."""
     features = getattr(model, "features", None)
     return features if isinstance(features, Features) else None
 
@@ -73,7 +70,7 @@ def _rehosted(
         twin = create_model(built.name, op, **{**arguments, **options})
     if indices is not None:
         cut_behind(twin, indices)
-    state, new = _carried(model.state_dict(), twin.state_dict())
+    state, new = carried(model.state_dict(), twin.state_dict())
     twin.load_state_dict(state)
     first = next(model.parameters())
     twin.to(first.device, first.dtype).train(model.training)
@@ -86,36 +83,14 @@ def _rehosted(
     return twin, new
 
 
-def _carried(
-    old: Mapping[str, Tensor], new: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A state for the new model, and which of its tensors are its own."""
-    state: dict[str, Tensor] = {}
-    unseen = []
-    laid_out, _ = as_here({**old}, None, new)
-    for name, value in new.items():
-        tied = TIED.fullmatch(name)
-        if name in laid_out and laid_out[name].shape == value.shape:
-            state[name] = laid_out[name]
-        elif tied and (source := f"{tied[1] or ''}qkv.{tied[2]}") in old:
-            q, k, v = old[source].chunk(3)
-            state[name] = torch.cat([(q + k) / 2, v])
-        elif ".learned." in f".{name}":
-            state[name] = value
-            unseen.append(name)
-        else:
-            raise UsageError(
-                f"the weights of this model do not fit its host with another operator: {name} is "
-                f"{tuple(value.shape)} there, and "
-                f"{tuple(old[name].shape) if name in old else 'absent'} here"
-            )
-    return state, tuple(unseen)
+def built_as(model: nn.Module) -> Construction | None:
+    """How `create_model` built a model, or the host under its head; None of any other model."""
+    features = features_of(model)
+    built = getattr(model if features is None else features.host, "construction", None)
+    return built if isinstance(built, Construction) else None
 
 
 def attends_with(model: nn.Module) -> str | None:
-    """The operator that a model of `create_model` was built with, or the host under its head; None
-    of any other model.
-    """
-    features = _features(model)
-    built = getattr(model if features is None else features.host, "construction", None)
-    return built.op if isinstance(built, Construction) else None
+    """The operator that a model or the host under its head was built with; None of any other."""
+    built = built_as(model)
+    return None if built is None else built.op

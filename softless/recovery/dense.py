@@ -16,6 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from softless.convert.rehost import features_of
 from softless.errors import UsageError
 from softless.models.features import Features
 from softless.models.scale import training_scale
@@ -26,8 +27,7 @@ CHUNK = 8  # images that pass at once: their grids are large
 
 def features_in(model: nn.Module) -> Features | None:
     """The part of a segmenter or a detector that makes its maps; None of any other model."""
-    features = getattr(model, "features", None)
-    return features if isinstance(features, Features) and hasattr(model, "framed") else None
+    return features_of(model) if hasattr(model, "framed") else None
 
 
 def answers_pixels(model: nn.Module) -> bool:
@@ -95,12 +95,15 @@ class AnswerVectors(nn.Module):
         return torch.cat([each / math.sqrt(each.shape[1]) for each in maps], 1)
 
 
-def tile_size(model: nn.Module) -> tuple[int, int]:
-    """Height and width of the tiles that images of several sizes are cut into: the training size.
+def tile_size(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the tiles that images of several sizes are cut into for a segmenter or a
+    detector: its training size. None for any other model.
 
     Raises:
         UsageError: the model does not know it.
     """
+    if features_in(model) is None:
+        return None
     scale = training_scale(model)
     if scale is None:
         raise UsageError(

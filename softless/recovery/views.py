@@ -14,7 +14,7 @@ from torch import Tensor
 from softless.data.transforms import Pipeline
 from softless.experiment.groups import DataSpec
 from softless.experiment.recipe import Recipe
-from softless.recovery.distil import light
+from softless.recovery.light import light
 from softless.tasks.distillation.transforms import of_tensors
 
 

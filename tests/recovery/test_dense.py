@@ -15,7 +15,7 @@ from softless.convert.rehost import rehosted
 from softless.errors import UsageError
 from softless.models.scale import set_training_size, training_scale
 from softless.recovery.dense import AnswerVectors, tile
-from softless.recovery.pictures import Tiles, from_folder
+from softless.recovery.pictures import Framing, Tiles, from_folder
 from tests.convert.refit.small import alike, copied, hooks_of, images, lively, streams
 
 pytest.importorskip("segmentation_models_pytorch")
@@ -168,12 +168,13 @@ def test_images_of_several_sizes_are_cut_into_tiles_of_the_training_size(tmp_pat
     with pytest.raises(UsageError, match="does not know at which size it was trained"):
         softless.recover(teacher, "sima", images=folder, **QUIET)
     set_training_size(teacher, 64, 96)
-    gathered = from_folder(folder, teacher, 20)
+    gathered = from_folder(folder, Framing.of(teacher), 20)
     fit, measured = gathered.fit, gathered.measure
     assert isinstance(fit, Tiles)
     assert isinstance(measured, Tiles)
     assert (sum(map(len, fit)), sum(map(len, measured))) == (20, 10)
-    assert not set(fit.chosen) & set(measured.chosen)
+    files = [{tiles.samples.files[row] for row in tiles.chosen} for tiles in (fit, measured)]
+    assert (len(files[0]), len(files[1]), len(files[0] & files[1])) == (6, 2, 0)
     assert {tuple(chunk.shape[1:]) for chunk in fit} == {(1, 64, 96)}
     assert all(torch.equal(a, b) for a, b in zip(fit, fit, strict=True))
     assert len({float(image.sum()) for chunk in fit for image in chunk}) > 12

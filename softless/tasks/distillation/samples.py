@@ -31,6 +31,7 @@ class GivenImages:
 
     samples: Samples
     labelled: bool
+    measured: Samples | None = None  # what is measured on; None holds some of `samples` out
 
 
 _given: ContextVar[GivenImages | None] = ContextVar("softless_given_images", default=None)
@@ -138,12 +139,13 @@ def _given_splits(data: DataSpec, seed: int) -> tuple[Splits, bool]:
             f"{len(samples)} images are too few to learn from and to hold some out: give "
             f"{FEWEST} or more"
         )
-    counts = (
-        np.unique(samples.targets, return_counts=True)[1] if in_memory.labelled else np.array([0])
-    )
-    strata = samples.targets if counts.min() > 1 else np.zeros(len(samples), dtype=np.int64)
-    remaining, held_out = stratified_cut(strata, data.val_fraction, seed)
-    train, val = samples.take(remaining), samples.take(held_out)
+    train, val = samples, in_memory.measured
+    if val is None:
+        labelled = in_memory.labelled
+        counts = np.unique(samples.targets, return_counts=True)[1] if labelled else [0]
+        strata = samples.targets if min(counts) > 1 else np.zeros(len(samples), dtype=np.int64)
+        remaining, held_out = stratified_cut(strata, data.val_fraction, seed)
+        train, val = samples.take(remaining), samples.take(held_out)
     if data.limit is not None and data.limit < len(train):
         order = np.random.default_rng(seed).permutation(len(train))
         train = train.take(np.sort(order[: data.limit]))
