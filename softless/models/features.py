@@ -90,14 +90,13 @@ class Features(nn.Module):
         return [adapt(map_) for adapt, map_ in zip(self.adapters, maps, strict=True)]
 
 
-def cut_behind(host: Any, indices: list[int]) -> nn.Module:
+def cut_behind(host: Any, indices: list[int]) -> Any:
     """A host without what no map of these layers needs, in place."""
     if hasattr(host, "prune_intermediate_layers"):
         host.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
     if class_token_unread(host):
         host.cls_token = None  # timm below 1.0.31 leaves it there
-    cut: nn.Module = host
-    return cut
+    return host
 
 
 def without_cut_parts(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

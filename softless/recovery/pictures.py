@@ -30,6 +30,7 @@ from softless.saliency.viewer import channels_of, declared, evaluation_transform
 from softless.words import few
 
 UNLABELLED = -1
+IMAGES = "images"  # of a folder with label images or annotations beside them
 KEPT = 1 << 28  # bytes of prepared images that are held
 
 
@@ -202,7 +203,11 @@ def from_folder(
     """
     if number < 1:
         raise UsageError(f"number={number}: give a positive number of images to fit on")
-    train, val = _opened(located(folder), framing, whole=learns)
+    root = located(folder)
+    if framing.tile is not None and (root / IMAGES).is_dir():
+        notice(f"{root}: the images are those of {IMAGES}, and what lies beside it is left alone")
+        root = root / IMAGES
+    train, val = _opened(root, framing, whole=learns)
     if framing.tile is not None:
         if val is None and len(train) > 1:
             fewer, off = _cut(train, share, seed)
@@ -250,7 +255,7 @@ def _opened(root: Path, framing: Framing, *, whole: bool) -> tuple[FileSamples, 
     """Images to learn from, and those of a part for validation; targets are classes of the model,
     -1 where none is known. `whole` decodes each once, and stops at those that cannot be.
     """
-    parts = _parts(root) or {"train": ""}
+    parts = _parts(root, classes=framing.tile is None) or {"train": ""}
     if "test" in parts:
         notice(f"{root}: the images of {parts['test']} are left alone, for a test of the model")
     read: dict[str, FileSamples] = {
@@ -265,13 +270,13 @@ def _opened(root: Path, framing: Framing, *, whole: bool) -> tuple[FileSamples, 
     return labelled["train"], labelled.get("val")
 
 
-def _parts(root: Path) -> dict[str, str]:
+def _parts(root: Path, *, classes: bool) -> dict[str, str]:
     """Where the parts of a data folder lie, with a training part among them; empty of a folder that
     is none. Beside a class that is called `train` there are others.
     """
     if not root.is_dir():
         return {}
-    parts = class_splits(root) or by_part(root)
+    parts = (class_splits(root) if classes else {}) or by_part(root)
     others = set(folders_in(root)) - set(parts.values())
     return {} if "train" not in parts or others else parts
 

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 import softless
 from softless.convert.rehost import rehosted
 from softless.errors import UsageError
 from softless.models.scale import set_training_size, training_scale
+from softless.recipes import get_recipe
 from softless.recovery.dense import AnswerVectors, tile
 from softless.recovery.pictures import Framing, Tiles, from_folder
-from tests.convert.refit.small import alike, copied, hooks_of, images, lively, streams
-
-pytest.importorskip("segmentation_models_pytorch")
-pytest.importorskip("torchvision")
-
-from softless.tasks.detection.model import detector  # after the skips
+from softless.tasks.detection.model import detector
+from softless.tasks.loaded import load_run
 from softless.tasks.segmentation.model import segmenter
+from softless.training.loop import fit
+from tests.convert.refit.small import alike, copied, hooks_of, images, lively, streams
 
 SMALL: dict[str, Any] = {
     "op": "softmax",
@@ -221,3 +221,28 @@ def test_a_host_under_a_head_is_cut_as_the_old_one_was():
     assert not unseen
     assert len(student.features.host.blocks) == 4  # type: ignore[union-attr,arg-type]
     assert list(student.state_dict()) == list(teacher.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vessels", "nuclei"])
+def test_a_run_recovers_on_the_images_that_it_was_trained_on(name: str, tmp_path: Path):
+    """What lies beside the images and the images of its test are left alone."""
+    recipe = get_recipe(name).quick(tmp_path / "data")
+    fit(recipe, tmp_path / "run", device="cpu", progress=False)
+    run, data = load_run(tmp_path / "run"), Path(str(recipe.data.path))
+    before = copied(run.model)
+    recovered = softless.recover(
+        run, "relu_linear", images=data, number=8, out=tmp_path / "out", **QUIET
+    )
+    assert alike(run.model.state_dict(), before)
+    read = from_folder(data, Framing.of(run), 8)
+    assert isinstance(read.fit, Tiles)
+    files = read.fit.samples.files
+    assert {Path(file).name for file in files} == {
+        path.name for path in (data / "images/train").iterdir()
+    }
+    near = recovered.nearness
+    assert near["refit"].cosine > near["bare"].cosine
+    assert (tmp_path / "out/report.html").is_file()
+    state = load_file(tmp_path / "out/model.safetensors")
+    assert alike(recovered.model.state_dict(), state)
