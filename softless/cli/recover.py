@@ -56,7 +56,7 @@ def recover(
     layers: Sequence[str] = ("*",),
     force: Sequence[str] = (),
     set: Sequence[str] = (),  # the command says --set
-    number: int = recovery.NUMBER,
+    number: int | None = None,
     labels: bool = False,
     class_weight: float | None = None,
     only: Literal["all", "attention", "lora"] = "all",
@@ -90,13 +90,13 @@ def recover(
         image_size: pixels of their side.
         steps: refit, distil, or both in this order.
         epochs: of the distillation.
-        lr: its learning rate; 3e-5 after a refit whose ridge was chosen, else 5e-4.
-        ridge: strength of the refit, as a share of the mean diagonal; without it held-out images
-            choose it for each layer.
+        lr: its learning rate; without it 3e-5 after a refit that chose its ridge, else 5e-4.
+        ridge: strength of the refit; without it held-out images choose it for each layer.
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what an operator cannot keep may be lost.
         set: options of the operator, as in token_scale=tokens.
-        number: how many images the refit uses, drawn in turn from each folder below.
+        number: how many images the refit uses, drawn in turn from each folder below; without it
+            256, or 1,024 where a distillation follows.
         labels: the distillation learns from the labels of class folders too.
         class_weight: what a token ahead of the patches counts beside a patch in the refit; without
             it as the head reads them.

@@ -19,10 +19,13 @@ from softless.experiment.fields import literal
 from softless.measure.audit import audit as watch
 from softless.measure.findings import Audit
 from softless.models.durable import write_tensors
+from softless.models.publish import is_new, save_weights
 from softless.models.weights import load_weights
 from softless.recovery.pictures import drawn
 from softless.saliency.viewer import channels_of, declared, evaluation_transform
 from softless.tasks.trained import created
+
+FILE_ENDING, OTHER_ENDINGS = ".safetensors", {".pth", ".pt", ".bin"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ class Exchange:
             f"{self.after.kinds.get(kind, 0):>14,}"
             for kind in kinds
         ]
-        lines += [] if self.out is None else ["", f"weights: {self.out}"]
+        lines += (
+            []
+            if self.out is None
+            else ["", f"{'weights' if self.out.suffix == FILE_ENDING else 'model'}: {self.out}"]
+        )
         return "\n".join(lines)
 
 
@@ -90,11 +97,13 @@ def swap(
     was kept and why.
 
     The Python function softless.swap takes a module. A swapped model has to be trained before it is
-    of use. To load the weights that --out writes: make the model, softless.swap it alike,
-    softless.load_weights; the file's metadata name model, operator, options and layers.
+    of use. The folder that --out writes is opened, with its operator, by eval, predict, export and
+    the others, and by softless.create_model("local-dir:FOLDER", pretrained=True). To load a file of
+    weights: make the model, softless.swap it alike, softless.load_weights; the file's metadata name
+    model, operator, options and layers.
 
     Args:
-        model: the name of a timm model.
+        model: the name of a timm model, or a folder of `save_weights`.
         op: the operator.
         weights: a checkpoint for the model as it is before the swap.
         allow_nonfinite: take NaN and infinity in it.
@@ -110,7 +119,8 @@ def swap(
         in_chans: channels of its images.
         image_size: pixels of their side.
         set: options of the operator, as in token_scale=tokens.
-        out: a .safetensors file for the weights of the swapped model.
+        out: a new folder for the swapped model, as softless.save_weights writes it; or a
+            .safetensors file for its weights alone.
 
     Raises:
         UsageError: an unknown model, operator or option, patterns that fit nothing, or a model in
@@ -134,7 +144,9 @@ def swap(
     batch = None if calibrate is None else _images(located(calibrate), images, network)
     before = watch(network)
     swapped = exchange(network, op, layers=layers, force=force, calibrate=batch, **options)
-    if target is not None:
+    if target is not None and target.suffix != FILE_ENDING:
+        save_weights(network, target)
+    elif target is not None:
         record = {
             "model": model,
             "op": swapped.op,
@@ -157,10 +169,18 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _checked(path: Path) -> Path:
-    if path.suffix != ".safetensors":
+    """Where it is written: a new folder, or a file, known before any work.
+
+    Raises:
+        UsageError: another file, a folder in use, or a place that is not there.
+    """
+    if path.suffix in OTHER_ENDINGS:
         raise UsageError(
-            f"--out {path}: the weights are written as .safetensors; give the file that ending"
+            f"--out {path}: give a folder, or a file that ends in {FILE_ENDING} for the weights "
+            "alone"
         )
+    if path.suffix != FILE_ENDING and not is_new(path):
+        raise UsageError(f"--out {path} holds files already: name a new folder")
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: there is no folder {path.parent}; make it first")
     return path

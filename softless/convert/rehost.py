@@ -1,19 +1,16 @@
 """A model of `create_model` with another operator: built anew, with the weights that it has."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from softless.attention.registry import OPERATORS
+from softless.convert.carry import carried
 from softless.errors import UsageError
 from softless.models.construction import Construction
 from softless.models.create import create_model
-from softless.models.weights import as_here
-
-TIED = re.compile(r"(.*\.)?qv\.(weight|bias)")
 
 
 def rehosted(
@@ -45,38 +42,12 @@ def rehosted(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         twin = create_model(built.name, op, **{**arguments, **options})
-    state, new = _carried(model.state_dict(), twin.state_dict())
+    state, new = carried(model.state_dict(), twin.state_dict())
     twin.load_state_dict(state)
     first = next(model.parameters())
     twin.to(first.device, first.dtype).train(model.training)
     twin.pretrained_cfg = getattr(model, "pretrained_cfg", {})  # type: ignore[assignment]
     return twin, new
-
-
-def _carried(
-    old: Mapping[str, Tensor], new: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A state for the new model, and which of its tensors are its own."""
-    state: dict[str, Tensor] = {}
-    unseen = []
-    laid_out, _ = as_here({**old}, None, new)
-    for name, value in new.items():
-        tied = TIED.fullmatch(name)
-        if name in laid_out and laid_out[name].shape == value.shape:
-            state[name] = laid_out[name]
-        elif tied and (source := f"{tied[1] or ''}qkv.{tied[2]}") in old:
-            q, k, v = old[source].chunk(3)
-            state[name] = torch.cat([(q + k) / 2, v])
-        elif ".learned." in f".{name}":
-            state[name] = value
-            unseen.append(name)
-        else:
-            raise UsageError(
-                f"the weights of this model do not fit its host with another operator: {name} is "
-                f"{tuple(value.shape)} there, and "
-                f"{tuple(old[name].shape) if name in old else 'absent'} here"
-            )
-    return state, tuple(unseen)
 
 
 def attends_with(model: nn.Module) -> str | None:

@@ -265,9 +265,10 @@ def _state(file: Path, sha256: str) -> dict[str, Tensor]:
 
 def _layer(row: Mapping[str, Any]) -> FittedLayer:
     """A layer as JSON had it: what was not measured is not a number again."""
-    return FittedLayer(**{
+    values: dict[str, Any] = {
         name: math.nan if value is None and name in ERRORS else value for name, value in row.items()
-    })
+    }
+    return FittedLayer(**values)
 
 
 def _finite(content: Any) -> Any:

@@ -17,6 +17,9 @@ NO_CHANGE: Mapping[str, Any] = {
     "smoothing": 0.0,
 }
 
+# of images that a model was fitted to as they are: see `tasks.distillation`
+AS_THEY_ARE = AugmentSpec(scale=(1.0, 1.0), ratio=(1.0, 1.0), **NO_CHANGE)
+
 
 def light(data: DataSpec) -> AugmentSpec:
     """Light changes of training images: small grey ones are turned, shifted and scaled, others

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from softless.attention.checks import check_options
 from softless.attention.record import Operator
 from softless.attention.registry import get
+from softless.convert.refit.checks import check_pass, check_settings, look_at
 from softless.convert.refit.refit import (
     LEAST,
     NOT_BETTER,
@@ -42,14 +43,20 @@ from softless.recovery.answers import Nearness, nearness
 from softless.recovery.distil import distil
 from softless.recovery.distilled import Distilled
 from softless.recovery.folder import RecoveryFolder, StoredRefit
+from softless.recovery.light import AS_THEY_ARE
 from softless.recovery.pictures import Framing, Gathered, from_folder
 from softless.recovery.recovered import Recovered
 from softless.recovery.steps import BARE, DISTIL, REFIT, STEPS
 from softless.recovery.views import with_views
+from softless.tasks.published import FEATURES
 
 _log = logging.getLogger("softless.recovery")
-LR, GENTLE = 5e-4, 3e-5  # a refit with a weak ridge leaves large weights that cancel
-NUMBER = 256  # images of a folder
+# a refit with a weak ridge leaves large weights that cancel: changed images and the usual rate
+# lead away from them faster than a short training comes back
+LR, GENTLE = 5e-4, 3e-5
+NUMBER, MANY = 256, 1024  # images of a folder, without and with a distillation
+VIEWS, ENOUGH = 4, 1024  # of an image at most; images that views add up to
+TOKENS, DEAR = 196, 5e10  # images x tokens x weights: some seconds of one core
 CALIBRATED = 32  # images on which a layer that cannot be fitted gets a number for each head
 
 
@@ -70,9 +77,9 @@ def recover(
     held_out: float = 0.25,
     class_weight: float | Literal["auto"] = "auto",
     refit_mlp: bool = True,
-    views: int = 4,
+    views: int | None = None,
     only: Literal["all", "attention", "lora"] = "all",
-    number: int = NUMBER,
+    number: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -82,7 +89,7 @@ def recover(
 ) -> Recovered:
     """Exchange the attention of a trained model and bring its accuracy back, without labels.
 
-    The refit needs a few hundred images and no gradient: block after block, the projection of the
+    The refit needs a few hundred images and no gradient. Block after block, the projection of the
     attention and the last layer of the MLP are fitted to the teacher's stream. A distillation
     after it is a run of the trainer, whose best epoch is kept, the state before the first step
     among them.
@@ -108,9 +115,12 @@ def recover(
         held_out: share of the images that choose the ridge and on which nearness is told.
         class_weight: what a token ahead of the patches counts beside a patch.
         refit_mlp: fit the last layer of each MLP too.
-        views: of each image that the refit uses: itself, and copies that are changed a little.
+        views: of each image that the refit uses: itself, and copies that are changed a little. By
+            default as many as make a thousand images, four at most; one of a model or of images
+            that are so large that copies would take minutes.
         only: what a distillation moves.
-        number: images of a folder that the refit uses.
+        number: images of a folder that the refit uses; 256, or 1,024 where a distillation reads
+            them all anyway.
         seed: which images are held out; of the distillation.
         out: a folder for what comes out: recover.json, report.html, model/, and the run of the
             distillation.
@@ -138,14 +148,17 @@ def recover(
     """
     run, network = _opened(model)
     _check_steps(steps, ridge, out)
+    check_settings(ridge, class_weight)
     original = network if teacher is None else teacher
     need_module(original, "recover")
     folder = None if out is None else RecoveryFolder(out, resume=resume, overwrite=overwrite)
-    names = tuple(classes) or (() if run is None else run.classes)
+    names = tuple(classes) or (() if run is None or not run.named else run.classes)
     framing = None
     if isinstance(images, str | Path):
         framing = Framing.of(original if run is None else run, names)
-    gathered = _gathered(images, framing, labels, number, held_out, seed, learns=DISTIL in steps)
+    learns = DISTIL in steps
+    chosen = (MANY if learns else NUMBER) if number is None else number
+    gathered = _gathered(images, framing, labels, chosen, held_out, seed, learns=learns)
     work = _Work(original, gathered, held_out, seed, views=views, progress=progress)
     student = _Student.of(
         work.teacher,
@@ -172,7 +185,7 @@ def recover(
         "refit_mlp": refit_mlp,
         "views": views,
         "only": only,
-        "number": number,
+        "number": chosen,
         "seed": seed,
         "images": gathered.digest(),
         "teacher_sha256": _digest(original),
@@ -208,6 +221,7 @@ def recover(
     if DISTIL in steps:
         assert folder is not None
         start, resumed = time.process_time(), folder.has_run
+        fragile = REFIT in steps and ridge == "held-out"
         distilled = _distilled(
             student.model,
             work,
@@ -215,7 +229,8 @@ def recover(
             None if framing is None else framing.data,
             classes=names,
             epochs=epochs,
-            lr=(GENTLE if REFIT in steps and ridge == "held-out" else LR) if lr is None else lr,
+            lr=(GENTLE if fragile else LR) if lr is None else lr,
+            augment=AS_THEY_ARE if fragile else None,
             only=only,
             labels=labels is True,
         )
@@ -254,7 +269,7 @@ def _opened(model: nn.Module | LoadedRun) -> tuple[LoadedRun | None, nn.Module]:
     if not isinstance(model, LoadedRun):
         need_module(model, "recover")
         return None, model
-    if model.task != CLASSIFICATION:
+    if model.task not in {CLASSIFICATION, FEATURES}:
         raise UsageError(
             f"{model.path} was trained for {model.task}, and recover takes classifiers: name a run "
             "of one, or give softless.recover its backbone"
@@ -306,12 +321,23 @@ def _gathered(
             "a folder"
         )
     chunks = chunked(images)
-    count = sum(len(chunk) for chunk in chunks)
+    count = look_at(chunks).count
     if count < LEAST:
         raise UsageError(f"{count} images are too few to fit on: give at least {LEAST}")
     if targets is not None and targets.shape != (count,):
         raise UsageError(f"labels are {tuple(targets.shape)} for {count} images: give one for each")
     return Gathered(chunks, (), targets, None, apart=False)
+
+
+def affordable(model: nn.Module, gathered: Gathered) -> int:
+    """Views of each image: a thousand images fit as well as more, and copies of large ones are
+    dear.
+    """
+    tokens = getattr(getattr(model, "patch_embed", None), "num_patches", None) or TOKENS
+    size = sum(weight.numel() for weight in model.parameters())
+    if gathered.count * int(tokens) * size > DEAR:
+        return 1
+    return max(1, min(VIEWS, ENOUGH // gathered.count))
 
 
 class _Work:
@@ -324,10 +350,10 @@ class _Work:
         share: float,
         seed: int,
         *,
-        views: int,
+        views: int | None,
         progress: bool,
     ) -> None:
-        if views < 1:
+        if views is not None and views < 1:
             raise UsageError(f"views={views}: an image has itself at least")
         self.gathered, self.share, self.seed, self.progress = gathered, share, seed, progress
         self.notes: list[str] = []
@@ -338,8 +364,10 @@ class _Work:
             self.teacher = copy.deepcopy(teacher).float()
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
             self.notes.append(f"computed in float32 and written back in {names}")
+        check_pass(self.teacher, gathered.fit[0][:2].to(next(self.teacher.parameters())))
         self.held = held_out_images(gathered.count, share, seed)
-        self.images, self.marked = with_views(gathered.fit, self.held, views, seed)
+        copies = affordable(teacher, gathered) if views is None else views
+        self.images, self.marked = with_views(gathered.fit, self.held, copies, seed)
 
     def nearness(self, student: nn.Module) -> Nearness:
         """On images that nothing was fitted on."""

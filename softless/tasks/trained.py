@@ -10,6 +10,7 @@ from torch import nn
 from softless.errors import SoftlessError, UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.models.create import FOLDER, create_model, of_channels
+from softless.models.published import names_folder, published_folder
 from softless.models.weights import load_weights
 from softless.tasks.loaded import load_run
 
@@ -34,7 +35,7 @@ def trained_model(
     Raises:
         UsageError: none, or one that nothing trained.
     """
-    if name.startswith(FOLDER) or located(name).is_dir():
+    if names_folder(name):
         given = {"weights": weights is not None, "pretrained": pretrained, **dict.fromkeys(sizes)}
         options = [option for option, there in given.items() if there or there is None]
         if options:
@@ -43,8 +44,6 @@ def trained_model(
                 f"'{name}' is a folder: the weights and sizes in it are its own; --{word} goes "
                 "with the name of a model"
             )
-        if name.startswith(FOLDER):
-            return create_model(name, pretrained=True).eval(), ""
         return load_run(name), ""
     if pretrained and weights is not None:
         raise UsageError(
@@ -79,8 +78,10 @@ def created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
         if value < (0 if option == "num_classes" else 1):
             word = {"img_size": "image-size"}.get(option, option.replace("_", "-"))
             raise UsageError(f"--{word} {value}: give a positive number")
+    folder = published_folder(name)
+    known = name if folder is None else f"{FOLDER}{folder}"
     try:
-        network = create_model(name, pretrained=pretrained, **arguments)
+        network = create_model(known, pretrained=pretrained or folder is not None, **arguments)
     except SoftlessError:
         raise
     except (TypeError, ValueError, AssertionError) as error:

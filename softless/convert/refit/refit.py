@@ -20,6 +20,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from softless.convert.refit.checks import (
+    Looked,
+    check_form,
+    check_models,
+    check_pass,
+    check_settings,
+    look_at,
+)
 from softless.convert.refit.ridge import Moments, Solution, solve
 from softless.convert.refit.streams import Station, Walk, near, stations
 from softless.convert.refit.structure import (
@@ -40,7 +48,8 @@ Ridge = float | Literal["held-out"] | Mapping[str, float]
 NOT_BETTER = "no strength lessens its held-out error"
 CHUNK = 32  # images that pass at once
 LEAST = 8  # images
-SMALL = 0.05  # of the root mean square of a layer scale: channels below it are left as they are
+SMALL = 0.05  # of the root mean square of a layer scale: channels below it get the gain alone
+ROUNDING = 8  # of the dtype's epsilon: a stream that is so near is its teacher's
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ def refit(
         held_out: share of the images that choose it, and on which errors are told; or which they
             are, (n) of truth.
         class_weight: what a token ahead of the patches counts beside a patch. "auto": together as
-            much as a third of the patches where the head reads one, 1 where it reads the mean.
+            much as the patches where the head reads one, 1 where it reads the mean.
         refit_mlp: fit the last layer of each MLP too.
         on_all: fit on the held-out images too, once the strength is chosen.
         seed: which images are held out.
@@ -146,14 +155,18 @@ def refit(
             nothing that differs. The student is as it was.
     """
     start = time.process_time()
+    check_settings(ridge, class_weight)
     chunks = chunked(images)
-    count = sum(len(chunk) for chunk in chunks)
+    looked = look_at(chunks)
+    count = looked.count
     held = held_out if isinstance(held_out, Tensor) else held_out_images(count, held_out, seed)
     if held.shape != (count,) or bool(held.all()) or not bool(held.any()):
         raise UsageError(f"held_out marks {tuple(held.shape)} of {count} images: mark some of them")
-    _check(student, teacher, ridge)
-    alike = _check_images(chunks)
     paths = exchanged(student, teacher)
+    check_models(student, teacher)
+    tried = _two_images(chunks).to(next(teacher.parameters()))
+    check_pass(teacher, tried)
+    check_pass(student, tried)
     saved = {name: value.clone() for name, value in student.state_dict().items()}
     try:
         with in_evaluation(student), in_evaluation(teacher), torch.no_grad():
@@ -164,7 +177,8 @@ def refit(
                 held,
                 paths,
                 ridge=ridge,
-                alike=alike,
+                looked=looked,
+                tried=tried,
                 class_weight=class_weight,
                 refit_mlp=refit_mlp,
                 on_all=on_all,
@@ -191,15 +205,16 @@ def chunked(images: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     """Images in chunks that pass at once.
 
     Raises:
-        UsageError: no tensor of images (n, C, h, w).
+        UsageError: neither a tensor of images (n, C, h, w) nor a sequence.
     """
     if isinstance(images, Tensor):
-        if images.ndim != 4 or not images.is_floating_point():
-            raise UsageError(
-                f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}: "
-                "give floating-point images (n, C, h, w), prepared as the model takes them"
-            )
+        check_form(images)
         return images.split(CHUNK) if len(images) else ()
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise UsageError(
+            f"images is a {type(images).__name__}: give a tensor (n, C, h, w), or a sequence of "
+            "such chunks, since each is asked for again"
+        )
     return images
 
 
@@ -250,7 +265,7 @@ def _kind(module: nn.Module) -> tuple[Any, ...]:
 
 
 def held_out_images(count: int, share: float, seed: int) -> Tensor:
-    """Which of so many images choose and measure, (count) of truth.
+    """Which of so many images choose and measure, (n,) of truth.
 
     Raises:
         UsageError: too few images, or a share that leaves none on one side.
@@ -265,45 +280,6 @@ def held_out_images(count: int, share: float, seed: int) -> Tensor:
     return held
 
 
-def _check(student: nn.Module, teacher: nn.Module, ridge: Ridge) -> None:
-    numbers = (
-        ridge.values() if isinstance(ridge, Mapping) else () if ridge == "held-out" else [ridge]
-    )
-    if not all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers):
-        raise UsageError(f"ridge={ridge!r}: give 'held-out', or a positive number")
-    for title, model in (("student", student), ("teacher", teacher)):
-        for name, parameter in model.named_parameters():
-            if parameter.dtype not in {torch.float32, torch.float64}:
-                raise UsageError(
-                    f"the {title}'s {name} is {str(parameter.dtype).removeprefix('torch.')}: fit in "
-                    "float32, model.float(), and convert afterwards"
-                )
-            if not bool(parameter.isfinite().all()):
-                raise UsageError(f"the {title}'s {name} holds NaN or infinity: load it anew")
-
-
-def _check_images(chunks: Sequence[Tensor]) -> bool:
-    """Whether all images are the same.
-
-    Raises:
-        UsageError: of different sizes, or not finite.
-    """
-    first = chunks[0][0]
-    alike = True
-    for number, chunk in enumerate(chunks):
-        if chunk.shape[1:] != first.shape:
-            raise UsageError(
-                f"images of {tuple(first.shape)} and of {tuple(chunk.shape[1:])}: give images of "
-                "one size"
-            )
-        if not bool(chunk.isfinite().all()):
-            raise UsageError(
-                f"images hold NaN or infinity, first in chunk {number}: leave those out"
-            )
-        alike = alike and bool((chunk == first).all())
-    return alike
-
-
 class _Fitting:
     """Both models on their way through the blocks."""
 
@@ -316,7 +292,8 @@ class _Fitting:
         paths: Sequence[str],
         *,
         ridge: Ridge,
-        alike: bool,
+        looked: Looked,
+        tried: Tensor,
         class_weight: float | Literal["auto"],
         refit_mlp: bool,
         on_all: bool,
@@ -325,7 +302,7 @@ class _Fitting:
         self.ridge, self.refit_mlp, self.on_all = ridge, refit_mlp, on_all
         self.notes: list[str] = []
         self.parts = 1  # rows of the stream for each image, at the block under way
-        if alike:
+        if looked.alike:
             self.ridge = 1.0 if ridge == "held-out" else ridge
             self.notes.append(
                 "all images are alike, so none can choose the ridge: it is the strong one, 1"
@@ -333,8 +310,8 @@ class _Fitting:
         self.student, self.teacher = Walk(student, chunks), Walk(teacher, chunks)
         self.attention_of = {path.rpartition(".")[0]: path for path in paths}
         blocks = _siblings(student, list(self.attention_of))
-        self.order, self.passed = stations(teacher, blocks, _like(teacher, _two_images(chunks)))
-        self.bounds = list(_bounds(chunks))
+        self.order, self.passed = stations(teacher, blocks, tried)
+        self.bounds = list(_bounds(looked.lengths))
         self.stream_error = math.nan
 
     def layers(self) -> Iterator[FittedLayer]:
@@ -406,7 +383,7 @@ class _Fitting:
             added = answered if place.scale is None else answered * place.scale
             stream.add((start + added)[held], goal[held])
             self._gather(sums, index, o, goal - start, place)
-        solution = self._written(path, place, block, sums)
+        solution = self._written(path, place, block, sums, stream)
         return self._told(f"{path}.{place.path}", "attention", solution, stream, branch)
 
     def _mlp(
@@ -446,7 +423,7 @@ class _Fitting:
         if place is None or sums is None:
             why = parts.why_not_mlp or "not asked for"
             return FittedLayer(path, "mlp", kept=why), branch.relative
-        solution = self._written(path, place, block, sums)
+        solution = self._written(path, place, block, sums, stream)
         fitted = self._told(f"{path}.{place.path}", "mlp", solution, stream, None)
         return fitted, branch.relative
 
@@ -481,7 +458,12 @@ class _Fitting:
                 )
 
     def _written(
-        self, path: str, place: LayerPlace, block: nn.Module, sums: tuple[Moments, Moments]
+        self,
+        path: str,
+        place: LayerPlace,
+        block: nn.Module,
+        sums: tuple[Moments, Moments],
+        stream: "_Squares",
     ) -> Solution:
         layer = place.layer(block)
         old = weights_of(layer)
@@ -491,6 +473,8 @@ class _Fitting:
         large = torch.ones_like(scale, dtype=torch.bool) if place.scale is None else _large(scale)
         important = torch.where(large, scale.square(), torch.zeros_like(scale))
         strength = self._strength(f"{path}.{place.path}")
+        if stream.relative <= ROUNDING * torch.finfo(old.W.dtype).eps:
+            strength = ()
         solution = solve(*sums, W0, b0, important=important, strengths=strength, on_all=self.on_all)
         W = torch.where(large[:, None], solution.W, W0 * solution.gain)
         b = None if b0 is None else torch.where(large, solution.b, b0)
@@ -601,18 +585,21 @@ def _any_attention(block: nn.Module) -> str:
     return next(names, "")
 
 
-def _like(model: nn.Module, images: Tensor) -> Tensor:
-    """Images in the dtype and on the device of a model."""
-    return images.to(next(model.parameters()))
-
-
 def _two_images(chunks: Sequence[Tensor]) -> Tensor:
-    few = [chunk[:2] for chunk in chunks[:2]]
-    return torch.cat(few)[:2]
-
-
-def _bounds(chunks: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    start = 0
+    """The first image and the first that is another (2, C, h, w); where there is none, one that was
+    drawn.
+    """
+    first = chunks[0][:1]
     for chunk in chunks:
-        yield start, start + len(chunk)
-        start += len(chunk)
+        differ = (chunk != first).flatten(1).any(1)
+        if bool(differ.any()):
+            return torch.cat([first, chunk[differ][:1].to(first)])
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([first, torch.randn(first.shape, generator=generator).to(first)])
+
+
+def _bounds(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for length in lengths:
+        yield start, start + length
+        start += length

@@ -2,7 +2,7 @@
 enters the block's output channel by channel.
 
 No list of classes is kept. A block is tried on two images, and what it computes has to be what is
-said here; of a block that computes something else, why it is left alone is said.
+said here. A block that computes something else is left alone, with the reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class BlockCall:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def on(self, block: nn.Module, stream: Tensor) -> Tensor:
-        """The block on another stream."""
+        """The block on another stream (B, N, C)."""
         output: Tensor = block(stream, *self.args, **self.kwargs)
         return output
 
@@ -122,7 +122,7 @@ def _behind(
         return None, "", "its attention answers another shape than the stream's"
     if not _near(projected.reshape(out.shape), out, out):
         return None, "", "its attention changes what its projection gives"
-    for path in seen.order:
+    for path in seen.order[seen.order.index(attention_path) :]:
         taken = seen.inputs.get(path)
         if taken is None or taken.shape not in {x.shape, out.shape}:
             continue
@@ -261,7 +261,7 @@ def observed(
 
 
 def attention_input(block: nn.Module, path: str, call: BlockCall, stream: Tensor) -> Tensor:
-    """What a module of a block is given on a stream; the pass ends there.
+    """What a module of a block is given on a stream (B, N, C); the pass ends there.
 
     Raises:
         UsageError: the module is not called.

@@ -141,7 +141,8 @@ def _given_splits(data: DataSpec, seed: int) -> tuple[Splits, bool]:
         )
     train, val = samples, in_memory.measured
     if val is None:
-        counts = np.unique(samples.targets, return_counts=True)[1] if in_memory.labelled else [0]
+        labelled = in_memory.labelled
+        counts = np.unique(samples.targets, return_counts=True)[1] if labelled else [0]
         strata = samples.targets if min(counts) > 1 else np.zeros(len(samples), dtype=np.int64)
         remaining, held_out = stratified_cut(strata, data.val_fraction, seed)
         train, val = samples.take(remaining), samples.take(held_out)
