@@ -39,18 +39,18 @@ class RecoveryRow:
     """One operator after one step: means over seeds."""
 
     op: str
-    step: str  # bare, refit, distil
-    seeds: int
-    images: int  # that were measured on
-    top1: float | None
-    low: float | None  # Wilson's 95 % interval of top1, or of agreement where nothing is labelled
-    high: float | None
-    teacher_top1: float | None
-    agreement: float | None
-    kl: float | None
-    cosine: float | None
-    seconds: float | None  # of the processor
-    exponentials: int | None  # evaluations of one image that are left
+    step: str = ""  # bare, refit, distil
+    seeds: int = 0
+    images: int = 0  # that were measured on
+    top1: float | None = None
+    low: float | None = None  # Wilson's 95 % interval of top1; of agreement where there is none
+    high: float | None = None
+    teacher_top1: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    cosine: float | None = None
+    seconds: float | None = None  # of the processor
+    exponentials: int | None = None  # evaluations of one image that are left
     why: str = ""  # why there are no numbers
 
     @property
@@ -218,7 +218,9 @@ def recoveries(
         row
         for op in names
         for row in (
-            [_refused(op, reasons[op])] if op in reasons else list(_rows(op, by_operator[op]))
+            [RecoveryRow(op, why=reasons[op])]
+            if op in reasons
+            else list(_rows(op, by_operator[op]))
         )
     )
     if target is not None:
@@ -253,7 +255,7 @@ def _rows(op: str, recovered: Sequence[Recovered]) -> Iterator[RecoveryRow]:
         if step not in first.nearness:
             continue
         near = [each.nearness[step] for each in recovered]
-        means = {name: _mean(near, name) for name in NUMBERS}
+        means: dict[str, Any] = {name: _mean(near, name) for name in NUMBERS}
         share = means["agreement"] if means["top1"] is None else means["top1"]
         images = near[0].images
         low, high = (None, None) if share is None else wilson(round(share * images), images)
@@ -274,7 +276,3 @@ def _rows(op: str, recovered: Sequence[Recovered]) -> Iterator[RecoveryRow]:
 def _mean(near: Sequence[Nearness], name: str) -> float | None:
     values = [value for each in near if (value := getattr(each, name)) is not None]
     return fmean(values) if values else None
-
-
-def _refused(op: str, why: str) -> RecoveryRow:
-    return RecoveryRow(op, "", 0, 0, *[None] * 9, why=why)
