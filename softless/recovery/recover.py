@@ -170,6 +170,7 @@ def recover(
     )
     request = {
         "model": type(original).__name__ if run is None else run.path.name,
+        "attention": attends_with(original) or "softmax",
         "op": student.op,
         "options": dict(student.options),
         "layers": layers,

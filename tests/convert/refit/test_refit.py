@@ -73,13 +73,13 @@ def test_a_linear_map_of_the_projection_is_undone(case: str):
     """The student's attention is its teacher's but for a map of each projection: refit finds the
     teacher's weight and bias.
     """
-    args: dict[str, Any] = {
+    cases: dict[str, dict[str, Any]] = {
         "plain": {},
         "layer scale": {"init_values": 0.5},
         "without bias": {"proj_bias": False},
         "registers": {"reg_tokens": 3},
-    }[case]
-    teacher = vit(3, **args)
+    }
+    teacher = vit(3, **cases[case])
     if case == "layer scale":
         with torch.no_grad():
             for block in teacher.blocks:
