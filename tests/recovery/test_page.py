@@ -199,3 +199,13 @@ def test_rings_and_dots_stand_where_the_axis_says():
     assert ring == pytest.approx([LEFT + scale, LEFT + 0.5 * scale], abs=0.1)
     assert dot == pytest.approx([LEFT + 0.25 * scale], abs=0.1)
     assert "largest before 1 (a), largest after 0.25 (a)." in drawing
+
+
+def test_values_far_apart_lie_on_powers_of_ten():
+    """Equal ratios are equal distances, so a small error is seen beside a large one."""
+    chart = PairChart("Errors", [Pair("a", 100.0, 1.0), Pair("b", 10.0, 0.1)], line=1.0)
+    drawing = str(chart.render("errors"))
+    spots = [float(x) for x in re.findall(r'cx="([\d.]+)"', drawing)]
+    assert spots[0] - spots[1] == pytest.approx(spots[2] - spots[3], abs=0.2)
+    assert spots[0] - spots[2] == pytest.approx((WIDTH - LEFT - RIGHT) / 3, abs=0.2)
+    assert re.findall(r'class="tick mid">([\d.]+)<', drawing) == ["0.1", "1", "10", "100"]
