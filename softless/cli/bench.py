@@ -30,6 +30,7 @@ KINDS: Mapping[str, Comparison] = {
     "runs": Comparison("softless.compare.finished:finished", trains=False),
     "latency": Comparison("softless.compare.latency:latency", trains=False),
     "export": Comparison("softless.compare.exports:exports", trains=False),
+    "recover": Comparison("softless.compare.recovery:recoveries", trains=False),
 }
 # what measures this repository, and stands beside it
 LAB = (
@@ -51,7 +52,9 @@ LAB = (
 
 
 def bench(
-    kind: Literal["twins", "compare", "uses", "dino", "resolution", "runs", "latency", "export"],
+    kind: Literal[
+        "twins", "compare", "uses", "dino", "resolution", "runs", "latency", "export", "recover"
+    ],
     *arguments: Any,
     **options: Any,
 ) -> Any:
@@ -67,6 +70,8 @@ def bench(
     runs       finished runs of one model over their seeds: mean test accuracy with its interval
     latency    what an image takes a model in each runtime that is here, or several models
     export     a run in every format: does it work, is it right, exponentials, bytes, time
+    recover    a trained model with other operators in place of its own, refitted and distilled:
+               accuracy, agreement, exponentials
 
     Each has options of its own: softless bench KIND --help tells them. Under --ranks or torchrun
     those that train share each run among the ranks, and the first rank measures; the others are
@@ -74,7 +79,7 @@ def bench(
     in a checkout.
 
     Args:
-        kind: twins, compare, uses, dino, resolution, runs, latency or export.
+        kind: twins, compare, uses, dino, resolution, runs, latency, export or recover.
         arguments: what the kind takes by place.
         options: what it takes by name.
 
@@ -101,7 +106,7 @@ def function_of(kind: str) -> Callable[..., Any]:
     Raises:
         UsageError: no such kind.
     """
-    if kind in LAB:
+    if kind in LAB and kind not in KINDS:
         raise UsageError(
             f"'{kind}' measures softless itself, for its documents: run python -m lab {kind} in a "
             "checkout of the repository"

@@ -5,21 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from softless.attention.checks import check_options
 from softless.attention.registry import get
-from softless.cli.swap import created, options_of
-from softless.errors import SoftlessError, UsageError, located
-from softless.evaluation.run import LoadedRun
-from softless.models.create import FOLDER, create_model
-from softless.models.weights import load_weights
+from softless.cli.swap import options_of
+from softless.errors import Interrupted, located
 from softless.recovery import recover as recovery
 from softless.recovery.folder import PAGE
 from softless.recovery.page import sentence
 from softless.recovery.recovered import Recovered
 from softless.recovery.steps import REFIT
-from softless.tasks.loaded import load_run
+from softless.tasks.trained import trained_model
 
 
 @dataclass(frozen=True)
@@ -95,8 +90,9 @@ def recover(
         image_size: pixels of their side.
         steps: refit, distil, or both in this order.
         epochs: of the distillation.
-        lr: its learning rate; without it 3e-5 after a refit that chose its ridge, else 5e-4.
-        ridge: strength of the refit; without it held-out images choose it for each layer.
+        lr: its learning rate; 3e-5 after a refit whose ridge was chosen, else 5e-4.
+        ridge: strength of the refit, as a share of the mean diagonal; without it held-out images
+            choose it for each layer.
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what an operator cannot keep may be lost.
         set: options of the operator, as in token_scale=tokens.
@@ -119,75 +115,31 @@ def recover(
     check_options(get(op), options)
     arguments = {"num_classes": num_classes, "in_chans": in_chans, "img_size": image_size}
     sizes = {name: value for name, value in arguments.items() if value is not None}
-    network, loaded = _opened(
+    network, loaded = trained_model(
         model, weights, sizes, pretrained=pretrained, allow_nonfinite=allow_nonfinite
     )
-    recovered = recovery.recover(
-        network,
-        op,
-        images=located(images),
-        out=out,
-        steps=tuple(steps),
-        epochs=epochs,
-        lr=lr,
-        ridge="held-out" if ridge is None else ridge,
-        layers="*" if list(layers) == ["*"] else tuple(layers),
-        force=tuple(force),
-        number=number,
-        labels=labels,
-        class_weight="auto" if class_weight is None else class_weight,
-        only=only,
-        seed=seed,
-        resume=resume,
-        overwrite=overwrite,
-        **options,
-    )
-    return Recovery(model, recovered, loaded)
-
-
-def _opened(
-    name: str,
-    weights: str | Path | None,
-    sizes: dict[str, int],
-    *,
-    pretrained: bool,
-    allow_nonfinite: bool,
-) -> tuple[nn.Module | LoadedRun, str]:
-    """The trained model that a name stands for, and what was loaded into it.
-
-    Raises:
-        UsageError: none, or one that nothing trained.
-    """
-    if name.startswith(FOLDER) or located(name).is_dir():
-        given = {"weights": weights is not None, "pretrained": pretrained, **dict.fromkeys(sizes)}
-        options = [option for option, there in given.items() if there or there is None]
-        if options:
-            word = {"img_size": "image-size"}.get(options[0], options[0].replace("_", "-"))
-            raise UsageError(
-                f"'{name}' is a folder: the weights and sizes in it are its own; --{word} goes "
-                "with the name of a model"
-            )
-        if name.startswith(FOLDER):
-            return create_model(name, pretrained=True).eval(), ""
-        return load_run(name), ""
-    if pretrained and weights is not None:
-        raise UsageError(
-            "--pretrained and --weights both say where the weights come from: choose one"
-        )
-    if not pretrained and weights is None:
-        raise UsageError(
-            f"'{name}' alone has new weights, with nothing to recover: give --weights FILE, "
-            "--pretrained, or the folder of a run"
-        )
-    network = created(name, pretrained, dict(sizes)).eval()
-    if weights is None:
-        return network, ""
     try:
-        return network, str(load_weights(network, weights, allow_nonfinite=allow_nonfinite))
-    except SoftlessError as error:
-        if "num_classes" in sizes or 'head="new"' not in str(error):
-            raise
-        raise UsageError(
-            f"{located(weights).name} has another classifier than {name} with its "
-            f"{getattr(network, 'num_classes', 0)} classes: say how many it has with --num-classes"
-        ) from error
+        recovered = recovery.recover(
+            network,
+            op,
+            images=located(images),
+            out=out,
+            steps=tuple(steps),
+            epochs=epochs,
+            lr=lr,
+            ridge="held-out" if ridge is None else ridge,
+            layers="*" if list(layers) == ["*"] else tuple(layers),
+            force=tuple(force),
+            number=number,
+            labels=labels,
+            class_weight="auto" if class_weight is None else class_weight,
+            only=only,
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            **options,
+        )
+    except Interrupted as error:
+        said = str(error).replace("the same call and resume=True", "the same command and --resume")
+        raise Interrupted(said, error.exit_code) from error
+    return Recovery(model, recovered, loaded)

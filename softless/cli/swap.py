@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from softless.convert.swap import Swapped
 from softless.convert.swap import swap as exchange
 from softless.data.folder import images_at
-from softless.errors import SoftlessError, UsageError, located
+from softless.errors import UsageError, located
 from softless.experiment.assignments import assignments
 from softless.experiment.fields import literal
 from softless.measure.audit import audit as watch
 from softless.measure.findings import Audit
-from softless.models.create import FOLDER, create_model, of_channels
 from softless.models.durable import write_tensors
 from softless.models.publish import is_new, save_weights
-from softless.models.published import published_folder
 from softless.models.weights import load_weights
 from softless.recovery.pictures import drawn
 from softless.saliency.viewer import channels_of, declared, evaluation_transform
+from softless.tasks.trained import created
 
 FILE_ENDING, OTHER_ENDINGS = ".safetensors", {".pth", ".pt", ".bin"}
 
@@ -185,39 +184,6 @@ def _checked(path: Path) -> Path:
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: there is no folder {path.parent}; make it first")
     return path
-
-
-def created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    """The model before the swap.
-
-    Raises:
-        UsageError: a number that is none, or that its host does not take.
-    """
-    for option, value in arguments.items():
-        if value < (0 if option == "num_classes" else 1):
-            word = {"img_size": "image-size"}.get(option, option.replace("_", "-"))
-            raise UsageError(f"--{word} {value}: give a positive number")
-    folder = published_folder(name)
-    known = name if folder is None else f"{FOLDER}{folder}"
-    try:
-        network = create_model(known, pretrained=pretrained or folder is not None, **arguments)
-    except SoftlessError:
-        raise
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(
-            f"{name} with {arguments} cannot be built: {str(error).splitlines()[0][:200]}"
-        ) from error
-    return _prepared(network, arguments.get("in_chans"), arguments.get("img_size"))
-
-
-def _prepared(model: Any, channels: int | None, side: int | None) -> Any:
-    """A model that says how images of other channels or of another size than it was published with
-    are prepared.
-    """
-    config = dict(model.pretrained_cfg)
-    config |= {} if side is None else {"input_size": (config["input_size"][0], side, side)}
-    model.pretrained_cfg = config | ({} if channels is None else of_channels(config, channels))
-    return model
 
 
 def _images(folder: Path, number: int, model: nn.Module) -> Tensor:

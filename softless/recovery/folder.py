@@ -194,18 +194,23 @@ class RecoveryFolder:
         )
 
     def finish(
-        self, model: nn.Module, numbers: Mapping[str, Any], request: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        classes: tuple[str, ...],
+        numbers: Mapping[str, Any],
+        request: Mapping[str, Any],
     ) -> tuple[str, ...]:
         """Write model, page and record; returns what is to be said of the model.
 
         Args:
             model: what came out.
+            classes: names of its outputs, where they are known.
             numbers: of `Recovered.to_dict`.
             request: what was asked for.
         """
         delete(self.path / RECORD)
         delete_folder(self.path / MODEL)
-        said = self._write_model(model)
+        said = self._write_model(model, classes)
         content = {
             "request": json.loads(json.dumps(request, default=str)),
             **numbers,
@@ -224,13 +229,13 @@ class RecoveryFolder:
         published = self.path / MODEL / FILE
         return published if published.is_file() else self.path / FILE
 
-    def _write_model(self, model: nn.Module) -> tuple[str, ...]:
+    def _write_model(self, model: nn.Module, classes: tuple[str, ...]) -> tuple[str, ...]:
         """A folder that opens as a model; where nothing describes the model, its weights alone,
         which is said.
         """
         delete(self.path / FILE)
         try:
-            save_weights(model, self.path / MODEL)
+            save_weights(model, self.path / MODEL, classes=classes or None)
         except UsageError as error:
             state = {
                 name: value.detach().cpu().clone().contiguous()

@@ -33,7 +33,7 @@ from softless.convert.refit.refit import (
 )
 from softless.convert.rehost import attends_with, built_as, rehosted
 from softless.convert.swap import Swapped, swap
-from softless.errors import Interrupted, UsageError, need_module, unknown
+from softless.errors import UsageError, need_module, unknown
 from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import CLASSIFICATION, DataSpec
 from softless.measure.audit import audit
@@ -256,7 +256,7 @@ def recover(
         out=None if folder is None else folder.path,
     )
     if folder is not None:
-        said = folder.finish(recovered.model, recovered.to_dict(), request)
+        said = folder.finish(recovered.model, names, recovered.to_dict(), request)
         recovered = replace(recovered, notes=(*recovered.notes, *said))
     return recovered
 
@@ -622,23 +622,16 @@ def _distilled(
         if images.fit_labels is not None:
             learned = (learned, images.fit_labels[~held])
             measured = (measured, images.fit_labels[held])
-    try:
-        return distil(
-            network,
-            goal,
-            learned,
-            measured=measured,
-            out=folder.run,
-            data=data,
-            seed=work.seed,
-            resume=folder.has_run,
-            overwrite=not folder.has_run,
-            progress=work.progress,
-            **settings,
-        )
-    except Interrupted as error:
-        raise Interrupted(
-            f"a signal came in the distillation, and its state is saved in {folder.run}: go on "
-            "with the same command and --resume",
-            error.exit_code,
-        ) from error
+    return distil(
+        network,
+        goal,
+        learned,
+        measured=measured,
+        out=folder.run,
+        data=data,
+        seed=work.seed,
+        resume=folder.has_run,
+        overwrite=not folder.has_run,
+        progress=work.progress,
+        **settings,
+    )

@@ -25,7 +25,7 @@ from softless.recovery.pictures import Framing, from_folder
 from softless.tasks.loaded import load_run
 from tests.exporting.trained import digits_run
 
-OWN = {"num_classes": 3, "in_chans": 1, "img_size": 48}
+OWN: dict[str, Any] = {"num_classes": 3, "in_chans": 1, "img_size": 48}
 SIZES = ["--num-classes", "3", "--in-chans", "1", "--image-size", "48"]
 
 
