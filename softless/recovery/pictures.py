@@ -25,10 +25,12 @@ from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import DataSpec
 from softless.experiment.ranges import Range
 from softless.models import digests
+from softless.recovery import dense
 from softless.saliency.viewer import channels_of, declared, evaluation_transform
 from softless.words import few
 
 UNLABELLED = -1
+IMAGES = "images"  # of a folder with label images or annotations beside them
 KEPT = 1 << 28  # bytes of prepared images that are held
 
 
@@ -42,13 +44,14 @@ class Pictures(Sequence[Tensor]):
     transform: Any
     chosen: tuple[int, ...]  # of the samples
     kept: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    chunk: int = CHUNK
 
     def names(self) -> list[str]:
         """What the files are called."""
         return [self.samples.name(row) for row in self.chosen]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.chosen) / CHUNK)
+        return math.ceil(len(self.chosen) / self.chunk)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -64,11 +67,32 @@ class Pictures(Sequence[Tensor]):
         place = index % len(self)
         if place in self.kept:
             return self.kept[place]
-        rows = self.chosen[place * CHUNK : (place + 1) * CHUNK]
-        chunk = torch.stack([self.transform(self.samples.image(row)) for row in rows])
+        first = place * self.chunk
+        chunk = torch.stack(self._read(range(first, min(first + self.chunk, len(self.chosen)))))
         if sum(other.nbytes for other in self.kept.values()) + chunk.nbytes <= KEPT:
             self.kept[place] = chunk
         return chunk
+
+    def _read(self, rows: range) -> list[Tensor]:
+        """Images of some rows of `chosen`."""
+        return [self.transform(self.samples.image(self.chosen[row])) for row in rows]
+
+
+@dataclass(frozen=True)
+class Tiles(Pictures):
+    """Chunks (b, C, height, width) of crops of image files, at places drawn from their number."""
+
+    size: tuple[int, int] = (0, 0)
+    chunk: int = dense.CHUNK
+
+    def _read(self, rows: range) -> list[Tensor]:
+        tiles, image, last = [], torch.empty(0), -1
+        for row in rows:
+            if self.chosen[row] != last:  # the tiles of an image lie side by side
+                last = self.chosen[row]
+                image = self.transform(self.samples.image(last))
+            tiles.append(dense.tile(image, self.size, row))
+        return tiles
 
 
 @dataclass(frozen=True)
@@ -81,6 +105,7 @@ class Framing:
     data: DataSpec | None  # the same for a run of the trainer; None asks the model's pretrained_cfg
     classes: tuple[str, ...] = ()  # in the order of the outputs, where they have names
     outputs: int = 0
+    tile: tuple[int, int] | None = None  # height and width of crops for a segmenter or a detector
     centred: bool = True  # whether the middle is cut out, as the trainer does
 
     @staticmethod
@@ -107,8 +132,17 @@ class Framing:
             names = tuple(classes) or (model.classes if model.named else ())
             number = getattr(model.model, "num_classes", len(names))
             centred = (best.get("crop_mode") or "center") == "center"
+            tile = dense.tile_size(model.model)
+            if tile is not None:
+                return Framing(model.transform, model.in_chans, model.scale, None, tile=tile)
             return Framing(
-                model.transform, model.in_chans, model.scale, data, names, number, centred
+                model.transform,
+                model.in_chans,
+                model.scale,
+                data,
+                names,
+                number,
+                centred=centred,
             )
         return Framing(
             evaluation_transform(model),
@@ -117,6 +151,7 @@ class Framing:
             None,
             tuple(classes),
             getattr(model, "num_classes", 0) or 0,
+            dense.tile_size(model),
             (getattr(model, "pretrained_cfg", None) or {}).get("crop_mode", "center") == "center",
         )
 
@@ -132,6 +167,7 @@ class Gathered:
     apart: bool  # whether nothing that is measured on is fitted on
     learned: Samples | None = None  # of a folder: what a distillation learns from
     held: Samples | None = None  # and what it measures on
+    sources: Tensor | None = None  # (n) which file each image to fit on is a tile of
 
     @property
     def count(self) -> int:
@@ -167,7 +203,8 @@ def from_folder(
 
     They are drawn from a fixed seed, in turn from each folder below, so that every class counts. Of
     a folder with parts, images of `train` are fitted on and those of `val` measured on, where there
-    are some; those of `test` are left alone.
+    are some; those of `test` are left alone. A segmenter or a detector gets tiles of its training
+    size, `number` to fit on and half as many to measure on, from other files.
 
     Args:
         folder: of images, of class folders, or of parts with either.
@@ -189,7 +226,16 @@ def from_folder(
             "the model's images are not cut out of the middle (crop_mode), and the trainer of a "
             "distillation cuts there: leave it out of the steps"
         )
-    train, val = _opened(located(folder), framing, whole=learns)
+    root = located(folder)
+    if framing.tile is not None and (root / IMAGES).is_dir():
+        notice(f"{root}: the images are those of {IMAGES}, and what lies beside it is left alone")
+        root = root / IMAGES
+    train, val = _opened(root, framing, whole=learns)
+    if framing.tile is not None:
+        if val is None and len(train) > 1:
+            fewer, off = _cut(train, share, seed)
+            train, val = train.take(fewer), train.take(off)
+        return _tiles(train, val, framing, max(number, LEAST))
     if len(train) < LEAST:
         raise DataError(f"{folder} holds {len(train)} images to fit on: give at least {LEAST}")
     if val is None and learns:
@@ -215,11 +261,26 @@ def from_folder(
     )
 
 
+def _tiles(train: FileSamples, val: FileSamples | None, framing: Framing, number: int) -> Gathered:
+    """Tiles of files; none of a file that is fitted on is measured on."""
+    assert framing.tile is not None
+
+    def tiles(samples: FileSamples, count: int) -> Tiles:
+        files = drawn(samples.files)
+        turns = [row for index, row in enumerate(files) for _ in range(index, count, len(files))]
+        return Tiles(samples, framing.transform, tuple(turns), size=framing.tile or (0, 0))
+
+    fit = tiles(train, number)
+    measure = () if val is None else tiles(val, max(number // 2, 1))
+    sources = torch.tensor(fit.chosen)
+    return Gathered(fit, measure, None, None, apart=val is not None, sources=sources)
+
+
 def _opened(root: Path, framing: Framing, *, whole: bool) -> tuple[FileSamples, FileSamples | None]:
     """Images to learn from, and those of a part for validation; targets are classes of the model,
     -1 where none is known. `whole` decodes each once, and stops at those that cannot be.
     """
-    parts = _parts(root) or {"train": ""}
+    parts = _parts(root, classes=framing.tile is None) or {"train": ""}
     if "test" in parts:
         notice(f"{root}: the images of {parts['test']} are left alone, for a test of the model")
     read: dict[str, FileSamples] = {
@@ -234,13 +295,13 @@ def _opened(root: Path, framing: Framing, *, whole: bool) -> tuple[FileSamples, 
     return labelled["train"], labelled.get("val")
 
 
-def _parts(root: Path) -> dict[str, str]:
+def _parts(root: Path, *, classes: bool) -> dict[str, str]:
     """Where the parts of a data folder lie, with a training part among them; empty of a folder that
     is none. Beside a class that is called `train` there are others.
     """
     if not root.is_dir():
         return {}
-    parts = class_splits(root) or by_part(root)
+    parts = (class_splits(root) if classes else {}) or by_part(root)
     others = set(folders_in(root)) - set(parts.values())
     return {} if "train" not in parts or others else parts
 

@@ -31,15 +31,17 @@ from softless.convert.refit.refit import (
     held_out_images,
     refit,
 )
-from softless.convert.rehost import attends_with, rehosted
+from softless.convert.rehost import attends_with, built_as, rehosted
 from softless.convert.swap import Swapped, swap
 from softless.errors import UsageError, need_module, unknown
 from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import CLASSIFICATION, DataSpec
+from softless.layers.attention import Attention
 from softless.measure.audit import audit
 from softless.measure.findings import Audit
 from softless.models import digests
 from softless.recovery.answers import Nearness, nearness
+from softless.recovery.dense import AnswerVectors, Framed, features_in, fitted_part
 from softless.recovery.distil import distil
 from softless.recovery.distilled import Distilled
 from softless.recovery.folder import RecoveryFolder, StoredRefit
@@ -53,6 +55,7 @@ from softless.tasks.published import FEATURES
 _log = logging.getLogger("softless.recovery")
 # a refit with a weak ridge leaves large weights that cancel: changed images and the usual rate
 # lead away from them faster than a short training comes back
+BATCH_OF_MAPS = 4  # images of a step, whose maps are large
 LR, GENTLE = 5e-4, 3e-5
 NUMBER, MANY = 256, 1024  # images of a folder, without and with a distillation
 VIEWS, ENOUGH = 4, 1024  # of an image at most; images that views add up to
@@ -170,7 +173,7 @@ def recover(
     )
     request = {
         "model": type(original).__name__ if run is None else run.path.name,
-        "attention": attends_with(original) or "softmax",
+        "attention": _attention_of(original),
         "op": student.op,
         "options": dict(student.options),
         "layers": layers,
@@ -265,17 +268,23 @@ def _opened(model: nn.Module | LoadedRun) -> tuple[LoadedRun | None, nn.Module]:
     """The run, where it is one, and its model.
 
     Raises:
-        UsageError: no model, or a run that is no classifier.
+        UsageError: no model, or a run of another task.
     """
     if not isinstance(model, LoadedRun):
         need_module(model, "recover")
         return None, model
-    if model.task not in {CLASSIFICATION, FEATURES}:
+    if model.task not in {CLASSIFICATION, FEATURES} and features_in(model.model) is None:
         raise UsageError(
-            f"{model.path} was trained for {model.task}, and recover takes classifiers: name a run "
-            "of one, or give softless.recover its backbone"
+            f"{model.path} was trained for {model.task}, and recover takes classifiers, segmenters "
+            "and detectors: name a run of one, or give softless.recover its backbone"
         )
     return model, model.model
+
+
+def _attention_of(model: nn.Module) -> str:
+    """What a model attends with: operators of ours, or a foreign model's softmax."""
+    names = {module.op.name for module in model.modules() if isinstance(module, Attention)}
+    return " and ".join(sorted(names)) or "softmax"
 
 
 def _digest(model: nn.Module) -> str:
@@ -334,6 +343,8 @@ def affordable(model: nn.Module, gathered: Gathered) -> int:
     """Views of each image: a thousand images fit as well as more, and copies of large ones are
     dear.
     """
+    if features_in(model) is not None:
+        return 1
     tokens = getattr(getattr(model, "patch_embed", None), "num_patches", None) or TOKENS
     size = sum(weight.numel() for weight in model.parameters())
     if gathered.count * int(tokens) * size > DEAR:
@@ -366,9 +377,11 @@ class _Work:
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
             self.notes.append(f"computed in float32 and written back in {names}")
         check_pass(self.teacher, gathered.fit[0][:2].to(next(self.teacher.parameters())))
-        self.held = held_out_images(gathered.count, share, seed)
+        self.held = held_out_of(gathered, share, seed)
         copies = affordable(teacher, gathered) if views is None else views
         self.images, self.marked = with_views(gathered.fit, self.held, copies, seed)
+        if features_in(self.teacher) is not None:
+            self.images = Framed(self.teacher, self.images)
 
     def nearness(self, student: nn.Module) -> Nearness:
         """On images that nothing was fitted on."""
@@ -394,8 +407,10 @@ class _Work:
         on, on all. Attentions that cannot be fitted are calibrated first.
         """
         fitted = self._fitted(student, ridge, class_weight, refit_mlp, on_all=self.gathered.apart)
+        dense = features_in(self.teacher)
+        inside = [path for path, module in self.teacher.named_modules() if module is dense]
         unfit = [
-            layer.path
+            ".".join([*inside, layer.path])
             for layer in fitted.layers
             if layer.part == "attention" and layer.kept not in {"", NOT_BETTER}
         ]
@@ -435,8 +450,8 @@ class _Work:
                 _log.info("%s: %s", layer.path, layer.kept or f"ridge {layer.strength:g}")
 
         return refit(
-            student.model,
-            self.teacher,
+            fitted_part(student.model),
+            fitted_part(self.teacher),
             self.images,
             ridge=ridge,
             held_out=self.marked,
@@ -550,7 +565,7 @@ def _refuse_the_same(teacher: nn.Module, record: Operator, options: Mapping[str,
     """
     if attends_with(teacher) != record.name:
         return
-    built: Any = teacher.construction
+    built: Any = built_as(teacher)
     own = {name: value for name, value in built.arguments.items() if name in record.options}
     if {**record.options, **own} == {**record.options, **options}:
         raise UsageError(
@@ -578,6 +593,19 @@ def _audited(model: nn.Module, size: tuple[int, ...]) -> Audit | None:
         return None
 
 
+def held_out_of(gathered: Gathered, share: float, seed: int) -> Tensor:
+    """Which of the images to fit on choose and measure, (n,) of truth; of tiles, all of a file.
+
+    Raises:
+        UsageError: too few images, or a share that leaves none on one side.
+    """
+    held = held_out_images(gathered.count, share, seed)
+    if gathered.sources is None or len(gathered.sources.unique()) < LEAST:
+        return held
+    files, of_file = gathered.sources.unique(return_inverse=True)
+    return held_out_images(len(files), share, seed)[of_file]
+
+
 def _distilled(
     student: nn.Module,
     work: _Work,
@@ -587,17 +615,25 @@ def _distilled(
 ) -> Distilled:
     """The step with gradients: on all images but those on which nearness is told."""
     images = work.gathered
+    network, goal = student, work.teacher
     learned: Any = images.learned
     measured: Any = images.held
-    if learned is None:
+    if features_in(student) is not None:
+        tiles = torch.cat(list(Framed(goal, images.fit)))
+        learned, measured = tiles[~work.held], tiles[work.held]
+        if images.apart:
+            learned, measured = tiles, torch.cat(list(Framed(goal, images.measure)))
+        network, goal = AnswerVectors(student), AnswerVectors(goal)
+        settings["batch_size"] = BATCH_OF_MAPS
+    elif learned is None:
         pictures, held = torch.cat(list(images.fit)), work.held
         learned, measured = pictures[~held], pictures[held]
         if images.fit_labels is not None:
             learned = (learned, images.fit_labels[~held])
             measured = (measured, images.fit_labels[held])
     return distil(
-        student,
-        work.teacher,
+        network,
+        goal,
         learned,
         measured=measured,
         out=folder.run,

@@ -206,18 +206,14 @@ def photographs(folder: Path, count: int = 12) -> Path:
 
 def test_a_folder_is_fitted_on_some_of_its_images_and_measured_on_others(tmp_path: Path):
     teacher = vit()
-    teacher.pretrained_cfg = {
-        **teacher.pretrained_cfg,
-        "input_size": (1, 16, 24),
-        "mean": (0.5,),
-        "std": (0.5,),
-    }
+    prepared = {"input_size": (1, 16, 24), "mean": (0.5,), "std": (0.5,)}
+    teacher.pretrained_cfg = {**teacher.pretrained_cfg, **prepared}
     folder = photographs(tmp_path / "images")
     recovered = softless.recover(
         teacher, "sima", images=folder, number=12, classes=("dogs", "x", "y", "z", "cats"), **QUIET
     )
     assert recovered.refit is not None
-    assert recovered.nearness["refit"].images == 12
+    assert recovered.nearness["refit"].images == 12, "those that are left of 24"
     assert recovered.nearness["refit"].teacher_top1 is not None
 
 

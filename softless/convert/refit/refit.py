@@ -13,6 +13,7 @@ where it has gathered.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -45,6 +46,7 @@ from softless.modes import in_evaluation
 _log = logging.getLogger("softless.convert")
 Part = Literal["attention", "mlp"]
 Ridge = float | Literal["held-out"] | Mapping[str, float]
+TIED = "its weight is that of another layer too"
 NOT_BETTER = "no strength lessens its held-out error"
 CHUNK = 32  # images that pass at once
 LEAST = 8  # images
@@ -307,6 +309,8 @@ class _Fitting:
             self.notes.append(
                 "all images are alike, so none can choose the ridge: it is the strong one, 1"
             )
+        named = student.named_parameters(remove_duplicate=False)
+        self.uses = Counter(weight for _, weight in named)
         self.student, self.teacher = Walk(student, chunks), Walk(teacher, chunks)
         self.attention_of = {path.rpartition(".")[0]: path for path in paths}
         blocks = _siblings(student, list(self.attention_of))
@@ -342,7 +346,7 @@ class _Fitting:
         attention_path = (
             self.attention_of[path].removeprefix(f"{path}.") if swapped else _any_attention(block)
         )
-        parts = structure(block, attention_path, self._few())
+        parts = self._own(block, structure(block, attention_path, self._few()))
         fitted = self._attention(path, block, original, parts) if swapped else None
         mlp, branch = self._mlp(path, block, original, parts)
         if fitted is not None:
@@ -351,6 +355,17 @@ class _Fitting:
             yield mlp
         self.student.leave(path, self._advanced(self.student, block))
         self.stream_error = self._distance()
+
+    def _own(self, block: nn.Module, parts: Structure) -> Structure:
+        """What can be fitted without moving a layer elsewhere, which would have its weight too."""
+        if parts.attention is not None and self._tied(parts.attention.layer(block)):
+            parts = replace(parts, attention=None, why_not=TIED)
+        if parts.mlp is not None and self._tied(parts.mlp.layer(block)):
+            parts = replace(parts, mlp=None, why_not_mlp=TIED)
+        return parts
+
+    def _tied(self, layer: nn.Linear) -> bool:
+        return any(self.uses[weight] > 1 for weight in layer.parameters())
 
     def _few(self) -> Any:
         call = self.student.calls[0]

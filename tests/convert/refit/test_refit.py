@@ -68,18 +68,20 @@ def test_xca_for_its_own_class_is_the_identity():
     torch.testing.assert_close(student(x), teacher(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["plain", "layer scale", "without bias", "registers"])
+MAPPED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": {"init_values": 0.5},
+    "without bias": {"proj_bias": False},
+    "registers": {"reg_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("case", MAPPED)
 def test_a_linear_map_of_the_projection_is_undone(case: str):
     """The student's attention is its teacher's but for a map of each projection: refit finds the
     teacher's weight and bias.
     """
-    cases: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "layer scale": {"init_values": 0.5},
-        "without bias": {"proj_bias": False},
-        "registers": {"reg_tokens": 3},
-    }
-    teacher = vit(3, **cases[case])
+    teacher = vit(3, **MAPPED[case])
     if case == "layer scale":
         with torch.no_grad():
             for block in teacher.blocks:

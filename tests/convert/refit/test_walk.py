@@ -192,6 +192,18 @@ def test_a_block_that_is_called_twice_is_left():
             assert torch.equal(value, before[name]), name
 
 
+def test_a_weight_of_two_layers_is_left():
+    teacher = vit(3)
+    for block in teacher.blocks[1:]:
+        block.attn.proj.weight = teacher.blocks[0].attn.proj.weight
+        block.mlp.fc2.bias = teacher.blocks[0].mlp.fc2.bias
+    student = exchanged(teacher, "sima")
+    before = copied(student)
+    refitted = refit(student, teacher, images(24))
+    assert {layer.kept for layer in refitted.layers} == {"its weight is that of another layer too"}
+    assert alike(student.state_dict(), before)
+
+
 class Between(nn.Module):
     """A ViT that adds to its stream between two blocks, in the tensor that the first answered."""
 
