@@ -37,8 +37,8 @@ METHOD = (
         "model's own evaluation prepares them."
     ),
     (
-        "The epoch of a distillation is chosen on these images too, and so is the ridge where there "
-        "were no others, which flatters the numbers a little."
+        "The epoch of a distillation is chosen on these images too, and so is the ridge where "
+        "there were no others, which flatters the numbers a little."
     ),
     (
         "Agreement is the share of images to which the model gives the teacher's first answer; "

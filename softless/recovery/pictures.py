@@ -105,8 +105,8 @@ class Framing:
     data: DataSpec | None  # the same for a run of the trainer; None asks the model's pretrained_cfg
     classes: tuple[str, ...] = ()  # in the order of the outputs, where they have names
     outputs: int = 0
-    centred: bool = True  # whether the middle is cut out, as the trainer does
     tile: tuple[int, int] | None = None  # height and width of crops for a segmenter or a detector
+    centred: bool = True  # whether the middle is cut out, as the trainer does
 
     @staticmethod
     def of(model: nn.Module | LoadedRun, classes: Sequence[str] = ()) -> "Framing":
@@ -131,12 +131,18 @@ class Framing:
             )
             names = tuple(classes) or (model.classes if model.named else ())
             number = getattr(model.model, "num_classes", len(names))
+            centred = (best.get("crop_mode") or "center") == "center"
             tile = dense.tile_size(model.model)
             if tile is not None:
                 return Framing(model.transform, model.in_chans, model.scale, None, tile=tile)
-            centred = (best.get("crop_mode") or "center") == "center"
             return Framing(
-                model.transform, model.in_chans, model.scale, data, names, number, centred
+                model.transform,
+                model.in_chans,
+                model.scale,
+                data,
+                names,
+                number,
+                centred=centred,
             )
         return Framing(
             evaluation_transform(model),
@@ -145,8 +151,8 @@ class Framing:
             None,
             tuple(classes),
             getattr(model, "num_classes", 0) or 0,
-            (getattr(model, "pretrained_cfg", None) or {}).get("crop_mode", "center") == "center",
             dense.tile_size(model),
+            (getattr(model, "pretrained_cfg", None) or {}).get("crop_mode", "center") == "center",
         )
 
 

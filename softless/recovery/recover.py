@@ -36,6 +36,7 @@ from softless.convert.swap import Swapped, swap
 from softless.errors import UsageError, need_module, unknown
 from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import CLASSIFICATION, DataSpec
+from softless.layers.attention import Attention
 from softless.measure.audit import audit
 from softless.measure.findings import Audit
 from softless.models import digests
@@ -172,7 +173,7 @@ def recover(
     )
     request = {
         "model": type(original).__name__ if run is None else run.path.name,
-        "attention": attends_with(original) or "softmax",
+        "attention": _attention_of(original),
         "op": student.op,
         "options": dict(student.options),
         "layers": layers,
@@ -278,6 +279,12 @@ def _opened(model: nn.Module | LoadedRun) -> tuple[LoadedRun | None, nn.Module]:
             "and detectors: name a run of one, or give softless.recover its backbone"
         )
     return model, model.model
+
+
+def _attention_of(model: nn.Module) -> str:
+    """What a model attends with: operators of ours, or a foreign model's softmax."""
+    names = {module.op.name for module in model.modules() if isinstance(module, Attention)}
+    return " and ".join(sorted(names)) or "softmax"
 
 
 def _digest(model: nn.Module) -> str:

@@ -213,7 +213,7 @@ def test_a_folder_is_fitted_on_some_of_its_images_and_measured_on_others(tmp_pat
         teacher, "sima", images=folder, number=12, classes=("dogs", "x", "y", "z", "cats"), **QUIET
     )
     assert recovered.refit is not None
-    assert recovered.nearness["refit"].images == 6, "a quarter of 24"
+    assert recovered.nearness["refit"].images == 12, "those that are left of 24"
     assert recovered.nearness["refit"].teacher_top1 is not None
 
 
