@@ -90,9 +90,8 @@ def recover(
         image_size: pixels of their side.
         steps: refit, distil, or both in this order.
         epochs: of the distillation.
-        lr: its learning rate; 3e-5 after a refit whose ridge was chosen, else 5e-4.
-        ridge: strength of the refit, as a share of the mean diagonal; without it held-out images
-            choose it for each layer.
+        lr: its learning rate; without it 3e-5 after a refit that chose its ridge, else 5e-4.
+        ridge: strength of the refit; without it held-out images choose it for each layer.
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what an operator cannot keep may be lost.
         set: options of the operator, as in token_scale=tokens.

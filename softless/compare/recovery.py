@@ -22,7 +22,7 @@ from softless.errors import (
 from softless.evaluation.intervals import wilson
 from softless.recovery.answers import Nearness
 from softless.recovery.folder import RecoveryFolder
-from softless.recovery.recover import NUMBER, recover
+from softless.recovery.recover import MANY, NUMBER, recover
 from softless.recovery.recovered import Recovered
 from softless.recovery.steps import BARE, DISTIL, REFIT, STEPS
 from softless.tasks.trained import trained_model
@@ -39,13 +39,11 @@ class RecoveryRow:
     """One operator after one step: means over seeds."""
 
     op: str
-    step: str  # bare, refit, distil
-    seeds: int
-    images: int  # that were measured on
+    step: str = ""  # bare, refit, distil
+    seeds: int = 0
+    images: int = 0  # that were measured on
     top1: float | None = None
-    low: float | None = (
-        None  # Wilson's 95 % interval of top1, or of agreement where nothing is labelled
-    )
+    low: float | None = None  # Wilson's 95 % interval of top1; of agreement where there is none
     high: float | None = None
     teacher_top1: float | None = None
     agreement: float | None = None
@@ -138,7 +136,7 @@ def recoveries(
     num_classes: int | None = None,
     in_chans: int | None = None,
     image_size: int | None = None,
-    number: int = NUMBER,
+    number: int | None = None,
     epochs: int = 5,
     seeds: int = 1,
     out: str | Path | None = None,
@@ -164,7 +162,8 @@ def recoveries(
         num_classes: classes of a model of one's own, as --weights has them.
         in_chans: channels of its images.
         image_size: pixels of their side.
-        number: how many images the refit uses.
+        number: how many images the refit uses; without it 256, or 1,024 where a distillation
+            follows.
         epochs: of the distillation.
         seeds: how many, from 0 on: of the images that are held out, and of the distillation.
         out: folder of the recoveries, a folder each; runs/MODEL-recover by default.
@@ -191,6 +190,7 @@ def recoveries(
     places = {pair: folder / f"{pair[0]}-seed{pair[1]}" for pair in planned}
     for place in places.values():  # said before any work
         RecoveryFolder(place, resume=resume, overwrite=overwrite)
+    most = (MANY if DISTIL in steps else NUMBER) if number is None else number
     by_operator: dict[str, list[Recovered]] = {op: [] for op in names}
     reasons: dict[str, str] = {}
     for op, seed in track(planned, len(planned), "recovering"):
@@ -202,7 +202,7 @@ def recoveries(
             images=located(images),
             steps=tuple(steps),
             epochs=epochs,
-            number=number,
+            number=most,
             seed=seed,
             out=places[op, seed],
             resume=resume,
@@ -218,12 +218,14 @@ def recoveries(
         row
         for op in names
         for row in (
-            [_refused(op, reasons[op])] if op in reasons else list(_rows(op, by_operator[op]))
+            [RecoveryRow(op, why=reasons[op])]
+            if op in reasons
+            else list(_rows(op, by_operator[op]))
         )
     )
     if target is not None:
         write_csv(target, [row.to_dict() for row in rows])
-    return RecoveryTable(label, rows, number, processor(), folder, target)
+    return RecoveryTable(label, rows, most, processor(), folder, target)
 
 
 def _asked(ops: Sequence[str], steps: Sequence[str], seeds: int) -> list[str]:
@@ -274,7 +276,3 @@ def _rows(op: str, recovered: Sequence[Recovered]) -> Iterator[RecoveryRow]:
 def _mean(near: Sequence[Nearness], name: str) -> float | None:
     values = [value for each in near if (value := getattr(each, name)) is not None]
     return fmean(values) if values else None
-
-
-def _refused(op: str, why: str) -> RecoveryRow:
-    return RecoveryRow(op, "", seeds=0, images=0, why=why)

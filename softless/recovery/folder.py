@@ -23,7 +23,7 @@ from softless import origin
 from softless.convert.refit.refit import FittedLayer, Refitted
 from softless.convert.swap import Swapped
 from softless.data.notices import notice
-from softless.errors import DataError, ResumeMismatch, UsageError, located
+from softless.errors import DataError, ResumeMismatch, StorageError, UsageError, located
 from softless.experiment.folder import RECIPE
 from softless.models.digests import of_file
 from softless.models.durable import (
@@ -236,6 +236,8 @@ class RecoveryFolder:
         delete(self.path / FILE)
         try:
             save_weights(model, self.path / MODEL, classes=classes or None)
+        except (DataError, StorageError):
+            raise
         except UsageError as error:
             state = {
                 name: value.detach().cpu().clone().contiguous()

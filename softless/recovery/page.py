@@ -37,6 +37,10 @@ METHOD = (
         "model's own evaluation prepares them."
     ),
     (
+        "The epoch of a distillation is chosen on these images too, and so is the ridge where there "
+        "were no others, which flatters the numbers a little."
+    ),
+    (
         "Agreement is the share of images to which the model gives the teacher's first answer; "
         "the divergence is KL(teacher || model) in nats; the cosine is that of the features, "
         "token by token."
@@ -64,16 +68,16 @@ def render(content: Content) -> str:
         section("method", "Method", _method(content)),
     ]
     request = content["request"]
-    title = f"{content['op']} in {request['model']}"
+    title = f"{content['op']} in the place of {request['attention']}: {request['model']}"
     return document("Softless recovery", title, _subtitle(content), parts, LINKS)
 
 
 def _subtitle(content: Content) -> str:
     steps = " and ".join(STEP_NAMES[step] for step in content["request"]["steps"])
-    fitted_on = content["images"]
+    looked_at = content["images"]
     parts = [
         steps,
-        counted(fitted_on, "image") + " without labels" if fitted_on else "",
+        f"{counted(looked_at, 'image')} in the refit, copies included" if looked_at else "",
         f"{short(content['parameters'])} parameters",
         str(content["about"]["date"])[:10],
     ]
@@ -83,12 +87,12 @@ def _subtitle(content: Content) -> str:
 def _headline(content: Content) -> Html:
     """The sentence, and a card for each step."""
     cards = [_card(content, step) for step in content["steps"]]
-    notes = [tag("p", note, class_="note") for note in content["notes"]]
+    notes = [tag("li", note) for note in content["notes"]]
     return tag(
         "div",
         tag("p", sentence(content), class_="verdict-line"),
         tag("div", cards, class_="cards"),
-        notes,
+        tag("div", tag("h3", "To know"), tag("ul", notes), class_="known") if notes else None,
     )
 
 
@@ -190,8 +194,8 @@ def _steps(content: Content) -> Html:
     last = next(reversed(content["steps"].values()))
     rows: list[list[Any]] = []
     if last["teacher_top1"] is not None:
-        rows.append(["teacher", percent(last["teacher_top1"]), percent(1.0), *["–"] * 3])
-        rows[0] += [last["images"], "–"]
+        teacher = [percent(last["teacher_top1"]), percent(1.0), "–", "–", "–", last["images"], "–"]
+        rows.append(["teacher", *teacher])
     for step, near in content["steps"].items():
         rows.append([
             tag("span", tag("span", class_=f"swatch {COLOURS[step]}"), STEP_NAMES[step]),
@@ -203,7 +207,12 @@ def _steps(content: Content) -> Html:
             near["images"],
             _seconds(content, step),
         ])
-    return table(head, rows, caption="Each step on images that it was not fitted on")
+    full = [column for column in range(len(head)) if any(row[column] != "–" for row in rows)]
+    return table(
+        [head[column] for column in full],
+        [[row[column] for column in full] for row in rows],
+        caption="Each step on images that it was not fitted on",
+    )
 
 
 def _layers(content: Content) -> list[Html]:
@@ -336,7 +345,7 @@ def _method(content: Content) -> Html:
         "weights of the model": _digest(content["weights_sha256"]),
         "images": _digest(request["images"]),
     }
-    left_out = {"images", "teacher_sha256", "student_sha256", "model", "op", "options"}
+    left_out = {"images", "teacher_sha256", "student_sha256", "model", "attention", "op", "options"}
     names = [name for name in request if name not in left_out]
     values = shortened([request[name] for name in names])
     asked = dict(zip(names, values, strict=True))
@@ -345,11 +354,18 @@ def _method(content: Content) -> Html:
         tag(
             "div",
             tag("div", tag("h3", "How it was measured"), tag("ul", [tag("li", t) for t in METHOD])),
+            _facts("What was asked for", {name: _asked(asked[name]) for name in names}),
             _facts("Command, versions and machine", facts),
-            _facts("What was asked for", {name: written(asked[name]) for name in names}),
             class_="columns",
         ),
     )
+
+
+def _asked(value: Any) -> str:
+    """A setting for people; one that was left open is said to be."""
+    if value is None:
+        return "chosen"
+    return written(value) or "none"
 
 
 def _facts(title: str, rows: Mapping[str, Any]) -> Html:

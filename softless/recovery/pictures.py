@@ -46,6 +46,10 @@ class Pictures(Sequence[Tensor]):
     kept: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
     chunk: int = CHUNK
 
+    def names(self) -> list[str]:
+        """What the files are called."""
+        return [self.samples.name(row) for row in self.chosen]
+
     def __len__(self) -> int:
         return math.ceil(len(self.chosen) / self.chunk)
 
@@ -101,6 +105,7 @@ class Framing:
     data: DataSpec | None  # the same for a run of the trainer; None asks the model's pretrained_cfg
     classes: tuple[str, ...] = ()  # in the order of the outputs, where they have names
     outputs: int = 0
+    centred: bool = True  # whether the middle is cut out, as the trainer does
     tile: tuple[int, int] | None = None  # height and width of crops for a segmenter or a detector
 
     @staticmethod
@@ -124,12 +129,15 @@ class Framing:
                 folds=None,
                 fold=None,
             )
-            names = tuple(classes) or model.classes
+            names = tuple(classes) or (model.classes if model.named else ())
             number = getattr(model.model, "num_classes", len(names))
             tile = dense.tile_size(model.model)
             if tile is not None:
                 return Framing(model.transform, model.in_chans, model.scale, None, tile=tile)
-            return Framing(model.transform, model.in_chans, model.scale, data, names, number)
+            centred = (best.get("crop_mode") or "center") == "center"
+            return Framing(
+                model.transform, model.in_chans, model.scale, data, names, number, centred
+            )
         return Framing(
             evaluation_transform(model),
             channels_of(model),
@@ -137,6 +145,7 @@ class Framing:
             None,
             tuple(classes),
             getattr(model, "num_classes", 0) or 0,
+            (getattr(model, "pretrained_cfg", None) or {}).get("crop_mode", "center") == "center",
             dense.tile_size(model),
         )
 
@@ -165,9 +174,12 @@ class Gathered:
         for samples in (self.learned, self.held):
             if samples is not None:
                 samples.update(sha)
-        if self.learned is None:
-            for chunk in self.fit:
-                sha.update(digests.of_tensor(chunk).encode())
+        for pictures in (self.fit, self.measure):
+            if isinstance(pictures, Pictures):
+                sha.update("\n".join(pictures.names()).encode(errors="surrogateescape"))
+            else:
+                for chunk in pictures:
+                    sha.update(digests.of_tensor(chunk).encode())
         return sha.hexdigest()
 
 
@@ -203,6 +215,11 @@ def from_folder(
     """
     if number < 1:
         raise UsageError(f"number={number}: give a positive number of images to fit on")
+    if learns and not framing.centred:
+        raise UsageError(
+            "the model's images are not cut out of the middle (crop_mode), and the trainer of a "
+            "distillation cuts there: leave it out of the steps"
+        )
     root = located(folder)
     if framing.tile is not None and (root / IMAGES).is_dir():
         notice(f"{root}: the images are those of {IMAGES}, and what lies beside it is left alone")
@@ -215,13 +232,15 @@ def from_folder(
         return _tiles(train, val, framing, max(number, LEAST))
     if len(train) < LEAST:
         raise DataError(f"{folder} holds {len(train)} images to fit on: give at least {LEAST}")
-    order = drawn(train.files)
-    if val is None and (learns or len(order) >= (1 + share) * number):
+    if val is None and learns:
         kept, off = _cut(train, share, seed)
         train, val = train.take(kept), train.take(off)
-        order = drawn(train.files)
-    chosen = order[:number]
-    others = [] if val is None else drawn(val.files)[:number]
+    order = drawn(train.files)
+    chosen, others = order[:number], []
+    if val is not None:
+        others = drawn(val.files)[:number]
+    elif len(order) >= (1 + share) * number:
+        val, others = train, order[number : 2 * number]
     labelled = framing.outputs > 0 and any(
         part is not None and bool((part.targets >= 0).any()) for part in (train, val)
     )
@@ -231,8 +250,8 @@ def from_folder(
         torch.from_numpy(train.targets[chosen]) if labelled else None,
         torch.from_numpy(val.targets[others]) if labelled and val is not None else None,
         apart=bool(others),
-        learned=train,
-        held=val,
+        learned=train if learns else None,
+        held=val if learns else None,
     )
 
 

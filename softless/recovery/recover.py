@@ -49,6 +49,7 @@ from softless.recovery.pictures import Framing, Gathered, from_folder
 from softless.recovery.recovered import Recovered
 from softless.recovery.steps import BARE, DISTIL, REFIT, STEPS
 from softless.recovery.views import with_views
+from softless.tasks.published import FEATURES
 
 _log = logging.getLogger("softless.recovery")
 # a refit with a weak ridge leaves large weights that cancel: changed images and the usual rate
@@ -155,7 +156,7 @@ def recover(
     need_module(original, "recover")
     _refuse_labels(original, labels, classes)
     folder = None if out is None else RecoveryFolder(out, resume=resume, overwrite=overwrite)
-    names = tuple(classes) or (() if run is None else run.classes)
+    names = tuple(classes) or (() if run is None or not run.named else run.classes)
     framing = None
     if isinstance(images, str | Path):
         framing = Framing.of(original if run is None else run, names)
@@ -173,6 +174,7 @@ def recover(
     )
     request = {
         "model": type(original).__name__ if run is None else run.path.name,
+        "attention": attends_with(original) or "softmax",
         "op": student.op,
         "options": dict(student.options),
         "layers": layers,
@@ -272,7 +274,7 @@ def _opened(model: nn.Module | LoadedRun) -> tuple[LoadedRun | None, nn.Module]:
     if not isinstance(model, LoadedRun):
         need_module(model, "recover")
         return None, model
-    if model.task != CLASSIFICATION and features_in(model.model) is None:
+    if model.task not in {CLASSIFICATION, FEATURES} and features_in(model.model) is None:
         raise UsageError(
             f"{model.path} was trained for {model.task}, and recover takes classifiers, segmenters "
             "and detectors: name a run of one, or give softless.recover its backbone"

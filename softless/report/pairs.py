@@ -2,15 +2,17 @@
 lies between.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from softless.report.html import Html, enlarged, tag
 from softless.report.numbers import plain
-from softless.report.ticks import labels, ticks
+from softless.report.ticks import labels, powers, ticks
 
 WIDTH, ROW, LEFT, RIGHT, BOTTOM, TOP = 560, 22, 150, 18, 40, 8
 MOST = 24  # letters of a name
+WIDE = 20  # times: values that differ by more lie on an axis of powers of ten
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class PairChart:
     def render(self, identifier: str, colour: str = "s0") -> Html:
         """The chart as a figure: heading, drawing, note."""
         values = [v for pair in self.pairs for v in (pair.before, pair.after) if v is not None]
-        values += [0.0] if self.line is None else [0.0, self.line]
-        steps = ticks(min(values), max(values))
+        values += [] if self.line is None else [self.line]
+        wide = min(values) > 0 and max(values) > WIDE * min(values)
+        steps = powers(min(values), max(values)) if wide else ticks(min(0.0, *values), max(values))
         height = TOP + ROW * len(self.pairs) + BOTTOM
 
         def x(value: float) -> str:
-            share = (value - steps[0]) / (steps[-1] - steps[0])
-            return f"{LEFT + share * (WIDTH - LEFT - RIGHT):.1f}"
+            first, last, at = (math.log10(v) if wide else v for v in (steps[0], steps[-1], value))
+            return f"{LEFT + (at - first) / (last - first) * (WIDTH - LEFT - RIGHT):.1f}"
 
         bottom = TOP + ROW * len(self.pairs)
         axis = [
@@ -51,7 +54,11 @@ class PairChart:
                 tag("line", x1=x(value), x2=x(value), y1=TOP, y2=bottom, class_="grid"),
                 tag("text", label, x=x(value), y=bottom + 15, class_="tick mid"),
             )
-            for value, label in zip(steps, labels(steps, _written), strict=True)
+            for value, label in zip(
+                steps,
+                [f"{step:g}" for step in steps] if wide else labels(steps, _written),
+                strict=True,
+            )
         ]
         if self.line is not None:
             at = x(self.line)

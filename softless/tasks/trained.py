@@ -10,7 +10,7 @@ from torch import nn
 from softless.errors import SoftlessError, UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.models.create import FOLDER, create_model, of_channels
-from softless.models.published import published_folder
+from softless.models.published import names_folder, published_folder
 from softless.models.weights import load_weights
 from softless.tasks.loaded import load_run
 
@@ -35,7 +35,7 @@ def trained_model(
     Raises:
         UsageError: none, or one that nothing trained.
     """
-    if name.startswith(FOLDER) or located(name).is_dir():
+    if names_folder(name):
         given = {"weights": weights is not None, "pretrained": pretrained, **dict.fromkeys(sizes)}
         options = [option for option, there in given.items() if there or there is None]
         if options:

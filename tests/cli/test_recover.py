@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 import softless
 from softless.cli.main import main
+from softless.errors import Interrupted
 from softless.recovery.pictures import Framing, from_folder
 from softless.tasks.loaded import load_run
 from tests.exporting.trained import digits_run
@@ -257,3 +258,58 @@ def test_a_damaged_refit_is_done_again(run, digits, tmp_path, capsys):
     assert main([*words, "--out", str(out), "--resume"]) == 0
     assert "the refit is done again" in capsys.readouterr().err
     assert file.read_bytes() == whole
+
+
+def test_a_published_folder_stands_in_the_place_of_a_run(digits, tmp_path, capsys):
+    """Framed by its config.json, labelled by its classes; what comes out is evaluated likewise."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=10, in_chans=1, img_size=32).eval()
+    names = [str(number) for number in range(10)]
+    folder = tmp_path / "published"
+    about = {"mean": (0.25,), "std": (0.7,), "input_size": (1, 32, 32), "crop_pct": 1.0}
+    softless.save_weights(model, folder, data=about, classes=names)
+    framing = Framing.of(load_run(folder))
+    assert framing.classes == tuple(names)
+    gathered = from_folder(digits, framing, 16)
+    samples, chosen = gathered.fit.samples, gathered.fit.chosen  # type: ignore[attr-defined]
+    pixels = np.asarray(samples.image(chosen[0]).resize((32, 32), Image.Resampling.BICUBIC))
+    mine = (torch.from_numpy(pixels.copy()).float() / 255 - 0.25) / 0.7
+    assert torch.allclose(gathered.fit[0][0, 0], mine, atol=1e-5)
+    out = tmp_path / "out"
+    words = ["recover", f"local-dir:{folder}", "relu_linear", "--images", str(digits)]
+    assert main([*words, "--number", "32", "--layers", "blocks.0.*", "--out", str(out)]) == 0
+    kept = json.loads((out / "recover.json").read_text())
+    assert kept["steps"]["refit"]["teacher_top1"] is not None
+    assert list(kept["swapped"]) == ["blocks.0.attn"]
+    capsys.readouterr()
+    assert main(["eval", str(out / "model"), str(digits), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == names
+    again: Any = softless.create_model(f"local-dir:{out / 'model'}", pretrained=True)
+    student = load_file(out / "refit/student.safetensors")
+    assert all(torch.equal(student[name], value) for name, value in again.state_dict().items())
+
+
+def test_a_signal_says_how_to_go_on(run, digits, tmp_path, monkeypatch, capsys):
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Interrupted("it is saved; continue with the same call and resume=True", 130)
+
+    monkeypatch.setattr("softless.recovery.recover.recover", stopped)
+    words = ["recover", str(run), "sima", "--images", str(digits), "--out", str(tmp_path / "out")]
+    assert main(words) == 130
+    assert "the same command and --resume" in capsys.readouterr().err
+
+
+def test_classes_of_no_name_are_taken_in_order(own, tmp_path, caplog):
+    """Where there are as many folders as outputs, and that is said."""
+    for name in ("ant", "bee", "cat"):
+        for number in range(4):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.effect_noise((50, 50), 40 + number).save(tmp_path / name / f"{number}.png")
+    model = timm.create_model("test_vit", **OWN)
+    gathered = from_folder(tmp_path, Framing.of(model), 6)
+    assert gathered.fit_labels is not None
+    assert sorted(gathered.fit_labels.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert "taken to be in the order" in caplog.text
+    other = from_folder(tmp_path, Framing.of(model, ["dog", "elk", "fox"]), 6)
+    assert other.fit_labels is None
+    assert "none of the model's classes" in caplog.text

@@ -50,7 +50,7 @@ def test_a_line_for_each_operator_and_step(run, digits, tmp_path, capsys, monkey
     ]
     assert "its attention is softmax already" in rows[-1]["why"]
     for bare, refit in (rows[:2], rows[2:4]):
-        assert refit["top1"] > bare["top1"]
+        assert refit["kl"] < bare["kl"]
         assert refit["low"] <= refit["top1"] <= refit["high"]
         assert refit["share"] == refit["top1"] / refit["teacher_top1"]
         assert refit["seeds"] == 2
