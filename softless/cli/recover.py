@@ -76,8 +76,8 @@ def recover(
     names tell its accuracy too. Of a folder with parts, train is learned from and val measured on.
 
     Args:
-        model: the folder of a run of `softless train` (a classifier) or of `save_weights`, or the
-            name of a model with --weights or --pretrained.
+        model: the folder of a run of `softless train` (a classifier, segmenter or detector) or of
+            `save_weights`, or the name of a model with --weights or --pretrained.
         op: the operator.
         images: a folder of images, or of class folders.
         out: a folder for recover.json, report.html, model (for eval, predict, export and others)

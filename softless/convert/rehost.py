@@ -77,9 +77,9 @@ def _rehosted(
     frozen = {path for path, weight in model.named_parameters() if not weight.requires_grad}
     for path, weight in twin.named_parameters():
         weight.requires_grad_(path not in frozen)
-    for known in ("pretrained_cfg", "trained_at"):
-        if hasattr(model, known):
-            setattr(twin, known, getattr(model, known))
+    for attribute in ("pretrained_cfg", "trained_at"):
+        if hasattr(model, attribute):
+            setattr(twin, attribute, getattr(model, attribute))
     return twin, new
 
 

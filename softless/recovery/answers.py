@@ -103,15 +103,15 @@ def _of_maps(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor]) -
     with in_evaluation(student), in_evaluation(teacher), torch.no_grad():
         for chunk in images:
             count += len(chunk)
-            here = framed(teacher, chunk)
+            grids = framed(teacher, chunk)
             for mine, goal in zip(
-                fitted_part(student)(here), fitted_part(teacher)(here), strict=True
+                fitted_part(student)(grids), fitted_part(teacher)(grids), strict=True
             ):
                 near = F.cosine_similarity(mine.float(), goal.float(), dim=1)
                 sums["cosine"] += float(near.sum())
                 sums["positions"] += near.numel()
             if answers_pixels(teacher):
-                output, goal = (model(here).float() for model in (student, teacher))
+                output, goal = (model(grids).float() for model in (student, teacher))
                 agreeing = output.argmax(1) == goal.argmax(1)
                 sums["agreeing"] += float(agreeing.sum())
                 sums["pixels"] += agreeing.numel()

@@ -98,7 +98,8 @@ def recover(
     among them.
 
     Args:
-        model: a trained model of timm or of `create_model`, or a classifier of `load_run`, whose
+        model: a trained model of timm or of `create_model`, a segmenter or detector on such a host,
+            whose head stays as it is, or a run of `load_run` that trained one of them, whose
             images are framed as its evaluation does; it is copied, and never changed.
         op: the operator; None where `teacher` is given and the model is exchanged already.
         images: what they learn on: (n, C, h, w) prepared as the model takes them, chunks of such,
@@ -154,6 +155,7 @@ def recover(
     check_settings(ridge, class_weight)
     original = network if teacher is None else teacher
     need_module(original, "recover")
+    _refuse_labels(original, labels, classes)
     folder = None if out is None else RecoveryFolder(out, resume=resume, overwrite=overwrite)
     names = tuple(classes) or (() if run is None or not run.named else run.classes)
     framing = None
@@ -292,6 +294,19 @@ def _digest(model: nn.Module) -> str:
     return digests.of_texts({
         name: digests.of_tensor(value) for name, value in model.state_dict().items()
     })
+
+
+def _refuse_labels(model: nn.Module, labels: Tensor | bool, classes: Sequence[str]) -> None:
+    """Labels of images say nothing to a segmenter or a detector.
+
+    Raises:
+        UsageError: it has some.
+    """
+    if features_in(model) is not None and (labels is not False or classes):
+        raise UsageError(
+            f"labels and classes are of classifiers, and this is a {type(model).__name__}: leave "
+            "them out"
+        )
 
 
 def _check_steps(steps: Sequence[str], ridge: Any, out: str | Path | None) -> None:

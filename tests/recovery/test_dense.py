@@ -201,6 +201,14 @@ def test_a_tile_lies_within_its_image_or_is_filled_up(size: tuple[int, int]):
     assert (len({float(part[0, 0, 0]) for part in places}) > 1) == free
 
 
+@pytest.mark.parametrize(
+    "settings", [{"labels": True}, {"labels": torch.zeros(24)}, {"classes": ("a", "b", "c")}]
+)
+def test_labels_of_images_are_none_of_pixels(settings: dict[str, Any]):
+    with pytest.raises(UsageError, match="labels and classes are of classifiers"):
+        softless.recover(segmenting(), "sima", images=images(24), **settings, **QUIET)
+
+
 def test_a_model_of_maps_that_came_exchanged():
     teacher = segmenting()
     student, _ = rehosted(teacher, "relu_linear", {})
