@@ -161,9 +161,11 @@ def refit(
     chunks = chunked(images)
     looked = look_at(chunks)
     count = looked.count
-    held = held_out if isinstance(held_out, Tensor) else held_out_images(count, held_out, seed)
-    if held.shape != (count,) or bool(held.all()) or not bool(held.any()):
-        raise UsageError(f"held_out marks {tuple(held.shape)} of {count} images: mark some of them")
+    measured = held_out if isinstance(held_out, Tensor) else held_out_images(count, held_out, seed)
+    if measured.shape != (count,) or bool(measured.all()) or not bool(measured.any()):
+        raise UsageError(
+            f"held_out marks {tuple(measured.shape)} of {count} images: mark some of them"
+        )
     paths = exchanged(student, teacher)
     check_models(student, teacher)
     tried = _two_images(chunks).to(next(teacher.parameters()))
@@ -176,7 +178,7 @@ def refit(
                 student,
                 teacher,
                 chunks,
-                held,
+                measured,
                 paths,
                 ridge=ridge,
                 looked=looked,
@@ -196,7 +198,7 @@ def refit(
     return Refitted(
         tuple(layers),
         count,
-        int(held.sum()),
+        int(measured.sum()),
         time.process_time() - start,
         fitting.stream_error,
         tuple(fitting.notes),
@@ -277,9 +279,9 @@ def held_out_images(count: int, share: float, seed: int) -> Tensor:
     if not 0 < share < 1:
         raise UsageError(f"held_out={share}: give a share between 0 and 1, both left out")
     number = min(max(round(count * share), 1), count - 1)
-    held = torch.zeros(count, dtype=torch.bool)
-    held[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:number]] = True
-    return held
+    measured = torch.zeros(count, dtype=torch.bool)
+    measured[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:number]] = True
+    return measured
 
 
 class _Fitting:
@@ -290,7 +292,7 @@ class _Fitting:
         student: nn.Module,
         teacher: nn.Module,
         chunks: Sequence[Tensor],
-        held: Tensor,
+        measured: Tensor,
         paths: Sequence[str],
         *,
         ridge: Ridge,
@@ -300,7 +302,7 @@ class _Fitting:
         refit_mlp: bool,
         on_all: bool,
     ) -> None:
-        self.held, self.class_weight = held, class_weight
+        self.held, self.class_weight = measured, class_weight
         self.ridge, self.refit_mlp, self.on_all = ridge, refit_mlp, on_all
         self.notes: list[str] = []
         self.parts = 1  # rows of the stream for each image, at the block under way
@@ -369,8 +371,8 @@ class _Fitting:
 
     def _few(self) -> Any:
         call = self.student.calls[0]
-        few = call.stream[: 2 * self.parts]
-        return type(call)(few, call.args, call.kwargs)
+        first_images = call.stream[: 2 * self.parts]
+        return type(call)(first_images, call.args, call.kwargs)
 
     def _advanced(self, walk: Walk, block: nn.Module) -> Iterator[Tensor]:
         for call in walk.calls:
@@ -380,26 +382,26 @@ class _Fitting:
         self, path: str, block: nn.Module, original: nn.Module, parts: Structure
     ) -> FittedLayer:
         """Fit the projection of one attention."""
-        place = parts.attention
-        if place is None:
+        port = parts.attention
+        if port is None:
             return FittedLayer(f"{path}.{parts.attention_path}", "attention", kept=parts.why_not)
-        sums = self._sums(place.layer(block))
+        sums = self._sums(port.layer(block))
         branch = _Squares()
         stream = _Squares()
         for index in range(len(self.student.calls)):
-            mine, theirs = self.student.calls[index], self.teacher.calls[index]
-            o = attention_input(block, place.path, mine, mine.stream)
-            with observed(original, [parts.attention_path]) as seen:
-                goal = attention_input(original, parts.behind, theirs, theirs.stream)
-            theirs_added = seen.outputs[parts.attention_path]
-            answered = place.layer(block)(o).reshape(theirs_added.shape)
-            held, start, goal = self._held(index), place.of(mine.stream), place.of(goal)
-            branch.add(answered[held], theirs_added[held])
-            added = answered if place.scale is None else answered * place.scale
-            stream.add((start + added)[held], goal[held])
-            self._gather(sums, index, o, goal - start, place)
-        solution = self._written(path, place, block, sums, stream)
-        return self._told(f"{path}.{place.path}", "attention", solution, stream, branch)
+            mine, goal_call = self.student.calls[index], self.teacher.calls[index]
+            o = attention_input(block, port.path, mine, mine.stream)
+            with observed(original, [parts.attention_path]) as calls:
+                goal = attention_input(original, parts.behind, goal_call, goal_call.stream)
+            theirs_added = calls.outputs[parts.attention_path]
+            answered = port.layer(block)(o).reshape(theirs_added.shape)
+            measured, start, goal = self._held(index), port.of(mine.stream), port.of(goal)
+            branch.add(answered[measured], theirs_added[measured])
+            added = answered if port.scale is None else answered * port.scale
+            stream.add((start + added)[measured], goal[measured])
+            self._gather(sums, index, o, goal - start, port)
+        solution = self._written(path, port, block, sums, stream)
+        return self._told(f"{path}.{port.path}", "attention", solution, stream, branch)
 
     def _mlp(
         self, path: str, block: nn.Module, original: nn.Module, parts: Structure
@@ -409,44 +411,49 @@ class _Fitting:
         Returns:
             What became of the layer, and the error of the attention's branch as it is now.
         """
-        place = parts.mlp if self.refit_mlp else None
-        sums = None if place is None else self._sums(place.layer(block))
+        port = parts.mlp if self.refit_mlp else None
+        sums = None if port is None else self._sums(port.layer(block))
         stream, branch = _Squares(), _Squares()
         watched = [parts.attention_path] if parts.attention_path else []
-        layer = [] if place is None else [place.path]
+        layer = [] if port is None else [port.path]
 
         def gathered() -> Iterator[Tensor]:
-            for index, (mine, theirs) in enumerate(
+            for index, (mine, goal_call) in enumerate(
                 zip(self.student.calls, self.teacher.calls, strict=True)
             ):
                 with observed(original, watched) as before:
-                    goal = theirs.on(original, theirs.stream)
-                with observed(block, [*watched, *layer], layer) as seen:
+                    goal = goal_call.on(original, goal_call.stream)
+                with observed(block, [*watched, *layer], layer) as calls:
                     output = mine.on(block, mine.stream)
-                held = self._held(index)
+                measured = self._held(index)
                 for watched_path in watched:
-                    branch.add(seen.outputs[watched_path][held], before.outputs[watched_path][held])
-                if place is not None and sums is not None:
-                    wanted, output = place.of(goal), place.of(output)
-                    answered = seen.outputs[place.path]
-                    rest = output - (answered if place.scale is None else answered * place.scale)
-                    stream.add(output[held], wanted[held])
-                    self._gather(sums, index, seen.inputs[place.path], wanted - rest, place)
+                    branch.add(
+                        calls.outputs[watched_path][measured],
+                        before.outputs[watched_path][measured],
+                    )
+                if port is not None and sums is not None:
+                    goal_part, output = port.of(goal), port.of(output)
+                    answered = calls.outputs[port.path]
+                    rest = output - (answered if port.scale is None else answered * port.scale)
+                    stream.add(output[measured], goal_part[measured])
+                    self._gather(sums, index, calls.inputs[port.path], goal_part - rest, port)
                 yield goal
 
         self.teacher.leave(path, gathered())
-        if place is None or sums is None:
+        if port is None or sums is None:
             why = parts.why_not_mlp or "not asked for"
             return FittedLayer(path, "mlp", kept=why), branch.relative
-        solution = self._written(path, place, block, sums, stream)
-        fitted = self._told(f"{path}.{place.path}", "mlp", solution, stream, None)
+        solution = self._written(path, port, block, sums, stream)
+        fitted = self._told(f"{path}.{port.path}", "mlp", solution, stream, None)
         return fitted, branch.relative
 
     def _sums(self, layer: nn.Linear) -> tuple[Moments, Moments]:
         """Nothing yet, to fit on and held out."""
         device = self.student.calls[0].stream.device
-        fit, held = (Moments.zeros(layer.in_features, layer.out_features, device) for _ in range(2))
-        return fit, held
+        fit, measured = (
+            Moments.zeros(layer.in_features, layer.out_features, device) for _ in range(2)
+        )
+        return fit, measured
 
     def _gather(
         self,
@@ -454,17 +461,17 @@ class _Fitting:
         index: int,
         o: Tensor,
         missing: Tensor,
-        place: LayerPlace,
+        port: LayerPlace,
     ) -> None:
         """Add the tokens of a chunk to what is fitted on and to what is held out."""
         images = len(missing)
         o = o.reshape(images, -1, o.shape[-1])
         y = missing.reshape(images, -1, missing.shape[-1]).double()
-        if place.scale is not None:
-            y = y / torch.where(_large(place.scale), place.scale, torch.ones_like(place.scale))
+        if port.scale is not None:
+            y = y / torch.where(_large(port.scale), port.scale, torch.ones_like(port.scale))
         weights = self._weights(y.shape[1], y)
-        held = self._held(index)
-        for moments, chosen in ((sums[0], ~held), (sums[1], held)):
+        measured = self._held(index)
+        for moments, chosen in ((sums[0], ~measured), (sums[1], measured)):
             if bool(chosen.any()):
                 moments.add(
                     o[chosen].flatten(0, 1),
@@ -475,19 +482,19 @@ class _Fitting:
     def _written(
         self,
         path: str,
-        place: LayerPlace,
+        port: LayerPlace,
         block: nn.Module,
         sums: tuple[Moments, Moments],
         stream: "_Squares",
     ) -> Solution:
-        layer = place.layer(block)
+        layer = port.layer(block)
         old = weights_of(layer)
         assert old is not None
         W0, b0 = old.to(torch.float64)
-        scale = torch.ones_like(W0[:, 0]) if place.scale is None else place.scale.double()
-        large = torch.ones_like(scale, dtype=torch.bool) if place.scale is None else _large(scale)
+        scale = torch.ones_like(W0[:, 0]) if port.scale is None else port.scale.double()
+        large = torch.ones_like(scale, dtype=torch.bool) if port.scale is None else _large(scale)
         important = torch.where(large, scale.square(), torch.zeros_like(scale))
-        strength = self._strength(f"{path}.{place.path}")
+        strength = self._strength(f"{path}.{port.path}")
         if stream.relative <= ROUNDING * torch.finfo(old.W.dtype).eps:
             strength = ()
         solution = solve(*sums, W0, b0, important=important, strengths=strength, on_all=self.on_all)
@@ -495,7 +502,7 @@ class _Fitting:
         b = None if b0 is None else torch.where(large, solution.b, b0)
         give(layer, W.to(old.W), None if b is None else b.to(old.W))
         if solution.grown:
-            self.notes.append(f"{place.path}: its normal matrix is singular, and the ridge grew")
+            self.notes.append(f"{port.path}: its normal matrix is singular, and the ridge grew")
         return solution
 
     def _strength(self, path: str) -> tuple[float, ...] | None:
@@ -532,8 +539,8 @@ class _Fitting:
 
     def _held(self, index: int) -> Tensor:
         start, end = self.bounds[index]
-        held = self.held[start:end].to(self.student.calls[index].stream.device)
-        return held.repeat_interleave(self.parts)
+        measured = self.held[start:end].to(self.student.calls[index].stream.device)
+        return measured.repeat_interleave(self.parts)
 
     def _weights(self, tokens: int, like: Tensor) -> Tensor:
         """What each token of an image counts (N)."""
@@ -551,11 +558,11 @@ class _Fitting:
 
     def _distance(self) -> float:
         squares = _Squares()
-        for index, (mine, theirs) in enumerate(
+        for index, (mine, goal_call) in enumerate(
             zip(self.student.calls, self.teacher.calls, strict=True)
         ):
-            held = self._held(index)
-            squares.add(mine.stream[held], theirs.stream[held])
+            measured = self._held(index)
+            squares.add(mine.stream[measured], goal_call.stream[measured])
         return squares.relative
 
 
@@ -565,9 +572,9 @@ class _Squares:
     def __init__(self) -> None:
         self.distance = self.length = 0.0
 
-    def add(self, mine: Tensor, theirs: Tensor) -> None:
-        self.distance += float((mine - theirs).double().square().sum())
-        self.length += float(theirs.double().square().sum())
+    def add(self, mine: Tensor, goal: Tensor) -> None:
+        self.distance += float((mine - goal).double().square().sum())
+        self.length += float(goal.double().square().sum())
 
     @property
     def relative(self) -> float:
