@@ -34,6 +34,7 @@ KINDS: Mapping[str, Comparison] = {
 # what measures this repository, and stands beside it
 LAB = (
     "averages",
+    "backbone",
     "operators",
     "inverse",
     "models",
