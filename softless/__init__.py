@@ -37,6 +37,7 @@ _VERBS = {
     "stream": "softless.slides",
     "slide": "softless.cli.slide",
     "swap": "softless.convert",
+    "recover": "softless.recovery.recover",
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",

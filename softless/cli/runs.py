@@ -11,6 +11,7 @@ from softless.errors import DataError, located
 from softless.experiment.candidates import KEYS, Candidate, best_of, better
 from softless.experiment.checkpoints import Checkpoints
 from softless.experiment.claim import holder
+from softless.experiment.epochs import of_epoch
 from softless.experiment.files import read_log, read_result
 from softless.experiment.folder import CHECKPOINTS, FOLDERS, LOG, RECIPE, RESULT, STATE
 from softless.experiment.measures import MEASURES, against
@@ -123,7 +124,7 @@ def _state(path: Path) -> RunState:
         run=str(path),
         recipe=stored.recipe.name,
         state=state,
-        epoch=len(lines),
+        epoch=lines[-1]["epoch"] if lines else 0,
         epochs=stored.epochs,
         steps=places[0][0] if places else 0,
         value=None if best is None else float(best["value"]),
@@ -187,7 +188,7 @@ def _against(lines: Sequence[Mapping[str, Any]], best: Candidate | None) -> str:
     """What the best epoch's accuracy is held against, where the run wrote it down."""
     if best is None or best["metric"] not in ACCURACIES:
         return ""
-    return against(lines[best["epoch"] - 1].get(KEYS[best["weights"]], {}))
+    return against(of_epoch(lines, best["epoch"]).get(KEYS[best["weights"]], {}))
 
 
 def _noted(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 1, as `schedule.epochs` counts them.
 
 Runs of an older softless counted from 0 in their files. Those that count from 1 say so beside the
-number: `"counted_from": 1`. In log.jsonl an epoch's place tells: the first line is the first epoch.
+number: `"counted_from": 1`. In log.jsonl an epoch's place tells: the first line is the first epoch. Where a task measures the
+state before the first step too, that is epoch 0, and its line says `"start": true`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 KEY = "counted_from"
 COUNTED = {KEY: 1}  # beside a number of an epoch in a file
+START = "start"  # true in the line of epoch 0: the state before the first step
 
 
 def from_one(content: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -20,5 +22,13 @@ def from_one(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def numbered(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of a log, each with the number of its epoch."""
-    return [{**line, "epoch": number} for number, line in enumerate(lines, 1)]
+    """The lines of a log, each with the number of its epoch: from 1, or from 0 where the first line
+    is of the start.
+    """
+    first = 0 if lines and lines[0].get(START) else 1
+    return [{**line, "epoch": number} for number, line in enumerate(lines, first)]
+
+
+def of_epoch(lines: Sequence[Mapping[str, Any]], epoch: int) -> Mapping[str, Any]:
+    """The line of an epoch that the log has."""
+    return next(line for line in lines if line["epoch"] == epoch)

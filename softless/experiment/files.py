@@ -143,6 +143,7 @@ LINE_RULES: dict[str, Rule] = {
     "images_per_second?": ANY_NUMBER,
     "weights?": _one_of(("raw", "averaged")),
     "kept?": TRULY,
+    "start?": TRULY,
 }
 ACCURACY_RULES: dict[str, Rule] = {
     "metric": TEXT,
@@ -245,7 +246,8 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_log(path: Path, count: int | None = None) -> list[dict[str, Any]]:
-    """The epochs of log.jsonl, counted from 1; a last line that a crash cut short is none.
+    """The epochs of log.jsonl, counted from 1, or from 0 where the start was measured; a last line
+    that a crash cut short is none.
 
     Args:
         path: the file.

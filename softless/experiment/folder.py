@@ -244,14 +244,13 @@ class RunFolder:
         append(self.path / LOG, (json.dumps(line) + "\n").encode())
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The logged epochs, in order, counted from 1."""
+        """The logged epochs, in order, counted from 1, or from 0 where the start was measured."""
         if not self.has(LOG):
             return []
         return read_log(self.path / LOG)
 
-    def rewind_log(self, epoch: int) -> None:
-        """Drop what was logged from `epoch` on: an epoch whose checkpoint was not written runs
-        again.
+    def rewind_log(self, count: int) -> None:
+        """Keep so many lines of the log: an epoch whose checkpoint was not written runs again.
 
         A last line cut short by a crash is such an epoch too.
 
@@ -261,13 +260,13 @@ class RunFolder:
         if not self.has(LOG):
             return
         try:
-            lines = read_log(self.path / LOG, epoch)
+            lines = read_log(self.path / LOG, count)
         except DataError as error:
             raise CheckpointError(f"cannot resume {self.path}: {error}") from error
-        if len(lines) < epoch:
+        if len(lines) < count:
             raise CheckpointError(
                 f"cannot resume {self.path}: its {LOG} has {counted(len(lines), 'line')} and "
-                f"{counted(epoch, 'epoch')} should be there; bring it back from a backup, "
+                f"{counted(count, 'epoch')} should be there; bring it back from a backup, "
                 "or start anew with --overwrite"
             )
         write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,7 +1,8 @@
 """A model that was built in Python, not by name: a run notes what it is, and it is given again to
 be loaded.
 
-Nothing is ever unpickled, so a run folder holds the weights of such a model and not its code.
+Nothing is ever unpickled, so a run folder holds the weights of such a model and not its code. Of a
+teacher it holds neither: its class, its outline and a digest of its weights are noted.
 """
 
 import hashlib
@@ -14,10 +15,12 @@ from typing import Any
 from torch import nn
 
 from softless.errors import UsageError, need_module
+from softless.models.digests import of_tensor, of_texts
 
 GIVEN = "given"  # stands for its name in a recipe and in best.json
 LONGEST = 160  # characters of a class's name that are noted
 _given: ContextVar[nn.Module | None] = ContextVar("softless_given_model", default=None)
+_teacher: ContextVar[nn.Module | None] = ContextVar("softless_given_teacher", default=None)
 
 
 @contextmanager
@@ -79,3 +82,43 @@ def given_model(note: Mapping[str, Any], *, copied: bool = True) -> nn.Module:
             "with the same arguments"
         )
     return deepcopy(model) if copied else model
+
+
+@contextmanager
+def teacher_given(teacher: nn.Module) -> Iterator[None]:
+    """Within it, this is the teacher of runs that learn from one."""
+    token = _teacher.set(teacher)
+    try:
+        yield
+    finally:
+        _teacher.reset(token)
+
+
+def noted_teacher(teacher: nn.Module) -> dict[str, str]:
+    """What a recipe notes of a teacher: class, outline, and a digest of its weights."""
+    values = {name: of_tensor(tensor) for name, tensor in teacher.state_dict().items()}
+    return {**noted(teacher), "weights": of_texts(values)}
+
+
+def given_teacher(note: Mapping[str, Any]) -> nn.Module:
+    """The teacher that was given, itself, if it is the one that was noted.
+
+    Args:
+        note: as `noted_teacher` made it.
+
+    Raises:
+        UsageError: none was given, or one of another class, other tensors or other weights.
+    """
+    teacher = _teacher.get()
+    named = note.get("class", "a module")
+    if teacher is None:
+        raise UsageError(
+            f"the teacher of this run ({named}) was given in Python, and its weights are in no "
+            "file of the run: give it again to softless.recovery.distil.distil(…, resume=True)"
+        )
+    if noted_teacher(teacher) != dict(note):
+        raise UsageError(
+            f"the teacher of this run is a {named} with other weights than the one that was "
+            "given: give the teacher that the run began with"
+        )
+    return teacher

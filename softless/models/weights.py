@@ -226,7 +226,7 @@ def _load(
         None,
     )
     _refuse_unsaid(model, layout, title)
-    tensors, renamed = _as_here(state, layout, persistent)
+    tensors, renamed = as_here(state, layout, persistent)
     unread = dict(unwrapped.unread)
     untouched: list[str] = []
     if head == "new":
@@ -534,7 +534,7 @@ def _classifier(model: nn.Module) -> re.Pattern[str]:
     return re.compile(rf"({'|'.join(re.escape(name) for name in sorted(names))})\.")
 
 
-def _as_here(
+def as_here(
     state: Tensors, layout: WeightLayout | None, own_tensors: Mapping[str, Tensor]
 ) -> tuple[Tensors, dict[str, str]]:
     """The tensors under the model's names, and which of them had another one."""

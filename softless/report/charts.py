@@ -15,8 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 36
 
 @dataclass(frozen=True)
 class EpochCurve:
-    """One curve over epochs, numbered from 1; `faint` is one seed behind the mean of its model,
-    `second` the other weights of the same run.
+    """One curve over epochs, numbered from `first`; `faint` is one seed behind the mean of its
+    model, `second` the other weights of the same run.
     """
 
     label: str
@@ -25,6 +25,17 @@ class EpochCurve:
     faint: bool = False
     second: bool = False
     mark: int | None = None  # epoch to point out
+    first: int = 1  # 0 where the start was measured
+
+    @property
+    def points(self) -> list[tuple[int, float]]:
+        """Epoch and value, where there is one."""
+        numbered = enumerate(self.values, self.first)
+        return [(epoch, value) for epoch, value in numbered if value is not None]
+
+    def at(self, epoch: int | None) -> float | None:
+        """The value of an epoch; None where there is none."""
+        return None if epoch is None else dict(self.points).get(epoch)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,11 @@ class LineChart:
 
     @property
     def last_epoch(self) -> int:
-        return max(len(line.values) for line in self.lines)
+        return max(len(line.values) + line.first - 1 for line in self.lines)
+
+    @property
+    def first_epoch(self) -> int:
+        return min(line.first for line in self.lines)
 
     def render(self, identifier: str) -> Html:
         """The chart as a figure: heading, drawing, note."""
@@ -64,7 +79,7 @@ class LineChart:
         )
         tick_values = ticks(*ends, within=self.within)
         y = _scale(tick_values[0], tick_values[-1], HEIGHT - BOTTOM, TOP)
-        x = _scale(1, max(self.last_epoch, 2), LEFT, WIDTH - RIGHT)
+        x = _scale(self.first_epoch, max(self.last_epoch, 2), LEFT, WIDTH - RIGHT)
         drawing = tag(
             "svg",
             tag("title", f"{self.title}: {self.describe()}", id=f"{identifier}-title"),
@@ -98,9 +113,7 @@ class LineChart:
         """The chart in words: where each curve starts, ends and is best."""
         parts = []
         for line in self.lines:
-            points = [
-                (value, epoch) for epoch, value in enumerate(line.values, 1) if value is not None
-            ]
+            points = [(value, epoch) for epoch, value in line.points]
             if line.faint or not points:
                 continue
             text = (
@@ -140,7 +153,7 @@ class LineChart:
         ]
 
     def _epochs(self, x: Callable[[float], float]) -> list[Html]:
-        marks = sorted({max(1, epoch) for epoch in whole_ticks(self.last_epoch)})
+        marks = sorted({max(self.first_epoch, epoch) for epoch in whole_ticks(self.last_epoch)})
         labels = [
             tag("text", epoch, x=_n(x(epoch)), y=HEIGHT - BOTTOM + 17, class_="tick mid")
             for epoch in marks
@@ -155,13 +168,11 @@ class LineChart:
     def _tooltips(self, x: Callable[[float], float]) -> list[Html]:
         half = (x(2) - x(1)) / 2
         out = []
-        for epoch in range(1, self.last_epoch + 1):
+        for epoch in range(self.first_epoch, self.last_epoch + 1):
             texts = [
                 f"{line.label}: {self.say(value)}"
                 for line in self.lines
-                if not line.faint
-                and epoch <= len(line.values)
-                and (value := line.values[epoch - 1]) is not None
+                if not line.faint and (value := line.at(epoch)) is not None
             ]
             text = tag("title", f"epoch {epoch}\n" + "\n".join(texts))
             left, right = max(LEFT, x(epoch) - half), min(WIDTH - RIGHT, x(epoch) + half)
@@ -184,7 +195,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _curve(line: EpochCurve, x: Callable[[float], float], y: Callable[[float], float]) -> Html:
-    dots = [(x(epoch), y(value)) for epoch, value in enumerate(line.values, 1) if value is not None]
+    dots = [(x(epoch), y(value)) for epoch, value in line.points]
     elements = [
         tag(
             "polyline",
@@ -194,11 +205,7 @@ def _curve(line: EpochCurve, x: Callable[[float], float], y: Callable[[float], f
     ]
     if len(dots) == 1:
         elements.append(tag("circle", cx=_n(dots[0][0]), cy=_n(dots[0][1]), r=3, class_="dot"))
-    if (
-        line.mark is not None
-        and line.mark <= len(line.values)
-        and (value := line.values[line.mark - 1]) is not None
-    ):
+    if line.mark is not None and (value := line.at(line.mark)) is not None:
         elements.append(tag("circle", cx=_n(x(line.mark)), cy=_n(y(value)), r=4.5, class_="ring"))
     return tag("g", elements, class_=line.colour)
 

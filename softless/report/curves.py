@@ -19,7 +19,8 @@ DIGITS = 4  # of a number on an axis
 def draw_curves(groups: Sequence[Group]) -> Html:
     measure = MEASURES[groups[0].first.measure]
     scores, rate = _scores(groups), _lines(groups, _rate)
-    start = _late(scores) if measure.percent else None
+    begun = any(line.first == 0 for line in scores)  # the start is what the end is held against
+    start = _late(scores) if measure.percent and not begun else None
     charts = [
         LineChart(
             "Training loss", _lines(groups, _loss), plain, plain, better="lower", digits=DIGITS
@@ -107,6 +108,8 @@ def _score_note(lines: Sequence[EpochCurve], start: float | None) -> str:
         sentences.insert(
             0, "Full lines are averaged weights, thin dashed ones the raw weights of the same run."
         )
+    if any(line.first == 0 for line in lines):
+        sentences.append("Epoch 0 is the state before the first step.")
     if start is not None and any(v < start for line in lines for v in line.values if v is not None):
         sentences.append("The first epochs lie below the axis.")
     return " ".join(sentences)
@@ -122,11 +125,11 @@ def _same(lines: Sequence[EpochCurve]) -> str:
 
 
 def _loss(_: Group) -> Callable[[dict[str, Any]], float | None]:
-    return lambda epoch: epoch["train_loss"]
+    return lambda epoch: epoch.get("train_loss")  # the start has none
 
 
 def _rate(_: Group) -> Callable[[dict[str, Any]], float | None]:
-    return lambda epoch: epoch["lr"]
+    return lambda epoch: epoch.get("lr")
 
 
 def _lines(
@@ -141,16 +144,32 @@ def _lines(
     lines = []
     for group in groups:
         value = part(group)
-        seeds = [[value(epoch) for epoch in run.epochs] for run in group.runs]
+        first = _first(group)
+        seeds = [_from(first, run.epochs, value) for run in group.runs]
         is_best = mark_best and len(seeds) == 1 and group.first.weights == mark_best
         best = int(group.first.result["best_epoch"]) if is_best else None
-        lines.append(EpochCurve(group.label, group.colour, _mean(seeds), mark=best))
+        lines.append(EpochCurve(group.label, group.colour, _mean(seeds), mark=best, first=first))
         if len(seeds) > 1 and len(groups) <= FEW:
             lines += [  # with more models the seeds' own curves would hide them
-                EpochCurve(f"{group.label}, seed {seed}", group.colour, values, faint=True)
+                EpochCurve(
+                    f"{group.label}, seed {seed}", group.colour, values, faint=True, first=first
+                )
                 for seed, values in zip(group.seeds, seeds, strict=True)
             ]
     return lines
+
+
+def _first(group: Group) -> int:
+    """The first epoch of a model: 0 where its start was measured."""
+    return min(int(run.epochs[0]["epoch"]) for run in group.runs)
+
+
+def _from(
+    first: int, lines: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]
+) -> list[float | None]:
+    """The values of a run from this epoch on; None where it has no line."""
+    missing = int(lines[0]["epoch"]) - first
+    return [*[None] * missing, *map(value, lines)]
 
 
 def _mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
@@ -165,9 +184,10 @@ def _mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
 
 
 def _as_table(groups: Sequence[Group]) -> Html:
-    longest = max(len(run.epochs) for group in groups for run in group.runs)
-    step = max(1, -(-longest // 40))
-    epochs = sorted({*range(1, longest + 1, step), longest})
+    first = min(map(_first, groups))
+    last = max(int(run.epochs[-1]["epoch"]) for group in groups for run in group.runs)
+    step = max(1, -(-last // 40))
+    epochs = sorted({*range(first, last + 1, step), last})
     score = percent if MEASURES[groups[0].first.measure].percent else plain
     head: list[Any] = ["epoch"]
     columns: list[list[str]] = []
@@ -183,11 +203,14 @@ def _as_table(groups: Sequence[Group]) -> Html:
     for group in groups:
         for name, part, write in (("loss", _loss, plain), *validation, ("rate", _rate, plain)):
             value = part(group)
-            means = _mean([[value(epoch) for epoch in run.epochs] for run in group.runs])
+            means = _mean([_from(first, run.epochs, value) for run in group.runs])
             head.append(f"{group.label}: {name}")
             columns.append(["" if mean is None else write(mean) for mean in means])
     rows = [
-        [epoch, *(column[epoch - 1] if epoch <= len(column) else "" for column in columns)]
+        [
+            epoch,
+            *(column[epoch - first] if epoch - first < len(column) else "" for column in columns),
+        ]
         for epoch in epochs
     ]
     return table(

@@ -67,6 +67,8 @@ class Task(ABC):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]  # optional packages, as `errors.need` takes them
     measures: ClassVar[tuple[str, ...]]  # of `experiment.measures`, that may choose the best epoch
+    # whether the state before the first step is measured too, as epoch 0, and may be the best
+    measured_first: ClassVar[bool] = False
 
     recipe: Recipe  # of the length that fits the data, once `open_task` gave it
     splits: Splits
@@ -103,6 +105,11 @@ class Task(ABC):
     @abstractmethod
     def construction(self) -> dict[str, Any]:
         """The keyword arguments of `loaded.assemble` that build the model, of JSON's types."""
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the model answers an image with, where it is a module built in Python."""
+        return len(self.splits.classes)
 
     def surround(self, model: nn.Module) -> nn.Module:
         """The module that is trained and continued after an interruption: the model, or what

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from softless.errors import DivergedError, StorageError, UsageError
 from softless.experiment.candidates import KEYS, best_of, better, finite, gain, still_rising
-from softless.experiment.epochs import COUNTED
+from softless.experiment.epochs import COUNTED, START, of_epoch
 from softless.experiment.folder import MODEL, RESULT
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
@@ -61,7 +61,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
     if line["kept"]:
         run.best = candidate
         take_best(run)
-    if run.on_epoch is not None:
+    if run.on_epoch is not None and not line.get(START):
         _call(run, line)
     checkpoint.save(run)
 
@@ -127,7 +127,7 @@ def result(run: Run, outcome: Outcome | None) -> Result:
     """Write result.json and the answers to the test split."""
     assert run.best is not None
     lines = run.folder.epochs()
-    validated = lines[run.best["epoch"] - 1][KEYS[run.best["weights"]]]
+    validated = of_epoch(lines, run.best["epoch"])[KEYS[run.best["weights"]]]
     outcome = None if outcome is None else run.task.decided(outcome, validated)
     reached = Result(
         run_dir=run.folder.path,
@@ -139,7 +139,9 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         val=validated,
         test=None if outcome is None else _all_of(outcome),
         seconds=sum(line["seconds"] for line in lines),
-        images_per_second=statistics.median(line["images_per_second"] for line in lines),
+        images_per_second=statistics.median(
+            line["images_per_second"] for line in lines if not line.get(START)
+        ),
         parameters=sum(
             parameter.numel() for parameter in run.task.evaluated(run.model).parameters()
         ),
@@ -205,6 +207,8 @@ def summary(run: Run, line: dict[str, Any]) -> str:
         value = val[metric]
         chosen = f"  val {metric} {'n/a' if value is None else format(value, '.4f')}{whose}"
     mark = "  best" if line.get("kept") and metric != "last" else ""
+    if line.get(START):
+        return f"the start{loss}{chosen}"
     return (
         f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  "
         f"{rate(line['images_per_second'])} images/s"

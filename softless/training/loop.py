@@ -4,6 +4,7 @@ epoch once.
 
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -18,6 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from softless.errors import DataError, DivergedError, Interrupted, RankGone
 from softless.experiment.candidates import best_of
 from softless.experiment.claim import clear_dead
+from softless.experiment.epochs import START
 from softless.experiment.folder import RunFolder
 from softless.experiment.recipe import Recipe
 from softless.layers.own_tensors import stepped
@@ -155,9 +158,11 @@ def ended(run: Run) -> Iterator[None]:
 def train(run: Run, *, progress: bool) -> Result:
     """The epochs that are left, and the test."""
     show = progress and run.world.is_first
+    opening.tell(run, show=progress)
+    if run.task.measured_first and run.world.first(lambda: run.best is None):
+        measure_start(run, show=show)
     if run.recipe.divergence.policy == "rewind" and run.saved is None:
         run.world.first(lambda: checkpoint.save(run))
-    opening.tell(run, show=progress)
     with (
         Progress(run.epochs, len(run.loader), run.updates, show=show) as bar,
         Scalars(run) as scalars,
@@ -171,18 +176,55 @@ def train(run: Run, *, progress: bool) -> Result:
         return finish(run)
 
 
+def measure_start(run: Run, *, show: bool) -> None:
+    """Measure the state before the first step: epoch 0, which stands for election with the
+    others.
+
+    Raises:
+        DivergedError: it is not finite.
+        Stop: a signal came; the start is measured again.
+    """
+    start = time.perf_counter()
+    with loaders_watched(run), run.rest():
+        scores = validate(run, run.model)
+    line = {"epoch": 0, START: True, "val": scores, "weights": None}
+    candidate = best_of(line, run.recipe.metric)
+    if not np.isfinite(candidate["loss"]):
+        raise DivergedError(
+            f"the start of {run.folder.path} has no finite validation loss: its weights or images "
+            "are of no use"
+        )
+    line |= {"weights": candidate["weights"], "seconds": time.perf_counter() - start}
+    run.world.first(lambda: keep.epoch(run, line))
+    if show:
+        sys.stderr.write(f"epoch 0/{run.epochs}  {keep.summary(run, line)}\n")
+        sys.stderr.flush()
+
+
 def run_epoch_or_rewind(run: Run, bar: Progress) -> dict[str, Any] | None:
     """An epoch's line, or None where the run went back to its last checkpoint.
 
     Raises:
-        DataError: a process that loads images died; torch says so in the middle of whatever runs,
-            so the last checkpoint stands.
+        DataError: a process that loads images died.
     """
     try:
-        return run_epoch(run, bar)
+        with loaders_watched(run):
+            return run_epoch(run, bar)
     except Rewind:
         rewind(run)
         return None
+
+
+@contextmanager
+def loaders_watched(run: Run) -> Iterator[None]:
+    """Within it the death of a process that loads images is said as that.
+
+    Raises:
+        DataError: one died; torch says so in the middle of whatever runs, so the last checkpoint
+            stands.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if LOADER not in str(error):
             raise
@@ -379,7 +421,7 @@ def rewind(run: Run) -> None:
     left_out, faults = run.left_out | {(run.epoch, run.step)}, run.faults
     continue_newest(run)
     run.left_out, run.faults, run.skipped = left_out, faults, 0
-    run.world.first(lambda: run.folder.rewind_log(run.epoch))
+    run.world.first(lambda: run.folder.rewind_log(run.logged))
 
 
 def leave(run: Run) -> NoReturn:

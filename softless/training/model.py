@@ -51,7 +51,14 @@ def build_for(task: Task) -> nn.Module:
     with _in_one_sentence(task.recipe):
         construction = task.construction()
     return task.surround(
-        assembled(task.recipe, construction, task.name, task.splits.in_chans, task.splits.classes)
+        assembled(
+            task.recipe,
+            construction,
+            task.name,
+            task.splits.in_chans,
+            task.splits.classes,
+            outputs=task.outputs,
+        )
     )
 
 
@@ -82,12 +89,14 @@ def assembled(
     task: str,
     in_chans: int,
     classes: Sequence[str] = (),
+    *,
+    outputs: int | None = None,
 ) -> nn.Module:
     """Assemble, start and try a model: a size that it refuses is refused before a folder is
     made.
     """
     if recipe.model.name == GIVEN:
-        return _model_in_python(recipe, in_chans, len(classes))
+        return _model_in_python(recipe, in_chans, len(classes) if outputs is None else outputs)
     torch.manual_seed(recipe.seed)
     deep = (
         {"drop_path_rate": recipe.drop_path}

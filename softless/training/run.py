@@ -88,6 +88,13 @@ class Run:
         )
 
     @property
+    def logged(self) -> int:
+        """Lines of the log up to where the run stands, that of the start among them once it is the
+        best so far.
+        """
+        return self.epoch + (self.task.measured_first and self.best is not None)
+
+    @property
     def device(self) -> torch.device:
         """Where this rank computes."""
         return self.world.device

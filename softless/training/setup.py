@@ -158,7 +158,7 @@ def _take(run: Run, stored_recipe: Recipe | None, *, resume: bool, overwrite: bo
 
 def _describe(run: Run) -> None:
     """What the folder says of the run; logs and best weights go back to where the state is."""
-    run.folder.rewind_log(run.epoch)
+    run.folder.rewind_log(run.logged)
     fitted = {name: new_value for name, (_, new_value) in run.task.fitted.changed.items()}
     content = {**as_json(run.requested), "fitted": fitted}
     run.folder.write_json(RECIPE, {**content, **origin.versions(), "machine": machine(run.device)})

@@ -23,6 +23,14 @@ def dynamic(material: Material, path: Path) -> None:
     _quantised(material, path, measured=False, only=LINEAR)
 
 
+def dynamic_tokens(material: Material, path: Path) -> None:
+    """The same, and layers that read one row alone stay float, a class token's and the head: the
+    partitioner of XNNPACK 1.5 leaves the query of XCiT's class attention outside, and there is no
+    kernel for it there.
+    """
+    _quantised(material, path, measured=False, only=LINEAR, rows=2)
+
+
 def everything(material: Material, path: Path) -> None:
     """Linear layers, convolutions and the sums of the residual stream, all that XNNPACK's quantiser
     knows: weights int8, a scale for each channel, activations int8 in the ranges of the images.
@@ -36,8 +44,14 @@ def linear(material: Material, path: Path) -> None:
 
 
 def _quantised(
-    material: Material, path: Path, *, measured: bool = True, only: Sequence[Any] = ()
+    material: Material,
+    path: Path,
+    *,
+    measured: bool = True,
+    only: Sequence[Any] = (),
+    rows: int = 1,
 ) -> None:
+    """Quantise what reads as many rows at least, and write it."""
     need("executorch", "torchao")
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -51,12 +65,20 @@ def _quantised(
         quantizer.set_operator_type(operator, setting)
     if not only:
         quantizer.set_global(setting)
+    quantizer.set_filter_function(lambda node: _rows(node) >= rows)
     with torch.no_grad():
         observed = prepare_pt2e(recorded(material.graph).module(), quantizer)
         for batch in material.batches() if measured else [material.graph.example]:
             observed(batch)
         module = Recorded(convert_pt2e(observed))
     material.write(replace(material.graph, module=module), path)
+
+
+def _rows(node: torch.fx.Node) -> int:
+    """Of what a node of a recorded module reads: all but its last axis."""
+    read = node.args[0] if node.args else None
+    value = read.meta.get("val") if isinstance(read, torch.fx.Node) else None
+    return value.shape[:-1].numel() if isinstance(value, Tensor) else 1
 
 
 class Recorded(nn.Module):
@@ -80,6 +102,7 @@ class Recorded(nn.Module):
 INT8 = {
     "weights": (
         Candidate("dynamic", "linear layers, activations in the range of each image", dynamic),
+        Candidate("dynamic-tokens", "the same, but where one row is read", dynamic_tokens),
     ),
     "static": (
         Candidate("everything", "all that XNNPACK's quantiser knows", everything),

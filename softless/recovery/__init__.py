@@ -1,0 +1,1 @@
+"""Getting back the accuracy of a model whose attention was exchanged."""
