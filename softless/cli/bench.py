@@ -41,6 +41,8 @@ LAB = (
     "counts",
     "exports",
     "papers",
+    "recover",
+    "routes",
     "autograd",
     "swaps",
     "fidelity",
