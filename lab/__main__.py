@@ -23,6 +23,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "papers": ("lab.papers:papers", "the papers' tables of sizes beside the measured ones"),
     "autograd": ("lab.autograd:autograd", "derivatives of every operator in all of torch's ways"),
     "swaps": ("lab.swaps:families", "attention exchanged in a model of each family of timm"),
+    "biases": ("lab.biases:biases", "what hangs on a bias by position that a swap gives up"),
     "fidelity": ("lab.fidelity:fidelity", "SOFT's defaults beside the published functions"),
     "averages": ("lab.averages:averages", "what a recipe publishes beside its last weights"),
     "survival": ("lab.survival:survival", "what checkpoints and the loop's watching cost"),

@@ -21,15 +21,53 @@ FAMILIES = {
     "FlexiViT": "flexivit_small",
     "EVA-02": "eva02_tiny_patch14_224",
     "DINOv3": "vit_small_patch16_dinov3",
+    "SigLIP": "vit_base_patch16_siglip_224",
+    "PiT": "pit_ti_224",
+    "ViTamin": "vitamin_small_224",
+    "MobileViT": "mobilevit_xxs",
     "XCiT": "xcit_nano_12_p16_224",
     "PVT-v2": "pvt_v2_b0",
     "PVT-v2, linear": "pvt_v2_b2_li",
+    "Twins-PCPVT": "twins_pcpvt_small",
+    "Twins-SVT": "twins_svt_small",
+    "CrossViT": "crossvit_tiny_240",
+    "CAFormer": "caformer_s18",
+    "FastViT": "fastvit_sa12",
+    "VOLO": "volo_d1_224",
+    "Hiera": "hiera_tiny_224",
+    "SAM 2 Hiera": "sam2_hiera_tiny",
+    "NesT": "jx_nest_tiny",
+    "TNT": "tnt_s_patch16_224",
+    "ConViT": "convit_tiny",
     "CaiT": "cait_xxs24_224",
     "BEiT": "beit_base_patch16_224",
+    "ViT, relative positions": "vit_relpos_small_patch16_224",
+    "ViT, shared positions": "vit_srelpos_small_patch16_224",
+    "SAM": "samvit_base_patch16_224",
+    "EfficientFormer": "efficientformer_l1",
+    "ViT, differential": "vit_dlittle_patch16_reg1_gap_256",
+    "ViT, parallel": "vit_pwee_patch16_reg1_gap_256",
     "Swin": "swin_tiny_patch4_window7_224",
     "MaxViT": "maxvit_tiny_rw_224",
+    "CoAtNet": "coatnet_pico_rw_224",
+    "GC ViT": "gcvit_xxtiny",
+    "DaViT": "davit_tiny",
+    "TinyViT": "tiny_vit_5m_224",
+    "MViTv2": "mvitv2_tiny",
     "LeViT": "levit_128s",
+    "CoaT": "coat_lite_tiny",
     "EdgeNeXt": "edgenext_xx_small",
+    "EfficientFormerV2": "efficientformerv2_s0",
+    "EfficientViT (MSRA)": "efficientvit_m0",
+    "EfficientViT (MIT)": "efficientvit_b0",
+    "Next-ViT": "nextvit_small",
+    "MobileNetV4": "mobilenetv4_hybrid_medium",
+    "MobileViTv2": "mobilevitv2_050",
+    "SwiftFormer": "swiftformer_xs",
+    "Visformer": "visformer_tiny",
+    "SHViT": "shvit_s1",
+    "BoTNet": "botnet26t_256",
+    "HaloNet": "halonet26t",
 }
 SEED = 0
 
@@ -44,6 +82,7 @@ class Family:
     model: str
     swapped: int
     kept: int
+    by_force: int  # of the kept, how many `force` exchanges
     why: str  # of what is kept
     softmax_before: int
     softmax_after: int
@@ -65,12 +104,22 @@ class Families:
         return {"op": self.op, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        head = ["family", "swapped", "kept", "softmax before", "after", "error", "kept because"]
+        head = [
+            "family",
+            "swapped",
+            "kept",
+            "by force",
+            "softmax before",
+            "after",
+            "error",
+            "kept because",
+        ]
         cells = [
             [
                 row.family,
                 row.swapped,
                 row.kept,
+                row.by_force,
                 f"{row.softmax_before:,}",
                 f"{row.softmax_after:,}",
                 ""
@@ -118,6 +167,7 @@ def _family(family: str, name: str, op: str) -> Family:
     import timm
 
     from softless.convert import swap
+    from softless.convert.adapters import sites
     from softless.measure import audit
     from softless.measure.cost import input_size_of
 
@@ -129,8 +179,8 @@ def _family(family: str, name: str, op: str) -> Family:
         report = swap(model, op, calibrate=images)
     except UsageError as refusal:
         _, _, why = str(refusal).partition(": ")
-        attention_count = len(_attention(model))
-        return Family(family, name, 0, attention_count, why, before, before, None, None)
+        kept, forced = len(sites(model)), _by_force(model, op)
+        return Family(family, name, 0, kept, forced, why, before, before, None, None)
     bare, calibrated = (
         sum(errors) / len(report.errors) for errors in zip(*report.errors.values(), strict=True)
     )
@@ -139,6 +189,7 @@ def _family(family: str, name: str, op: str) -> Family:
         name,
         len(report.swapped),
         len(report.kept),
+        sum("(force= " in why for why in report.kept.values()),
         "; ".join(dict.fromkeys(report.kept.values())),
         before,
         audit(model).kinds.get("softmax", 0),
@@ -147,11 +198,11 @@ def _family(family: str, name: str, op: str) -> Family:
     )
 
 
-def _attention(model: torch.nn.Module) -> list[str]:
-    from softless.convert.adapters import ADAPTERS, looks_like_attention
+def _by_force(model: torch.nn.Module, op: str) -> int:
+    """How many modules of a model that is refused as it is are exchanged by force."""
+    from softless.convert import swap
 
-    return [
-        path
-        for path, module in model.named_modules()
-        if type(module) in ADAPTERS or looks_like_attention(module)
-    ]
+    try:
+        return len(swap(model, op, force="*").swapped)
+    except UsageError:
+        return 0

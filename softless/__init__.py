@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 from softless.attention import OPERATORS, attend, use_backend
+from softless.convert import swap
 from softless.errors import (
     BackendRefused,
     DataError,
@@ -36,7 +37,6 @@ _VERBS = {
     "explain": "softless.tasks.opened",
     "stream": "softless.slides",
     "slide": "softless.cli.slide",
-    "swap": "softless.convert",
     "recover": "softless.recovery.recover",
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",
@@ -66,6 +66,7 @@ __all__ = [
     "create_model",
     "load_weights",
     "register",
+    "swap",
     "use_backend",
 ]
 # `from softless import *` leaves the builtins alone: softless.list and softless.eval are called by

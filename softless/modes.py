@@ -30,6 +30,31 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def keeping_nothing(model: nn.Module) -> Iterator[None]:
+    """What modules note of a pass is forgotten at the end: timm's keep tables of biases by device
+    and of positions by size, and a table of fake tensors would end the passes that follow.
+    """
+    modules = [one for one in model.modules() if not isinstance(one, torch.jit.ScriptModule)]
+    attributes = [dict(vars(module)) for module in modules]
+    tables = [
+        (table, dict(table))
+        for module in modules
+        for name, table in vars(module).items()
+        if name == "_buffers" or (type(table) is dict and not name.startswith("_"))
+    ]
+    try:
+        yield
+    finally:
+        for module, held in zip(modules, attributes, strict=True):
+            for name in set(vars(module)) - set(held):
+                delattr(module, name)
+            vars(module).update(held)
+        for table, held in tables:
+            table.clear()
+            table.update(held)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model itself, where `torch.compile` has wrapped it."""
     inner = getattr(model, "_orig_mod", model)

@@ -45,6 +45,7 @@ class Exchange:
             "swapped": dict(report.swapped),
             "kept": dict(report.kept),
             "lost": dict(report.lost),
+            "without": dict(report.without),
             "gains": {path: list(gains) for path, gains in report.gains.items()},
             "errors": {path: list(errors) for path, errors in report.errors.items()},
             "new": {path: list(names) for path, names in report.new.items()},

@@ -4,6 +4,7 @@ projections.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,39 @@ from timm.layers import Attention as TimmAttention
 from timm.layers import AttentionRope
 from timm.models.beit import Attention as BeitAttention
 from timm.models.cait import Cait, ClassAttn, TalkingHeadAttn
+from timm.models.convit import MHSA
+from timm.models.crossvit import CrossAttention
+from timm.models.efficientformer import Attention as EfficientFormerAttention
 from timm.models.eva import EvaAttention
+from timm.models.fastvit import Attention as FastVitAttention
+from timm.models.hiera import MaskUnitAttention
+from timm.models.hieradet_sam2 import MultiScaleAttention
+from timm.models.metaformer import Attention as MetaFormerAttention
+from timm.models.nest import Attention as NestAttention
+from timm.models.nest import NestLevel
 from timm.models.pvt_v2 import Attention as PvtAttention
+from timm.models.tnt import Attention as TntAttention
+from timm.models.twins import GlobalSubSampleAttn
+from timm.models.vision_transformer_relpos import RelPosAttention
+from timm.models.vision_transformer_sam import Attention as SamAttention
+from timm.models.volo import Attention as VoloAttention
+from timm.models.volo import ClassAttention as VoloClassAttention
 from timm.models.xcit import XCA
-from torch import Tensor, nn
+from torch import nn
 
 from softless.attention.record import Operator
+from softless.convert.foreign import CUT, looks_like_attention
+from softless.convert.layouts import (
+    ByHeadAttention,
+    ChannelsFirstAttention,
+    MapAttention,
+    OneBlockAttention,
+    UnbiasedAttention,
+)
 from softless.convert.modules import (
     Joined,
     ReducedAttention,
+    Reordered,
     RopeAttention,
     Tied,
     WithBias,
@@ -30,7 +55,19 @@ from softless.layers.class_attention import ClassAttention
 from softless.layers.plain import Weights, give, weights_of
 
 Options = Mapping[str, Any]
-Build = Callable[[Any, Operator, Options], nn.Module]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A foreign attention, and the modules that hold it."""
+
+    module: Any
+    above: tuple[Any, ...]  # the nearest first: its block, …, the model
+
+    @property
+    def block(self) -> Any:
+        """What calls it."""
+        return self.above[0] if self.above else None
 
 
 def nothing(*_: Any) -> str | None:
@@ -42,19 +79,47 @@ def nothing(*_: Any) -> str | None:
 class Adapter:
     """How one class of attention is exchanged."""
 
-    build: Build
+    build: Callable[[Site, Operator, Options], nn.Module]
     # why this operator has no place here
-    cannot: Callable[[Any, Operator, Options], str | None] = nothing
-    loses: Callable[[Any], str | None] = nothing  # what would be lost; `force` accepts it
+    cannot: Callable[[Site, Operator, Options], str | None] = nothing
+    loses: Callable[[Site], str | None] = nothing  # what would be lost; `force` accepts it
+
+
+def sites(model: nn.Module) -> dict[str, Site]:
+    """The foreign attention of a model by its paths, with adapters or without; of one that wraps
+    another, the inner one.
+    """
+    modules = dict(model.named_modules())
+    paths = [
+        path
+        for path, module in modules.items()
+        if path and (type(module) in ADAPTERS or looks_like_attention(module))
+    ]
+    wrapping = {outer for outer in paths if any(path.startswith(f"{outer}.") for path in paths)}
+    return {path: _site(modules, path) for path in paths if path not in wrapping}
+
+
+def _site(modules: Mapping[str, nn.Module], path: str) -> Site:
+    parts = path.split(".")
+    above = (".".join(parts[:depth]) for depth in range(len(parts) - 1, -1, -1))
+    return Site(modules[path], tuple(modules[one] for one in above))
 
 
 def joined(layers: Sequence[nn.Module]) -> nn.Module:
     """One projection of several, their outputs one after the other; they are called where their
     weights may not be read.
     """
-    weights = [weights_of(layer) for layer in layers]
+    weights = [_read(layer) for layer in layers]
     read = [part for part in weights if part is not None]
-    return _row(read) if len(read) == len(weights) else Joined(layers)
+    whole = len(read) == len(weights) and len({part.W.device for part in read}) == 1
+    return _row(read) if whole else Joined(layers)
+
+
+def _read(layer: nn.Module) -> Weights | None:
+    """What `weights_of` reads; of a model on "meta" too, which is swapped into the same layers as
+    one that holds numbers.
+    """
+    return weights_of(layer) or weights_of(layer, torch.device("meta"))
 
 
 def _row(parts: Sequence[Weights]) -> nn.Linear:
@@ -79,7 +144,7 @@ def _row(parts: Sequence[Weights]) -> nn.Linear:
 
 def tied(qkv: nn.Module) -> nn.Module:
     """The projection of an operator with tied q and k: the mean of q's and k's, and v's."""
-    weights = weights_of(qkv)
+    weights = _read(qkv)
     if weights is None:
         return Tied(qkv)
     q, k, v = weights.W.chunk(3)
@@ -89,25 +154,31 @@ def tied(qkv: nn.Module) -> nn.Module:
     return _row([Weights((q + k) / 2, (first + second) / 2), Weights(v, third)])
 
 
-def _fit(replacement: Attention, original: Any, qkv: Any) -> Attention:
+def _fit(replacement: Attention, original: Any, qkv: Any) -> Any:
     """Give our module the foreign one's projections, norms, gate and dropout."""
     if len(replacement.parts) == 2:
         replacement.qv = tied(qkv)
     else:
         replacement.qkv = qkv
-    replacement.proj, replacement.proj_drop = original.proj, original.proj_drop
-    for name in ("q_norm", "k_norm", "norm", "gate"):
+    return _rest(replacement, original)
+
+
+def _rest(replacement: Attention, original: Any) -> Any:
+    """All but the projection to q, k and v."""
+    replacement.proj = original.proj
+    for name in ("proj_drop", "q_norm", "k_norm", "norm", "gate"):
         if isinstance(module := getattr(original, name, None), nn.Module):
             setattr(replacement, name, module)
     if len(replacement.parts) == 2:
         replacement.k_norm = nn.Identity()
     if replacement.op.drops_weights:
-        replacement.attn_drop = original.attn_drop.p
+        replacement.attn_drop = getattr(getattr(original, "attn_drop", None), "p", 0.0)
     return replacement
 
 
 def _sizes(original: Any, qkv: nn.Module) -> dict[str, Any]:
-    heads, (width, parts) = original.num_heads, features_of(qkv)
+    heads = original.heads if isinstance(original, MaskUnitAttention) else original.num_heads
+    width, parts = features_of(qkv)
     return {
         "dim": width,
         "num_heads": heads,
@@ -116,12 +187,59 @@ def _sizes(original: Any, qkv: nn.Module) -> dict[str, Any]:
     }
 
 
-def _plain(original: Any, op: Operator, options: Options) -> nn.Module:
-    qkv = original.qkv
-    replacement = _fit(Attention(op=op, **_sizes(original, qkv), **options), original, qkv)
-    if isinstance(original, XCA) and op.name == "xca":
-        replacement.learned.temperature = original.temperature
+def _plain(
+    site: Site, op: Operator, options: Options, kind: type[Attention] = Attention, **more: Any
+) -> Any:
+    """A module of ours in the place of one with a projection `qkv`, of the class that takes the
+    tokens as the block passes them.
+    """
+    original, qkv = site.module, site.module.qkv
+    return _fit(kind(op=op, **_sizes(original, qkv), **more, **options), original, qkv)
+
+
+def _xca(site: Site, op: Operator, options: Options) -> nn.Module:
+    replacement: Any = _plain(site, op, options)
+    if op.name == "xca":
+        replacement.learned.temperature = site.module.temperature
     return replacement
+
+
+def _hiera(site: Site, op: Operator, options: Options) -> nn.Module:
+    replacement: Any = _plain(site, op, options)
+    replacement.q_stride = site.module.q_stride  # the block asks for it
+    return replacement
+
+
+def _nest(site: Site, op: Operator, options: Options) -> nn.Module:
+    side, heads = _level(site).block_size, site.module.num_heads
+    replacement: Any = _plain(site, op, options, OneBlockAttention, side=side)
+    replacement.proj = Reordered(site.module.proj, heads)  # NesT joins its heads channel by channel
+    return replacement
+
+
+def _level(site: Site) -> Any:
+    """The level of NesT that holds a layer."""
+    return next(module for module in site.above if isinstance(module, NestLevel))
+
+
+def _tnt(site: Site, op: Operator, options: Options) -> nn.Module:
+    original = site.module
+    qkv = joined([original.qk, original.v])
+    return _fit(Attention(op=op, **_sizes(original, qkv), **options), original, qkv)
+
+
+def _efficientformer(site: Site, op: Operator, options: Options) -> nn.Module:
+    original = site.module
+    replacement: Any = ByHeadAttention(
+        features_of(original.qkv)[0],
+        original.num_heads,
+        op,
+        attn_head_dim=original.key_dim,
+        value_dim=original.val_dim,
+        **options,
+    )
+    replacement.qkv = original.qkv
+    return _rest(replacement, original)
 
 
 def _biased(original: Any) -> nn.Module:
@@ -131,7 +249,7 @@ def _biased(original: Any) -> nn.Module:
     qkv: nn.Module = original.qkv
     if getattr(original, "q_bias", None) is None:
         return qkv
-    weights = weights_of(qkv)
+    weights = _read(qkv)
     if weights is None:
         return WithBias(qkv, original.q_bias, original.v_bias)
     return _row([
@@ -142,39 +260,29 @@ def _biased(original: Any) -> nn.Module:
     ])
 
 
-def _beit(original: Any, op: Operator, options: Options) -> nn.Module:
-    qkv = _biased(original)
-    return _Beit(_fit(Attention(op=op, **_sizes(original, qkv), **options), original, qkv))
+def _beit(site: Site, op: Operator, options: Options) -> nn.Module:
+    original, qkv = site.module, _biased(site.module)
+    sizes = _sizes(original, qkv)
+    return _fit(UnbiasedAttention(op=op, **sizes, **options), original, qkv)
 
 
-class _Beit(nn.Module):
-    """Called as BEiT's blocks call theirs; a bias shared by the layers is dropped, as `force`
-    accepted.
-    """
-
-    def __init__(self, inner: Attention) -> None:
-        super().__init__()
-        self.inner = inner
-
-    # the block passes it
-    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Attention over the tokens x (B,N,dim)."""
-        return self.inner(x)
-
-
-def _rope(original: Any, op: Operator, options: Options) -> nn.Module:
-    qkv = _biased(original)
+def _rope(site: Site, op: Operator, options: Options) -> nn.Module:
+    original, qkv = site.module, _biased(site.module)
     rope_options = {
         "prefix": original.num_prefix_tokens,
         "rotate_half": getattr(original, "rotate_half", False),
     }
-    return _fit(
-        RopeAttention(op=op, **_sizes(original, qkv), **rope_options, **options), original, qkv
-    )
+    replacement = RopeAttention(op=op, **_sizes(original, qkv), **rope_options, **options)
+    return _fit(replacement, original, qkv)
 
 
-def _class(original: Any, op: Operator, options: Options) -> nn.Module:
-    qkv, scale = joined([original.q, original.k, original.v]), options.get("token_scale")
+def _class(
+    site: Site, op: Operator, options: Options, parts: Sequence[str] = ("q", "k", "v")
+) -> nn.Module:
+    """Attention of a class token, whose projections have these names."""
+    original = site.module
+    qkv = joined([getattr(original, part) for part in parts])
+    scale = options.get("token_scale")
     replacement: Any = ClassAttention(
         features_of(qkv)[0], original.num_heads, op, token_scale=scale, **op.of_row(options)
     )
@@ -187,39 +295,76 @@ def _class(original: Any, op: Operator, options: Options) -> nn.Module:
     return replacement
 
 
-def _pvt(original: Any, op: Operator, options: Options) -> nn.Module:
+def _reduced(site: Site, op: Operator, options: Options) -> nn.Module:
+    original = site.module
     replacement = ReducedAttention(original.dim, original.num_heads, op, **options).take(original)
+    return _rest_of_reduced(replacement, original)
+
+
+def _rest_of_reduced(replacement: ReducedAttention, original: Any) -> nn.Module:
     replacement.proj_drop = original.proj_drop
+    if replacement.op.drops_weights:
+        replacement.attn_drop = original.attn_drop.p
     return replacement
 
 
-def _needs_pairs(_: Any, op: Operator, options: Options) -> str | None:
+def _needs_pairs(_: Site, op: Operator, options: Options) -> str | None:
     if not op.cross or op.wants("tied_qk", options):
         return (
             f"many queries attend to few keys here, and operator '{op.name}' needs as many of both"
         )
-    if op.wants("tokens", options):
-        return (
-            f"operator '{op.name}' has a row per token, and this model's tokens change from "
-            "stage to stage"
-        )
-    return None
+    return _has_rows(_, op, options)
 
 
-def _has_class_row(_: Any, op: Operator, __: Options) -> str | None:
-    return None if op.class_row else f"operator '{op.name}' has no form for class attention"
-
-
-def _bias(original: Any) -> str | None:
-    biased = getattr(original, "relative_position_bias_table", None) is not None
+def _has_rows(_: Site, op: Operator, options: Options) -> str | None:
     return (
-        "its relative position bias is added to scores, which a sum over tokens does not have"
-        if biased
+        f"operator '{op.name}' has a row per token, and this model's tokens change from "
+        "stage to stage"
+        if op.wants("tokens", options)
         else None
     )
 
 
-def _turns(_: Any, op: Operator, options: Options) -> str | None:
+def _has_class_row(_: Site, op: Operator, __: Options) -> str | None:
+    return None if op.class_row else f"operator '{op.name}' has no form for class attention"
+
+
+def _narrow_class(site: Site, op: Operator, options: Options) -> str | None:
+    original = site.module
+    inner = features_of(original.proj)[0]
+    width = features_of(original.q)[0]
+    return _has_class_row(site, op, options) or (
+        f"its heads are {inner} channels wide together and its tokens {width}, and class attention "
+        "has one width"
+        if inner != width
+        else None
+    )
+
+
+BIAS = "relative position bias is added to scores, which a sum over tokens does not have"
+
+
+def _bias(site: Site) -> str | None:
+    """BEiT's and relpos ViTs' bias, of a layer or shared by all of them."""
+    tables = ("relative_position_bias_table", "rel_pos")
+    if any(getattr(site.module, table, None) is not None for table in tables):
+        return f"its {BIAS}"
+    shared = ("rel_pos_bias", "shared_rel_pos")
+    if any(getattr(model, table, None) is not None for model in site.above for table in shared):
+        return f"the layers' common {BIAS}"
+    return None
+
+
+def _sam_bias(site: Site) -> str | None:
+    return (
+        "a bias by its queries and relative positions is added to scores, which a sum over tokens "
+        "does not have"
+        if site.module.use_rel_pos
+        else None
+    )
+
+
+def _turns(_: Site, op: Operator, options: Options) -> str | None:
     reduced = op.reduces is not None and op.reduces(op.filled(options)) > 1
     return (
         f"its keys are turned by their positions, and '{op.name}' attends to reduced ones, which "
@@ -229,10 +374,64 @@ def _turns(_: Any, op: Operator, options: Options) -> str | None:
     )
 
 
-def _groups(original: Any) -> str | None:
+def _groups(site: Site) -> str | None:
     return (
         "its keys and values are shared by groups of heads"
-        if getattr(original, "num_kv_groups", 1) > 1
+        if getattr(site.module, "num_kv_groups", 1) > 1
+        else None
+    )
+
+
+def _sam(site: Site, op: Operator, options: Options) -> str | None:
+    if site.block is not None and site.block.window_size > 0:
+        return CUT
+    if site.module.rope is not None:
+        return "it turns its queries and keys itself by tables that fit one size of images"
+    return _has_rows(site, op, options)
+
+
+def _hieradet(site: Site, op: Operator, options: Options) -> str | None:
+    if site.block is not None and site.block.is_windowed:
+        return CUT
+    if site.module.q_pool is not None:
+        return "it pools its queries, so that fewer tokens leave it than enter"
+    return _has_rows(site, op, options)
+
+
+def _mask_units(site: Site, op: Operator, options: Options) -> str | None:
+    if site.module.use_mask_unit_attn:
+        return "it attends within mask units, so it never sees all tokens"
+    if site.module.q_stride > 1:
+        return "it pools its queries, so that fewer tokens leave it than enter"
+    if not op.equivariant or op.wants("grid", options):
+        return (
+            f"its tokens stand in the order of mask units, and operator '{op.name}' asks where a "
+            "token stands"
+        )
+    return _has_rows(site, op, options)
+
+
+def _blocks_of_image(site: Site, op: Operator, options: Options) -> str | None:
+    blocks = _level(site).pos_embed.shape[1]
+    if blocks > 1:
+        return f"it attends within {blocks} blocks of the image, so it never sees all tokens"
+    return _has_rows(site, op, options)
+
+
+def _wider_values(_: Site, op: Operator, options: Options) -> str | None:
+    return _has_rows(_, op, options) or (
+        None
+        if op.implied_matrix
+        else f"its values are wider than its keys, and operator '{op.name}' needs one width"
+    )
+
+
+def _within_patches(site: Site, _: Operator, __: Options) -> str | None:
+    if getattr(site.block, "attn_in", None) is site.module:
+        return "it attends to the pixels of one patch, so it never sees all tokens"
+    return (
+        "its values have another width than its queries"
+        if features_of(site.module.qk)[1] != 2 * features_of(site.module.v)[1]
         else None
     )
 
@@ -242,7 +441,22 @@ ADAPTERS: Mapping[type, Adapter] = {
     EvaAttention: Adapter(_rope, cannot=_turns),
     AttentionRope: Adapter(_rope, cannot=lambda *args: _groups(args[0]) or _turns(*args)),
     BeitAttention: Adapter(_beit, loses=_bias),
-    XCA: Adapter(_plain),
+    RelPosAttention: Adapter(partial(_plain, kind=UnbiasedAttention), loses=_bias),
+    SamAttention: Adapter(partial(_plain, kind=MapAttention), cannot=_sam, loses=_sam_bias),
+    MultiScaleAttention: Adapter(partial(_plain, kind=MapAttention), cannot=_hieradet),
+    MaskUnitAttention: Adapter(_hiera, cannot=_mask_units),
+    VoloAttention: Adapter(partial(_plain, kind=MapAttention), cannot=_has_rows),
+    FastVitAttention: Adapter(partial(_plain, kind=ChannelsFirstAttention), cannot=_has_rows),
+    NestAttention: Adapter(_nest, cannot=_blocks_of_image),
+    MetaFormerAttention: Adapter(_plain, cannot=_has_rows),
+    EfficientFormerAttention: Adapter(
+        _efficientformer,
+        cannot=_wider_values,
+        loses=lambda _: f"its {BIAS}",
+    ),
+    MHSA: Adapter(_plain),
+    TntAttention: Adapter(_tnt, cannot=_within_patches),
+    XCA: Adapter(_xca),
     TalkingHeadAttn: Adapter(
         _plain,
         loses=lambda _: (
@@ -251,40 +465,11 @@ ADAPTERS: Mapping[type, Adapter] = {
         ),
     ),
     ClassAttn: Adapter(_class, cannot=_has_class_row),
-    PvtAttention: Adapter(_pvt, cannot=_needs_pairs),
+    CrossAttention: Adapter(partial(_class, parts=("wq", "wk", "wv")), cannot=_has_class_row),
+    VoloClassAttention: Adapter(partial(_class, parts=("q", "kv")), cannot=_narrow_class),
+    PvtAttention: Adapter(_reduced, cannot=_needs_pairs),
+    GlobalSubSampleAttn: Adapter(_reduced, cannot=_needs_pairs),
 }
 
 # foreign models whose class token joins behind the layers; a host's record says it of its own
 CLASS_TOKEN_LATER = (Cait,)
-WINDOWS = "it attends within windows that its blocks cut and shift, so it never sees all tokens"
-BIASED = "a bias by relative position is added to its scores, which a sum over tokens does not have"
-FOREIGN: Mapping[str, str] = {  # classes without an adapter, by name (or module and name), and why
-    "WindowAttention": WINDOWS,
-    "WindowMultiHeadAttention": WINDOWS,
-    "AttentionCl": WINDOWS,
-    "PartitionAttentionCl": WINDOWS,
-    "PartitionAttention2d": WINDOWS,
-    "timm.models.levit.Attention": BIASED,
-    "timm.models.levit.AttentionDownsample": BIASED,
-    "Attention2d": WINDOWS,
-    "CrossCovarianceAttn": "its channels attend to channels inside a block that has no place for "
-    "tokens",
-}
-
-
-def no_adapter(module: nn.Module) -> str:
-    """Why a class without an adapter is kept."""
-    name = type(module).__name__
-    qualified_name = f"{type(module).__module__}.{name}"
-    return FOREIGN.get(qualified_name, FOREIGN.get(name, f"no adapter for {qualified_name}"))
-
-
-def looks_like_attention(module: nn.Module) -> bool:
-    """Whether a module that has no adapter is one a user would expect to be told of."""
-    name = type(module).__name__
-    converted = isinstance(module, Attention | ClassAttention | _Beit)
-    return (
-        not converted
-        and ("attention" in name.lower() or name.endswith("Attn"))
-        and "block" not in name.lower()
-    )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softless.convert.layouts import as_tokens
 from softless.convert.modules import Gained, features_of
 from softless.errors import UsageError
 from softless.layers.plain import weights_of
@@ -93,7 +94,7 @@ def branches(
 
 def fitted(replacement: nn.Module, observed: ObservedCall, at_rest: Rest) -> Fit:
     """The numbers of a new attention on what the old one was given; nothing is changed."""
-    holder: Any = getattr(replacement, "inner", replacement)
+    holder: Any = replacement
     head_outputs: list[Tensor] = []
     # before others change it
     hook = holder.proj.register_forward_pre_hook(
@@ -106,7 +107,8 @@ def fitted(replacement: nn.Module, observed: ObservedCall, at_rest: Rest) -> Fit
         hook.remove()
     with torch.no_grad():
         weight, bias = _linear(holder.proj, head_outputs[0])
-        first, second = _halves(head_outputs[0].double(), observed.out.double() - bias)
+        answer = as_tokens(holder, observed.out).double()
+        first, second = _halves(head_outputs[0].double(), answer - bias)
         best = _Moments.of(*first, weight, holder.num_heads).solution()
         held_out = [
             _Moments.of(o[None], r[None], weight, holder.num_heads)

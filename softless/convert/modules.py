@@ -91,6 +91,26 @@ class Gained(nn.Module):
         return y
 
 
+class Reordered(nn.Module):
+    """A projection whose inputs come with the channels of each head side by side, and which takes
+    first all heads' first channel, then their second: (…, in) -> (…, out).
+    """
+
+    def __init__(self, layer: nn.Module, heads: int) -> None:
+        super().__init__()
+        self.layer, self.heads = layer, heads
+        self.in_features, self.out_features = features_of(layer)
+
+    def __getattr__(self, name: str) -> Any:
+        """The layer's bias is this one's too."""
+        return getattr(self.layer, name) if name == "bias" else super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, in), head by head, to (…, out)."""
+        y: Tensor = self.layer(x.unflatten(-1, (self.heads, -1)).transpose(-1, -2).flatten(-2))
+        return y
+
+
 def features_of(layer: nn.Module) -> tuple[int, int]:
     """Width of what a projection takes and of what it gives.
 
@@ -146,8 +166,8 @@ class RopeAttention(Attention):
 
 
 class ReducedAttention(Attention):
-    """PVT's attention: q of all tokens, k and v of what a convolution or a pooling of the grid
-    leaves. Called with the grid's sides, as PVT does.
+    """PVT's and Twins' attention: q of all tokens, k and v of what a convolution or a pooling of
+    the grid leaves. Called with the grid's sides, as they do.
 
     Arguments are those of `Attention`; `take` gives it the foreign module's projections and
     reduction.
@@ -159,14 +179,10 @@ class ReducedAttention(Attention):
         self.pool = self.sr = self.reduced_norm = self.act = None
 
     def take(self, original: Any) -> "ReducedAttention":
-        """The projections and the reduction of a PVT attention."""
+        """The projections and the reduction of an attention of PVT or Twins."""
         self.q, self.kv, self.proj = original.q, original.kv, original.proj
-        self.pool, self.sr, self.reduced_norm, self.act = (
-            original.pool,
-            original.sr,
-            original.norm,
-            original.act,
-        )
+        self.sr, self.reduced_norm = original.sr, original.norm
+        self.pool, self.act = getattr(original, "pool", None), getattr(original, "act", None)
         return self
 
     @leaf

@@ -2,7 +2,7 @@
 done.
 
 All is built beside the model first. Then the modules are exchanged, one pass is tried, and on any
-error each is put back.
+error each is put back. The model knows what was exchanged, so that `save_weights` can store it.
 """
 
 import fnmatch
@@ -17,19 +17,16 @@ from torch.utils.hooks import RemovableHandle
 
 from softless.attention.checks import check_options
 from softless.attention.record import Operator
-from softless.attention.registry import get
-from softless.convert.adapters import (
-    ADAPTERS,
-    CLASS_TOKEN_LATER,
-    looks_like_attention,
-    no_adapter,
-)
-from softless.convert.calibrate import branches, fitted, multiplied
-from softless.convert.modules import ReducedAttention
+from softless.attention.registry import get, registered
+from softless.convert.adapters import ADAPTERS, CLASS_TOKEN_LATER, Site, sites
+from softless.convert.calibrate import ObservedCall, branches, fitted, multiplied
+from softless.convert.foreign import no_adapter
+from softless.convert.layouts import KNOW_THEIR_GRID
 from softless.errors import UsageError, need_module
 from softless.layers.attention import Attention
 from softless.layers.grid import SharedGrid
 from softless.layers.plain import absent, place_of, refuse_empty, sharded, why_changed
+from softless.models.exchanges import Exchange, exchanges_by, noted
 from softless.models.hosts import tokens_ahead
 from softless.modes import in_evaluation
 
@@ -43,6 +40,9 @@ class Swapped:
     kept: Mapping[str, str]  # path -> why
     # path -> what was given up: what `force` named, dropout of weights
     lost: Mapping[str, str] = field(default_factory=dict)
+    # path -> how far softmax's own branch is from the old one without what was given up, relative,
+    # on held-out images of `calibrate`
+    without: Mapping[str, float] = field(default_factory=dict)
     # path -> what each head is multiplied by
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     tied: str = ""  # how q and k became one
@@ -65,7 +65,9 @@ class Swapped:
             for path, kind in self.swapped.items()
         ]
         lines += [f"  kept     {path}: {why}" for path, why in self.kept.items()]
-        lines += [f"  lost     {path}: {loss}" for path, loss in self.lost.items()]
+        lines += [
+            f"  lost     {path}: {loss}{self._without(path)}" for path, loss in self.lost.items()
+        ]
         lines += [
             f"  new      {path}: {', '.join(names)}, which no training has seen"
             for path, names in self.new.items()
@@ -75,6 +77,10 @@ class Swapped:
             *lines,
             *([f"not tried on an image: {self.untried}"] if self.untried else []),
         ])
+
+    def _without(self, path: str) -> str:
+        error = self.without.get(path)
+        return "" if error is None else f"; softmax's branch without it is {error:.3g} away"
 
     def _calibrated(self, path: str) -> str:
         if path not in self.gains:
@@ -96,10 +102,10 @@ def swap(
 ) -> Swapped:
     """Exchange attention in a timm model, in place, keeping projections and everything around them.
 
-    ViT, DeiT, DeiT-III, FlexiViT, EVA and other models with rotary positions, XCiT, CaiT, PVT-v2
-    and BEiT have adapters. What would be lost (a relative position bias, talking heads) is a reason
-    to keep a layer, which `force` overrules layer by layer. A pass is tried on the images of
-    `calibrate`, or on one of noise. New tensors are drawn from a fixed seed, in the dtype of what
+    docs/timm.md lists the families that have adapters. What would be lost (a relative position
+    bias, talking heads) is a reason to keep a layer. `force` overrules it layer by layer, and with
+    `calibrate` the report says how much of the branch hangs on it. A pass is tried on the images
+    of `calibrate`, or on one of noise. New tensors are drawn from a fixed seed, in the dtype of what
     was there. SOFT takes its bottleneck from pools of tokens, which need none, unless
     `sampling` is given. What was frozen stays frozen.
 
@@ -137,24 +143,18 @@ def swap(
         options.setdefault("sampling", "pool")
     if calibrate is not None:
         refuse_empty(model, "calibrate")
-    chosen, why_kept, lost = _chosen(model, record, options, _patterns(layers), _patterns(force))
-    if not chosen:
+    sites_chosen, why_kept, lost = _chosen(
+        model, record, options, _patterns(layers), _patterns(force)
+    )
+    if not sites_chosen:
         reasons = "; ".join(dict.fromkeys(why_kept.values())) or _nothing_there(model, record)
         raise UsageError(f"nothing to swap in {type(model).__name__}: {reasons}")
     images = None if calibrate is None else _calibration(model, calibrate)
-    shared_grid, tokens = SharedGrid(), _tokens(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        built = {
-            path: _built(path, module, record, options, shared_grid, tokens)
-            for path, module in chosen.items()
-        }
-    if looks := [path for path, module in built.items() if _looks(module)]:
-        _refuse_dropped_patches(model, record, looks[0])
-    # those are passed it
-    telling = looks and not any(isinstance(module, ReducedAttention) for module in built.values())
+    built, shared_grid = _all_built(model, sites_chosen, record, options)
+    chosen = {path: site.module for path, site in sites_chosen.items()}
     before = {} if images is None else branches(model, list(built), images, _at_rest(model))
-    exchange = _Exchanged(model, chosen, built, shared_grid if telling else None)
+    without = _without(sites_chosen, lost, before)
+    exchange = _Exchanged(model, chosen, built, shared_grid)
     try:
         untried = _tried(exchange, record, images)  # first: its pass tells the new modules the grid
         fits = {
@@ -162,11 +162,12 @@ def swap(
             for path, observed in before.items()
         }
         for path, fit in fits.items():
-            holder: Any = getattr(built[path], "inner", built[path])
+            holder: Any = built[path]
             holder.proj = multiplied(holder.proj, fit.gains, before[path].out)
     except BaseException:
         exchange.undo()
         raise
+    noted(model, Exchange(record.name, {**options}, tuple(built), tuple(lost)))
     mean = (
         "q and k are tied: their common projection is the mean of both"
         if record.wants("tied_qk", options)
@@ -183,7 +184,76 @@ def swap(
         {path: fit.gains for path, fit in fits.items()},
         {path: (fit.bare, fit.error) for path, fit in fits.items()},
     )
-    return Swapped(record.name, kinds, why_kept, lost, gains, mean, new, untried, errors)
+    return Swapped(
+        record.name,
+        kinds,
+        why_kept,
+        lost,
+        without=without,
+        gains=gains,
+        tied=mean,
+        new=new,
+        untried=untried,
+        errors=errors,
+    )
+
+
+def _without(
+    chosen: Mapping[str, Site], lost: Mapping[str, str], before: Mapping[str, ObservedCall]
+) -> dict[str, float]:
+    """How far a branch is from the old one without what is given up, even by softmax, on held-out
+    images.
+    """
+    softmax, errors = get("softmax"), dict[str, float]()
+    for path, observed in before.items():
+        site = chosen[path]
+        if path in lost and ADAPTERS[type(site.module)].loses(site):
+            with torch.random.fork_rng(devices=[]):
+                twin = _built(path, site, softmax, {}, SharedGrid(), None)
+            errors[path] = fitted(twin, observed, _at_rest(twin)).bare
+    return errors
+
+
+@exchanges_by
+def swap_again(model: nn.Module, exchange: Exchange) -> None:
+    """Exchange the modules that were exchanged in a model that was stored; no pass is tried.
+
+    Raises:
+        UsageError: they are not there, or do not take the operator.
+    """
+    record = registered(exchange.op)
+    check_options(record, exchange.options)
+    layers, force = list(exchange.layers), list(exchange.force)
+    chosen, why_kept, _ = _chosen(model, record, exchange.options, layers, force)
+    if kept := [path for path in layers if path not in chosen]:
+        why = why_kept.get(kept[0], "there is no such attention module")
+        raise UsageError(f"{kept[0]} does not take '{record.name}': {why}")
+    built, shared_grid = _all_built(model, chosen, record, exchange.options)
+    modules = {path: site.module for path, site in chosen.items()}
+    _Exchanged(model, modules, built, shared_grid)
+    noted(model, exchange)
+
+
+def _all_built(
+    model: nn.Module,
+    chosen: Mapping[str, Site],
+    record: Operator,
+    options: Mapping[str, Any],
+) -> tuple[dict[str, nn.Module], SharedGrid | None]:
+    """Our modules for the places, drawn from a fixed seed, and the grid that the patch embedding is
+    to tell them, if they ask for one; nothing of the model is changed.
+    """
+    shared_grid, tokens = SharedGrid(), _tokens(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = {
+            path: _built(path, site, record, options, shared_grid, tokens)
+            for path, site in chosen.items()
+        }
+    looks = [path for path, module in built.items() if _looks(module)]
+    if looks:
+        _refuse_dropped_patches(model, record, looks[0])
+    return built, shared_grid if looks else None
 
 
 class _Exchanged:
@@ -216,10 +286,11 @@ class _Exchanged:
 
 
 def _looks(replacement: nn.Module) -> bool:
-    return any(
-        module.looks_at_the_grid
-        for module in replacement.modules()
-        if isinstance(module, Attention)
+    """Whether the patch embedding must tell a new module where its tokens stand."""
+    return (
+        isinstance(replacement, Attention)
+        and replacement.looks_at_the_grid
+        and not isinstance(replacement, KNOW_THEIR_GRID)
     )
 
 
@@ -391,31 +462,27 @@ def _chosen(
     options: Mapping[str, Any],
     layers: list[str],
     force: list[str],
-) -> tuple[dict[str, nn.Module], dict[str, str], dict[str, str]]:
+) -> tuple[dict[str, Site], dict[str, str], dict[str, str]]:
     """The modules to exchange, the reasons of those that are kept, and what is given up."""
-    attentions = {
-        path: module
-        for path, module in model.named_modules()
-        if type(module) in ADAPTERS or looks_like_attention(module)
-    }
+    attentions = sites(model)
     for pattern in [*layers, *force]:
         if attentions and not any(fnmatch.fnmatch(path, pattern) for path in attentions):
             listed = ", ".join(list(attentions)[:6]) + (" …" if len(attentions) > 6 else "")
             raise UsageError(f"no attention module fits {pattern!r}; there are {listed}")
     why_kept: dict[str, str] = {}
     lost: dict[str, str] = {}
-    for path, module in attentions.items():
+    for path, site in attentions.items():
         if not any(fnmatch.fnmatch(path, pattern) for pattern in layers):
             why_kept[path] = "not among the layers asked for"
-        elif why := _in_the_way(module, record, options):
+        elif why := _in_the_way(site, record, options):
             why_kept[path] = why
-        elif loss := ADAPTERS[type(module)].loses(module) or _watched(module):
+        elif loss := ADAPTERS[type(site.module)].loses(site) or _watched(site.module):
             if any(fnmatch.fnmatch(path, pattern) for pattern in force):
                 lost[path] = loss
             else:
                 why_kept[path] = f"{loss} (force= with its path gives it up)"
     return (
-        {path: module for path, module in attentions.items() if path not in why_kept},
+        {path: site for path, site in attentions.items() if path not in why_kept},
         why_kept,
         lost,
     )
@@ -428,32 +495,33 @@ def _watched(module: nn.Module) -> str:
     return f"{why}, and a new module takes its place" if why else ""
 
 
-def _in_the_way(module: nn.Module, record: Operator, options: Mapping[str, Any]) -> str | None:
+def _in_the_way(site: Site, record: Operator, options: Mapping[str, Any]) -> str | None:
     """Why a module cannot be exchanged at all."""
-    adapter = ADAPTERS.get(type(module))
+    adapter = ADAPTERS.get(type(site.module))
     if adapter is None:
-        return no_adapter(module)
-    return adapter.cannot(module, record, options)
+        return no_adapter(site.module)
+    return adapter.cannot(site, record, options)
 
 
 def _built(
     path: str,
-    original: nn.Module,
+    site: Site,
     record: Operator,
     options: Mapping[str, Any],
     shared_grid: SharedGrid,
     tokens: int | None,
 ) -> nn.Module:
     """Our module for a place; nothing of the model is changed by it."""
+    original = site.module
     try:
-        replacement = ADAPTERS[type(original)].build(original, record, options)
+        replacement = ADAPTERS[type(original)].build(site, record, options)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     for module in replacement.modules():
         if isinstance(module, Attention):
             if tokens is not None:
                 module.set_tokens(tokens)
-            if module.looks_at_the_grid:
+            if _looks(module):
                 module.set_grid(shared_grid)
     _beside(replacement, original)
     had = set(original.modules())

@@ -18,7 +18,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-from softless.convert.adapters import looks_like_attention
+from softless.convert.foreign import looks_like_attention
 from softless.errors import UsageError, need_module
 from softless.inference.blocks import BLOCKS
 from softless.inference.layers import (

@@ -22,7 +22,7 @@ from softless.errors import UsageError, need_module
 from softless.measure.exps import ATTENTION, TranscendentalCounter
 from softless.measure.flops import FlopCounter
 from softless.measure.memory import LiveBytes, distinct, packed_weights, weight_bytes
-from softless.modes import in_evaluation, unwrapped
+from softless.modes import in_evaluation, keeping_nothing, unwrapped
 
 LONGEST = 2**20  # pixels of a side: beyond any slide, and numbers of bytes stay within 64 bits
 
@@ -266,7 +266,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     grad_modes = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(requires_grad=False)
     try:
-        with in_evaluation(model):
+        with keeping_nothing(model), in_evaluation(model):
             yield
     finally:
         for parameter, grad_mode in zip(model.parameters(), grad_modes, strict=True):

@@ -1,15 +1,15 @@
 """config.json of a published folder: what rebuilds the model and how its images are prepared, in
 the keys that timm's `local-dir:` reads.
 
-A file of someone else's can name a registered model, an operator and numbers; nothing in it names a
-module, a path or an address.
+A file of someone else's can name a registered model, its layers and classes, an operator and
+numbers; nothing in it names a module of Python, a file or an address.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import nn
 from softless.attention.registry import OPERATORS
 from softless.errors import DataError, UsageError
 from softless.models.construction import Construction
+from softless.models.exchanges import Exchange
 from softless.models.variants import ENTRIES, VARIANTS
+from softless.words import clipped
 
 LARGEST = 1 << 20  # bytes of the file, and of a number in it
 ARGUMENTS = frozenset({
@@ -68,6 +70,7 @@ PREPARATION = frozenset({
 })
 ABOUT = (PREPARATION - {"range"}) | {
     "num_classes",
+    "label_names",
     "first_conv",
     "classifier",
     "fixed_input_size",
@@ -82,8 +85,13 @@ KEYS = frozenset({
     "pretrained_cfg",
     "softless",
 })
+OURS = frozenset({"host", "op", "swaps"})
+SWAP = frozenset({"op", "options", "layers", "force"})
+MOST_SWAPS, MOST_LAYERS = 16, 1024
+LONGEST = 255  # characters of the name of a class
 # in timm's notes, the only place where it takes what it does not know
 NOTE = re.compile(r"data\.range=([0-9a-zA-Z.,=+ -]{1,100})")
+VALUES = "values are numbers, names and short lists of them"
 WORD = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 
 
@@ -93,6 +101,7 @@ class Config:
 
     built: Construction
     about: Mapping[str, Any]  # the part of timm's pretrained_cfg that says no place of weights
+    swaps: tuple[Exchange, ...] = ()  # what `swap` did afterwards, in order
 
 
 def registered(built: Construction) -> str | None:
@@ -109,21 +118,27 @@ def registered(built: Construction) -> str | None:
     )
 
 
-def describe(model: nn.Module, data: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The content of config.json for a model of `create_model`.
+def describe(
+    model: nn.Module,
+    built: Construction,
+    swaps: Sequence[Exchange],
+    data: Mapping[str, Any] | None,
+    classes: Sequence[str] | None,
+) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        model: the model, which says its classes and preparation.
+        built: how it was made.
+        swaps: what was exchanged in it afterwards.
+        data: preparation in place of the model's own.
+        classes: names in the order of the logits.
 
     Raises:
-        UsageError: a model from elsewhere, an argument that a file cannot say, or preparation that
-            is not known or does not fit.
+        UsageError: an argument that a file cannot say, preparation that is not known or does not
+            fit, or class names that are not those of the logits.
     """
-    built = getattr(model, "construction", None)
-    if not isinstance(built, Construction):
-        raise UsageError(
-            f"this {type(model).__name__} does not tell how it was built: make it with "
-            "softless.create_model(host, op=...) or from "
-            "a registered name, and load its weights into that"
-        )
-    classes = int(getattr(model, "num_classes", 0))
+    number = int(getattr(model, "num_classes", 0))
     # of training
     arguments = {
         name: value for name, value in built.arguments.items() if not name.endswith("_rate")
@@ -132,22 +147,49 @@ def describe(model: nn.Module, data: Mapping[str, Any] | None) -> dict[str, Any]
         name: list(value) if isinstance(value, tuple) else value
         for name, value in arguments.items()
     }
-    arguments["num_classes"] = classes
+    arguments["num_classes"] = number
+    options = [
+        (f"{swap.op}'s {name}", value) for swap in swaps for name, value in swap.options.items()
+    ]
     for name, value in arguments.items():
         if problem := _problem(name, value, _arguments()):
             raise UsageError(f"cannot say {name}={value!r} in a config.json: {problem}")
+    for title, value in options:
+        if not _plain(value):
+            raise UsageError(
+                f"cannot say {title}={clipped(' '.join(repr(value).split()))} in a config.json: "
+                f"{VALUES}"
+            )
     preparation = _about(model, arguments, data)
-    name = registered(built)
-    content = {
+    if classes is not None:
+        if wrong := _wrong_names(names := list(classes), number):
+            raise UsageError(f"classes={names!r:.60}: {wrong}")
+        preparation["label_names"] = names
+    name = None if swaps else registered(built)
+    content: dict[str, Any] = {
         "architecture": name
         # one that timm refuses: it would build the host's own attention
-        or f"{built.op}_{built.name}",
-        "num_classes": classes,
+        or f"{'swapped' if swaps else built.op}_{built.name}",
+        "num_classes": number,
         "num_features": int(getattr(model, "num_features", 0)),
         "model_args": arguments,
         "pretrained_cfg": preparation,
     }
-    return content if name else {**content, "softless": {"host": built.name, "op": built.op}}
+    if not name:
+        content["softless"] = {"host": built.name, "op": built.op}
+    if swaps:
+        content["softless"]["swaps"] = [asdict(swap) for swap in swaps]
+    if len(text := as_text(content)) > LARGEST:
+        raise UsageError(
+            f"cannot say this model in a config.json: it would have {len(text):,} characters, and "
+            f"at most {LARGEST:,} are read; leave classes= out"
+        )
+    return content
+
+
+def as_text(content: Mapping[str, Any]) -> str:
+    """What is written into config.json."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _about(
@@ -168,6 +210,8 @@ def _about(
     configuration["input_size"] = (channels, *([side, side] if isinstance(side, int) else side))
     notes = noted(stated.pop("range") if "range" in stated else declared(configuration))
     configuration |= {**stated, "num_classes": arguments["num_classes"], "notes": notes}
+    if label_names(model) == ():
+        configuration.pop("label_names", None)
     preparation = {
         name: list(configuration[name])
         if isinstance(configuration[name], tuple)
@@ -185,6 +229,14 @@ def _about(
         if problem := _problem(name, value, ABOUT):
             raise UsageError(f"cannot say {name}={value!r} in a config.json: {problem}")
     return preparation
+
+
+def label_names(model: Any) -> tuple[str, ...]:
+    """The names of a model's classes in the order of its logits, which its pretrained_cfg holds; ()
+    where nobody said them, or they are of other logits.
+    """
+    names = list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())
+    return () if _wrong_names(names, getattr(model, "num_classes", None)) else tuple(names)
 
 
 def noted(declared_range: str | None) -> list[str]:
@@ -224,20 +276,101 @@ def read(path: Path) -> Config:
         (alone, KEYS),
         (content.get("model_args", {}), _arguments()),
         (content.get("pretrained_cfg", {}), ABOUT),
-        (content.get("softless", {}), {"host", "op"}),
+        (_alone(content.get("softless", {})), OURS),
     ):
         for name, value in table.items():
             if problem := _problem(name, value, names):
                 raise DataError(f"{path} has {name!r:.60}, which is not read: {problem}")
+    about, number = content.get("pretrained_cfg", {}), _number(content)
+    if "label_names" in about and (wrong := _wrong_names(about["label_names"], number)):
+        raise DataError(f"{path} has label_names that are not read: {wrong}")
     build = content.get("softless", {})
+    swaps = _swaps(build.get("swaps"), path)
     name, op = (
         (build.get("host"), build.get("op")) if build else (content.get("architecture"), None)
     )
-    if not isinstance(name, str) or (build and op not in OPERATORS):
+    if not isinstance(name, str) or (build and op is None and not swaps):
         raise DataError(f"{path} names no model: architecture, or host and op under softless")
-    return Config(
-        Construction(name, op, content.get("model_args", {})), content.get("pretrained_cfg", {})
-    )
+    if op is not None:
+        _check_operator(op, path)
+    return Config(Construction(name, op, content.get("model_args", {})), about, swaps)
+
+
+def _alone(build: Mapping[str, Any]) -> dict[str, Any]:
+    """Our table without its list of swaps, which `_swaps` reads."""
+    return {name: value for name, value in build.items() if name != "swaps"}
+
+
+def _number(content: Mapping[str, Any]) -> Any:
+    """How many classes a config.json says, where it does."""
+    tables = (content.get("model_args", {}), content, content.get("pretrained_cfg", {}))
+    return next((table["num_classes"] for table in tables if "num_classes" in table), None)
+
+
+def _swaps(content: Any, path: Path) -> tuple[Exchange, ...]:
+    """The swaps of a config.json, of which every entry is known.
+
+    Raises:
+        DataError: anything else.
+    """
+    if content is None:
+        return ()
+    if not isinstance(content, list) or not 1 <= len(content) <= MOST_SWAPS:
+        raise DataError(f"{path} has swaps that are not read: they are 1 to {MOST_SWAPS} tables")
+    return tuple(_swap(entry, path) for entry in content)
+
+
+def _swap(content: Any, path: Path) -> Exchange:
+    if not isinstance(content, dict) or content.keys() != SWAP:
+        raise DataError(
+            f"{path} has a swap that is not read: it is a table of {', '.join(sorted(SWAP))}"
+        )
+    op, options = content["op"], content["options"]
+    _check_operator(op, path)
+    if not isinstance(options, dict):
+        raise DataError(f"{path} has a swap that is not read: its options are a table")
+    for name, value in options.items():
+        if problem := _problem(name, value, set(OPERATORS[op].options)):
+            raise DataError(f"{path} has {name!r:.60}, which is not read: {problem}")
+    layers, force = content["layers"], content["force"]
+    for paths in (layers, force):
+        if not isinstance(paths, list) or len(paths) > MOST_LAYERS or not all(map(_word, paths)):
+            raise DataError(
+                f"{path} has a swap that is not read: layers and force are lists of the paths of "
+                "attention modules, as blocks.0.attn"
+            )
+    if not layers or len({*layers}) < len(layers) or not {*force} <= {*layers}:
+        raise DataError(
+            f"{path} has a swap that is not read: its layers are some paths, each once, and force "
+            "names some of them"
+        )
+    return Exchange(op, options, tuple(layers), tuple(force))
+
+
+def _check_operator(op: Any, path: Path) -> None:
+    """Whether an operator is known.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not isinstance(op, str) or op not in OPERATORS:
+        raise DataError(
+            f"{path} names the operator {op!r:.60}, which is not registered here: import the "
+            "module that calls softless.register first, or install its package"
+        )
+
+
+def _wrong_names(names: Any, number: Any) -> str:
+    """Why these are not the names of so many classes, or nothing."""
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and 0 < len(name) <= LONGEST for name in names
+    ):
+        return f"the names of classes are texts of 1 to {LONGEST} characters"
+    if len({*names}) < len(names):
+        return "a name is there twice"
+    if len(names) != number:
+        return f"{len(names)} names, and the model has {number} classes"
+    return ""
 
 
 def _arguments() -> frozenset[str]:
@@ -251,6 +384,8 @@ def _problem(name: str, value: Any, names: frozenset[str] | set[str]) -> str:
     """
     if name not in names:
         return f"known are {', '.join(sorted(names))}"
+    if name == "label_names":
+        return ""  # `_wrong_names` judges them
     if name == "notes":
         notes = value if isinstance(value, list) and len(value) <= 16 else [None]
         fits = all(isinstance(note, str) and NOTE.fullmatch(note) for note in notes)
@@ -259,13 +394,17 @@ def _problem(name: str, value: Any, names: frozenset[str] | set[str]) -> str:
         _plain(element)
         for element in (value if isinstance(value, list) and len(value) <= 16 else [value])
     ):
-        return "values are numbers, names and short lists of them"
+        return VALUES
     return ""
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 100 and WORD.fullmatch(value) is not None
 
 
 def _plain(value: Any) -> bool:
     if isinstance(value, str):
-        return len(value) <= 100 and WORD.fullmatch(value) is not None
+        return _word(value)
     if isinstance(value, int | float):
         return math.isfinite(value) and abs(value) <= LARGEST
     return value is None

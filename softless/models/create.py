@@ -20,6 +20,7 @@ from softless.models import config, digests, vit
 from softless.models.arguments import arguments
 from softless.models.construction import constructed
 from softless.models.download import downloaded
+from softless.models.exchanges import exchanged_again
 from softless.models.files import CONFIG, FILE
 from softless.models.hosts import HOSTS
 from softless.models.options import COMPANIONS, host_arguments
@@ -206,30 +207,45 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
     """A model of `save_weights`."""
     digests.check(folder / CONFIG)
     stored = config.read(folder / CONFIG)
-    check_fits(
-        lambda: create_model(stored.built.name, stored.built.op, **stored.built.arguments),
-        folder / FILE,
-        folder / CONFIG,
-    )
+    check_fits(lambda: _rebuilt(stored, folder / CONFIG, {}), folder / FILE, folder / CONFIG)
     try:
-        model = create_model(
-            stored.built.name, stored.built.op, **{**stored.built.arguments, **kwargs}
-        )
-    except UsageError:
+        model: Any = _rebuilt(stored, folder / CONFIG, kwargs)
+    except (UsageError, DataError):
         raise
     except Exception as error:
         raise DataError(
             f"{folder / CONFIG} with {kwargs or 'nothing else'} builds no model: {error}"
         ) from error
     preparation = {**stored.about}
+    if kwargs.get("num_classes", number := stored.built.arguments.get("num_classes")) != number:
+        preparation.pop("label_names", None)
     channels = kwargs.get("in_chans", stored.built.arguments.get("in_chans", 3))
     if channels != stored.built.arguments.get("in_chans", 3):
         preparation |= of_channels(preparation, channels)
-    model.pretrained_cfg |= preparation  # type: ignore[operator]
+    model.pretrained_cfg |= preparation
     if pretrained:
         trained_as_configured(model)
         same = kwargs.get("num_classes") in {None, stored.built.arguments.get("num_classes")}
         fill(model, folder, head="same" if same and not kwargs.get("features_only") else "new")
+    return model
+
+
+def _rebuilt(stored: config.Config, path: Path, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The model that a config.json describes, with further arguments.
+
+    Raises:
+        DataError: it names a swap that its own model does not take.
+        UsageError: arguments that do not fit.
+    """
+    built = stored.built
+    model = create_model(built.name, built.op, **{**built.arguments, **kwargs})
+    try:
+        for swap in stored.swaps:
+            exchanged_again(model, swap)
+    except UsageError as error:
+        if kwargs:
+            raise
+        raise DataError(f"{path} names a swap that its model does not take: {error}") from error
     return model
 
 

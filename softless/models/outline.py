@@ -37,7 +37,7 @@ def check_fits(build: Callable[[], nn.Module], weights: Path, source: Path) -> N
         source: the file that describes the model, for the message.
 
     Raises:
-        DataError: it is much larger, or no model can be built from it.
+        DataError: it is much larger, or no model can be built from it; and as `build` raises it.
         UsageError: as `build` raises it.
     """
     stored = read_header(weights) if weights.is_file() else None
@@ -51,7 +51,7 @@ def check_fits(build: Callable[[], nn.Module], weights: Path, source: Path) -> N
             f"{source} describes a model of more than {limit} tensors{beside}: one of the two "
             "files is another model's; copy both again"
         ) from None
-    except UsageError:
+    except (UsageError, DataError):
         raise
     except Exception as error:
         raise DataError(

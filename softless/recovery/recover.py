@@ -39,9 +39,10 @@ from softless.recovery.answers import Nearness, nearness
 from softless.recovery.distil import Distilled, distil
 from softless.recovery.pictures import Gathered, from_folder
 from softless.recovery.recovered import BARE, DISTIL, REFIT, STEPS, Recovered
+from softless.recovery.views import with_views
 
 _log = logging.getLogger("softless.recovery")
-STRONG = 0.1  # ridge of a refit that a training follows: weaker ones leave weights that cancel
+STRONG = 0.01  # ridge of a refit that a training follows: weaker ones leave weights that cancel
 LR = 5e-4
 NUMBER = 256  # images of a folder
 CALIBRATED = 32  # images on which a layer that cannot be fitted gets a number for each head
@@ -64,6 +65,7 @@ def recover(
     held_out: float = 0.25,
     class_weight: float | Literal["auto"] = "auto",
     refit_mlp: bool = True,
+    views: int = 4,
     only: Literal["all", "attention", "lora"] = "all",
     number: int = NUMBER,
     seed: int = 0,
@@ -93,12 +95,13 @@ def recover(
         epochs: of the distillation.
         lr: its rate.
         ridge: strength of the refit, as a share of the mean diagonal; "held-out" chooses it for
-            each layer, which is the default where no distillation follows; else it is 0.1.
+            each layer, which is the default where no distillation follows; else it is 0.01.
         labels: targets (n), with which accuracy is told; True teaches them too in a distillation.
         classes: names of the model's classes, by which class folders have labels.
         held_out: share of the images that choose the ridge and on which nearness is told.
         class_weight: what a token ahead of the patches counts beside a patch.
         refit_mlp: fit the last layer of each MLP too.
+        views: of each image that the refit uses: itself, and copies that are changed a little.
         only: what a distillation moves.
         number: images of a folder that the refit uses.
         seed: which images are held out; of the distillation.
@@ -130,7 +133,7 @@ def recover(
     original = model if teacher is None else teacher
     need_module(original, "recover")
     gathered = _gathered(images, original, labels, classes, number)
-    work = _Work(original, gathered, held_out, seed, progress)
+    work = _Work(original, gathered, held_out, seed, views=views, progress=progress)
     student = _Student.of(
         work.teacher,
         model if teacher is not None else None,
@@ -227,8 +230,17 @@ class _Work:
     """The teacher in float32, and what is measured of students."""
 
     def __init__(
-        self, teacher: nn.Module, gathered: Gathered, share: float, seed: int, progress: bool
+        self,
+        teacher: nn.Module,
+        gathered: Gathered,
+        share: float,
+        seed: int,
+        *,
+        views: int,
+        progress: bool,
     ) -> None:
+        if views < 1:
+            raise UsageError(f"views={views}: an image has itself at least")
         self.gathered, self.share, self.seed, self.progress = gathered, share, seed, progress
         self.notes: list[str] = []
         dtypes = {p.dtype for p in teacher.parameters() if p.is_floating_point()}
@@ -239,6 +251,7 @@ class _Work:
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
             self.notes.append(f"computed in float32 and written back in {names}")
         self.held = held_out_images(gathered.count, share, seed)
+        self.images, self.marked = with_views(gathered.fit, self.held, views, seed)
 
     def nearness(self, student: nn.Module) -> Nearness:
         """On images that nothing was fitted on."""
@@ -307,9 +320,9 @@ class _Work:
         return refit(
             student.model,
             self.teacher,
-            self.gathered.fit,
+            self.images,
             ridge=ridge,
-            held_out=self.share,
+            held_out=self.marked,
             class_weight=class_weight,
             refit_mlp=refit_mlp,
             on_all=on_all,

@@ -30,9 +30,27 @@ def test_swapped_in_part_and_refused(monkeypatch, tmp_path):
     assert cait.softmax_before - cait.softmax_after == 2 * heads * 197
     assert (levit.swapped, levit.softmax_after, levit.bare_error) == (0, levit.softmax_before, None)
     assert levit.kept == 11
+    assert (xcit.by_force, cait.by_force, levit.by_force) == (0, 24, 0)
     assert "a bias by relative position" in levit.why
     assert (tmp_path / "swaps.csv").read_text(encoding="utf-8").count("\n") == 4
     assert "talking heads" in str(found)
+
+
+def test_what_force_gives_up_is_measured_on_trained_weights(monkeypatch, tmp_path):
+    """Of a model of one block and one epoch; its bias is no longer zero, as drawn weights have
+    it.
+    """
+    trained = importlib.import_module("lab.biases")
+    monkeypatch.setattr(trained, "record_path", lambda name: tmp_path / f"{name}.csv")
+    monkeypatch.setattr(trained, "GIVEN_UP", {"SAM": "a bias by queries and position"})
+    monkeypatch.setattr(trained, "SIZES", {"embed_dim": 32, "depth": 1, "num_heads": 2})
+    found = trained.biases(epochs=1, record=True)
+    (row,) = found.rows
+    assert 1e-4 < row.branch_error < 1
+    assert 0.05 < row.accuracy <= 1
+    assert 0.05 < row.accuracy_without <= 1
+    assert "1 epochs" not in str(found)
+    assert (tmp_path / "biases.csv").read_text(encoding="utf-8").count("\n") == 2
 
 
 def test_other_operators_and_every_name(monkeypatch, capsys):

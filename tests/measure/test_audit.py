@@ -5,6 +5,7 @@ apart; and an exit code that says it.
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -179,3 +180,21 @@ def test_fused_attention_counts_as_its_pairs() -> None:
 
     found: Audit = audit(Fused(), (1, 3, 4))
     assert found.kinds == {"softmax": 144}
+
+
+@pytest.mark.parametrize("look", [softless.audit, softless.cost])
+@pytest.mark.parametrize("name", ["levit_128s", "convit_tiny", "tiny_vit_5m_224"])
+def test_a_model_that_notes_tables_of_a_pass_works_afterwards(name: str, look: Any) -> None:
+    """timm's attention keeps its biases by device, or its positions by size."""
+    torch.manual_seed(0)
+    model, x = timm.create_model(name).eval(), torch.randn(1, 3, 224, 224)
+    held = {path: id(table) for path, table in model.named_buffers()}
+    look(model)
+    assert {path: id(table) for path, table in model.named_buffers()} == held
+    torch.manual_seed(0)
+    with torch.no_grad():
+        answer = model(x)
+        assert torch.equal(answer, timm.create_model(name).eval()(x))
+    look(model)  # with tables that are full
+    with torch.no_grad():
+        assert torch.equal(model(x), answer)

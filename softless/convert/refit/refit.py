@@ -41,7 +41,6 @@ NOT_BETTER = "no strength lessens its held-out error"
 CHUNK = 32  # images that pass at once
 LEAST = 8  # images
 SMALL = 0.05  # of the root mean square of a layer scale: channels below it are left as they are
-SHARE_OF_PATCHES = 3  # prefix tokens that are read weigh as much as one patch in three
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def refit(
     images: Tensor | Sequence[Tensor],
     *,
     ridge: Ridge = "held-out",
-    held_out: float = 0.25,
+    held_out: float | Tensor = 0.25,
     class_weight: float | Literal["auto"] = "auto",
     refit_mlp: bool = True,
     on_all: bool = True,
@@ -130,7 +129,8 @@ def refit(
             w), each of which is asked for a few times.
         ridge: strength, as a share of the mean diagonal; "held-out" chooses it for each layer. A
             mapping says it by path of the layer; those that it leaves out are kept.
-        held_out: share of the images that choose it, and on which errors are told.
+        held_out: share of the images that choose it, and on which errors are told; or which they
+            are, (n) of truth.
         class_weight: what a token ahead of the patches counts beside a patch. "auto": together as
             much as a third of the patches where the head reads one, 1 where it reads the mean.
         refit_mlp: fit the last layer of each MLP too.
@@ -148,7 +148,9 @@ def refit(
     start = time.process_time()
     chunks = chunked(images)
     count = sum(len(chunk) for chunk in chunks)
-    held = held_out_images(count, held_out, seed)
+    held = held_out if isinstance(held_out, Tensor) else held_out_images(count, held_out, seed)
+    if held.shape != (count,) or bool(held.all()) or not bool(held.any()):
+        raise UsageError(f"held_out marks {tuple(held.shape)} of {count} images: mark some of them")
     _check(student, teacher, ridge)
     alike = _check_images(chunks)
     paths = exchanged(student, teacher)
@@ -542,7 +544,7 @@ class _Fitting:
             return weights
         if self.class_weight == "auto":
             reads_mean = getattr(self.student.model, "global_pool", "token") not in {"token", ""}
-            share = 1.0 if reads_mean else (tokens - prefix) / SHARE_OF_PATCHES / prefix
+            share = 1.0 if reads_mean else (tokens - prefix) / prefix
         else:
             share = float(self.class_weight)
         weights[:prefix] = max(share, 1.0) if self.class_weight == "auto" else share
