@@ -41,6 +41,7 @@ LAB = (
     "counts",
     "exports",
     "papers",
+    "probes",
     "recover",
     "routes",
     "autograd",
