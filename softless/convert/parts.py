@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from softless.convert.adapters import ADAPTERS, looks_like_attention
+from softless.convert.adapters import ADAPTERS
+from softless.convert.foreign import looks_like_attention
 from softless.layers.attention import Attention
 from softless.layers.class_attention import ClassAttention
 
@@ -13,8 +14,8 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in model.named_modules():
         if any(path.startswith(f"{outer}.") for outer in chosen):
             continue
-        ours = isinstance(module, Attention | ClassAttention)
-        if path and (ours or type(module) in ADAPTERS or looks_like_attention(module)):
+        own = isinstance(module, Attention | ClassAttention)
+        if path and (own or type(module) in ADAPTERS or looks_like_attention(module)):
             chosen[path] = module
     return chosen
 

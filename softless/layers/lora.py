@@ -82,14 +82,11 @@ class LowRank(nn.Module):
         return self.model
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Model, bases and updates; the model's own weights are the moved ones."""
+        """Model, bases and updates; the model's own weights are the moved ones, so a state that is
+        loaded is merged already.
+        """
         self.merged()
         return super().state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As every module; the updates that were loaded are merged when somebody asks."""
-        self.stale = True
-        return super().load_state_dict(*args, **kwargs)
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:

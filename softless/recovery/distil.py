@@ -5,6 +5,7 @@ resumption to the bit, log and page are those of every run. Student and teacher 
 process; the folder holds the student's weights and notes the teacher by its digest.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from softless.data.samples import Samples
-from softless.errors import DivergedError, ResumeMismatch, UsageError, located, need_module
+from softless.errors import (
+    DivergedError,
+    Interrupted,
+    ResumeMismatch,
+    UsageError,
+    located,
+    need_module,
+)
 from softless.experiment.epochs import of_epoch
 from softless.experiment.folder import REPORT, WEIGHTS, RunFolder
 from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
@@ -59,7 +67,7 @@ class Distilled:
     model: nn.Module  # the student, in the mode that it was given in
     run: Result
     start: Mapping[str, Any]  # measures before the first step: agreement, kl, cosine, top1, …
-    kept: Mapping[str, Any]  # of the epoch that was kept
+    best: Mapping[str, Any]  # of the epoch that was kept
 
     @property
     def kept_start(self) -> bool:
@@ -68,14 +76,14 @@ class Distilled:
 
     def to_dict(self) -> dict[str, Any]:
         run = {**asdict(self.run), "run_dir": str(self.run.run_dir)}
-        return {"start": dict(self.start), "kept": dict(self.kept), "run": run}
+        return {"start": dict(self.start), "best": dict(self.best), "run": run}
 
     def __str__(self) -> str:
         rows = [
             f"{measure.title}: {measure.write(self.start[name])} to "
-            f"{measure.write(self.kept[name])}"
+            f"{measure.write(self.best[name])}"
             for name, measure in MEASURES.items()
-            if name != "loss" and self.kept.get(name) is not None and name in self.start
+            if name != "loss" and self.best.get(name) is not None and name in self.start
         ]
         which = (
             "no epoch was better than the start, which is kept"
@@ -83,7 +91,7 @@ class Distilled:
             else f"epoch {self.run.best_epoch} of {self.run.epochs} is kept"
         )
         return "\n".join([
-            f"{which} ({self.kept['seen']} held-out images, {self.run.seconds:.0f} s)",
+            f"{which} ({self.best['seen']} held-out images, {self.run.seconds:.0f} s)",
             *rows,
             f"run folder {self.run.run_dir}",
         ])
@@ -147,7 +155,8 @@ def distil(
             a little, and crops others lightly.
         data: how pictures become tensors, for folders and samples; None asks the teacher's
             `pretrained_cfg`.
-        classes: names of the outputs in order, where class folders have others or another order.
+        classes: names of the outputs in order, where class folders have others or another order;
+            needed where labels of class folders teach.
         limit: images to learn from at most, over all classes.
         amp: compute in bfloat16 or float16 where that is safe.
         device: auto, cpu, cuda, …
@@ -170,9 +179,9 @@ def distil(
     _check_arguments(epochs=epochs, only=only, label_weight=label_weight)
     _check_models(student, teacher)
     folder = located(out)
-    given = _given(images)
-    prepared = given is not None and isinstance(given.samples, TensorSamples)
-    spec = _data(images, given, student, teacher, data)
+    in_memory = _given(images)
+    prepared = in_memory is not None and isinstance(in_memory.samples, TensorSamples)
+    spec = _data(images, in_memory, student, teacher, data)
     spec = replace(spec, val_fraction=held_out, limit=limit)
     features = getattr(student, "num_classes", None) == 0
     recipe = Recipe(
@@ -211,7 +220,7 @@ def distil(
     with (
         model_given(student),
         teacher_given(teacher),
-        images_given(given),
+        images_given(in_memory),
         _as_they_were(student, teacher),
     ):
         try:
@@ -227,8 +236,14 @@ def distil(
             if (folder / WEIGHTS).is_file():
                 _fill(student, folder)
             raise
+        except Interrupted as error:
+            message = str(error).partition("; continue with")[0]
+            raise Interrupted(
+                f"{message}; continue with the same call and resume=True", error.exit_code
+            ) from error
         _fill(student, folder)
-        page.write([folder], folder / REPORT)
+        if os.environ.get("RANK", "0") == "0":
+            page.write([folder], folder / REPORT)
     lines = RunFolder(folder).epochs()
     return Distilled(student, reached, lines[0]["val"], of_epoch(lines, reached.best_epoch)["val"])
 
@@ -263,13 +278,15 @@ def _check_models(student: nn.Module, teacher: nn.Module) -> None:
     Raises:
         UsageError: they are not; the first such tensor is named.
     """
-    theirs = {weight.data_ptr() for weight in teacher.state_dict().values() if weight.numel()}
+    taken_by_teacher = {
+        weight.data_ptr() for weight in teacher.state_dict().values() if weight.numel()
+    }
     if student is teacher:
         raise UsageError(
             "student and teacher are the same module: give a copy of it as the teacher"
         )
     for name, weight in student.named_parameters():
-        if weight.numel() and weight.data_ptr() in theirs:
+        if weight.numel() and weight.data_ptr() in taken_by_teacher:
             raise UsageError(
                 f"student and teacher share {name}, so the teacher would move: give a deep copy"
             )
@@ -291,14 +308,14 @@ def _check_alike(student: nn.Module, teacher: nn.Module, recipe: Recipe) -> None
         UsageError: they do not.
     """
     classless = [getattr(model, "num_classes", None) == 0 for model in (student, teacher)]
-    mine, theirs = (
+    learned, taught = (
         outputs_of(model, recipe, role)
         for model, role in ((student, "student"), (teacher, "teacher"))
     )
-    if mine != theirs or classless[0] != classless[1]:
+    if learned != taught or classless[0] != classless[1]:
         counts = [
             f"{count} {'features' if none else 'classes'}"
-            for count, none in zip((mine, theirs), classless, strict=True)
+            for count, none in zip((learned, taught), classless, strict=True)
         ]
         raise UsageError(
             f"the student answers {counts[0]} and the teacher {counts[1]}: give a teacher with "
@@ -340,7 +357,7 @@ def _given(images: Images) -> GivenImages | None:
 
 def _data(
     images: Images,
-    given: GivenImages | None,
+    in_memory: GivenImages | None,
     student: nn.Module,
     teacher: nn.Module,
     data: DataSpec | None,
@@ -350,12 +367,12 @@ def _data(
     Raises:
         UsageError: nothing says how, or the models do not agree.
     """
-    if given is not None and isinstance(given.samples, TensorSamples):
+    if in_memory is not None and isinstance(in_memory.samples, TensorSamples):
         if data is not None:
             raise UsageError(
                 "data=… says how pictures become tensors, and the images are tensors: leave it out"
             )
-        channels, height, width = given.samples.images.shape[1:]
+        channels, height, width = in_memory.samples.images.shape[1:]
         return DataSpec(
             source="given",
             image_size=height if height == width else (height, width),
@@ -365,7 +382,7 @@ def _data(
             workers=0,
         )
     source = _preparation(student, teacher) if data is None else data
-    if given is not None:
+    if in_memory is not None:
         return replace(source, source="given", path=None, workers=0)
     return replace(source, source="folder" if data is None else data.source, path=str(images))
 

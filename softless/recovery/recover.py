@@ -42,8 +42,7 @@ from softless.recovery.recovered import BARE, DISTIL, REFIT, STEPS, Recovered
 from softless.recovery.views import with_views
 
 _log = logging.getLogger("softless.recovery")
-STRONG = 0.01  # ridge of a refit that a training follows: weaker ones leave weights that cancel
-LR = 5e-4
+LR, GENTLE = 5e-4, 3e-5  # a refit with a weak ridge leaves large weights that cancel
 NUMBER = 256  # images of a folder
 CALIBRATED = 32  # images on which a layer that cannot be fitted gets a number for each head
 
@@ -58,8 +57,8 @@ def recover(
     force: str | Sequence[str] = (),
     steps: Sequence[str] = (REFIT,),
     epochs: int = 5,
-    lr: float = LR,
-    ridge: float | Literal["held-out"] | None = None,
+    lr: float | None = None,
+    ridge: float | Literal["held-out"] = "held-out",
     labels: Tensor | bool = False,
     classes: Sequence[str] = (),
     held_out: float = 0.25,
@@ -93,9 +92,10 @@ def recover(
         force: patterns of the paths at which what would be lost may be lost.
         steps: "refit", "distil" or both, in this order.
         epochs: of the distillation.
-        lr: its rate.
+        lr: its rate. None: 3e-5 after a refit that chose its ridge, whose weights are fragile, else
+            5e-4.
         ridge: strength of the refit, as a share of the mean diagonal; "held-out" chooses it for
-            each layer, which is the default where no distillation follows; else it is 0.01.
+            each layer. A rate of 5e-4 afterwards asks for 0.01 or more.
         labels: targets (n), with which accuracy is told; True teaches them too in a distillation.
         classes: names of the model's classes, by which class folders have labels.
         held_out: share of the images that choose the ridge and on which nearness is told.
@@ -147,9 +147,8 @@ def recover(
     seconds: dict[str, float] = {}
     refitted = None
     if REFIT in steps:
-        chosen: Ridge = ridge or (STRONG if DISTIL in steps else "held-out")
         start = time.process_time()
-        student, refitted = work.refit(student, chosen, class_weight, refit_mlp)
+        student, refitted = work.refit(student, ridge, class_weight, refit_mlp)
         seconds[REFIT] = time.process_time() - start
         near[REFIT] = work.nearness(student.model)
         if DISTIL not in steps and not gathered.apart:
@@ -165,7 +164,7 @@ def recover(
             classes,
             out=out,
             epochs=epochs,
-            lr=lr,
+            lr=(GENTLE if REFIT in steps and ridge == "held-out" else LR) if lr is None else lr,
             only=only,
             resume=resume,
             overwrite=overwrite,
@@ -196,7 +195,7 @@ def _check_steps(steps: Sequence[str], ridge: Any, out: str | Path | None) -> No
             raise unknown("step", step, STEPS)
     if list(steps) != [step for step in STEPS if step in steps] or not steps:
         raise UsageError(f"steps={tuple(steps)}: give 'refit', 'distil', or both in this order")
-    if ridge is not None and REFIT not in steps:
+    if ridge != "held-out" and REFIT not in steps:
         raise UsageError(f"ridge={ridge} is of the refit, which is not among the steps")
     if DISTIL in steps and out is None:
         raise UsageError("a distillation is a run: name a folder for it with out=")

@@ -74,6 +74,7 @@ def test_a_state_continues_and_loaded_weights_stay():
     second = LowRank(vit(), projections(vit()), rank=4, seed=7)
     second.load_state_dict(first.state_dict())
     merged = second.merged().state_dict()
+    assert torch.equal(second(IMAGES), first(IMAGES))
     assert all(
         torch.equal(merged[name], value) for name, value in first.merged().state_dict().items()
     )

@@ -109,8 +109,8 @@ def test_it_learns_and_the_student_holds_what_was_kept(tmp_path: Path):
     assert log[0]["start"]
     assert "train_loss" not in log[0]
     assert reached.start == log[0]["val"]
-    assert reached.kept["kl"] < 0.8 * reached.start["kl"]
-    assert reached.kept["agreement"] >= reached.start["agreement"]
+    assert reached.best["kl"] < 0.8 * reached.start["kl"]
+    assert reached.best["agreement"] >= reached.start["agreement"]
     assert not reached.kept_start
     kept = load_file(tmp_path / "run/best.safetensors")
     assert alike(student.state_dict(), kept)
@@ -132,15 +132,17 @@ def test_a_run_that_only_spoils_keeps_its_start_to_the_bit(tmp_path: Path):
     reached = run(tmp_path / "run", student, teacher, lr=1.0)
     assert reached.kept_start
     assert reached.run.best_epoch == 0
-    assert reached.kept == reached.start
+    assert reached.best == reached.start
     assert alike(student.state_dict(), before)
     assert alike(load_file(tmp_path / "run/best.safetensors"), before)
     assert [line["kept"] for line in lines(tmp_path / "run")] == [True, False, False, False]
     with model_given(student_of(teacher, layers=LAST)):
         assert alike(load_run(tmp_path / "run").model.state_dict(), before)
     assert "no epoch was better than the start" in (tmp_path / "run/report.html").read_text()
-    again = run(tmp_path / "run", student_of(teacher, layers=LAST), teacher, lr=1.0, resume=True)
+    other = student_of(teacher_of(seed=5), layers=LAST)
+    again = run(tmp_path / "run", other, teacher, lr=1.0, resume=True)
     assert again.run == reached.run
+    assert alike(other.state_dict(), before), "a finished run is read"
 
 
 def test_a_state_that_explodes_leaves_the_start_in_the_student(tmp_path: Path, monkeypatch):
@@ -282,6 +284,23 @@ def test_both_models_see_the_same_prepared_images(tmp_path: Path):
     assert len(changed) >= 6, "training images are changed"
 
 
+def test_the_teacher_answers_as_in_evaluation_and_stays_in_its_mode(tmp_path: Path):
+    """Its dropout never speaks; where the student is a copy of it, both agree at the start."""
+    teacher = teacher_of(proj_drop_rate=0.5).train()
+    student = copy.deepcopy(teacher)
+    answers: list[tuple[Tensor, Tensor]] = []
+    teacher.register_forward_hook(lambda _, args, answer: answers.append((args[0], answer)))
+    reached = run(tmp_path / "run", student, teacher, epochs=1)
+    assert reached.start["agreement"] == 1.0
+    assert reached.start["kl"] == pytest.approx(0, abs=1e-9)
+    twin = teacher_of(proj_drop_rate=0.5)
+    with torch.no_grad():
+        assert all(torch.equal(twin(images), answer) for images, answer in answers)
+    assert not any(answer.requires_grad for _, answer in answers)
+    assert teacher.training
+    assert student.training
+
+
 def test_the_loss_is_that_of_the_paper():
     torch.manual_seed(0)
     s, t, labels = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 3, -1, 1, -1])
@@ -309,14 +328,14 @@ def test_only_the_part_that_was_named_moves(tmp_path: Path, only: str):
     assert moved == expected
     assert list(student.state_dict()) == list(before)
     assert all(p.requires_grad for p in student.parameters())
-    assert reached.kept["kl"] < reached.start["kl"]
+    assert reached.best["kl"] < reached.start["kl"]
 
 
 def test_models_without_classes_are_compared_by_features(tmp_path: Path):
     teacher = teacher_of(classes=0)
     reached = run(tmp_path / "run", student_of(teacher), teacher, epochs=6)
-    assert reached.kept["cosine"] > reached.start["cosine"] + 0.02
-    assert reached.kept["agreement"] is None
+    assert reached.best["cosine"] > reached.start["cosine"] + 0.02
+    assert reached.best["agreement"] is None
     assert reached.run.metric == "cosine"
 
 
@@ -327,12 +346,12 @@ def test_labels_teach_and_tell_the_accuracy(tmp_path: Path):
         truth = teacher(images).argmax(1)
     shifted = (truth + 1) % 4  # labels that contradict the teacher
     silent = run(tmp_path / "silent", student_of(teacher), teacher, (images, truth), epochs=4)
-    assert silent.kept["teacher_top1"] == 1.0
-    assert silent.kept["top1"] == silent.kept["agreement"]
+    assert silent.best["teacher_top1"] == 1.0
+    assert silent.best["top1"] == silent.best["agreement"]
     student = student_of(teacher)
     fields = {"labels": True, "label_weight": 100.0, "epochs": 8}
     taught = run(tmp_path / "taught", student, teacher, (images, shifted), **fields)
-    assert taught.kept["teacher_top1"] == 0.0
+    assert taught.best["teacher_top1"] == 0.0
     last = lines(tmp_path / "taught")[-1]["val"]
     assert last["top1"] > last["agreement"]
 
@@ -354,11 +373,11 @@ def test_folders_stream_with_labels_or_without(tmp_path: Path):
     teacher = teacher_of(channels=3)
     root = class_folders(tmp_path / "images", ("b", "a", "d", "c"))
     labelled = run(tmp_path / "labelled", student_of(teacher), teacher, root, data=COLOUR)
-    assert labelled.kept["top1"] is not None
-    assert labelled.kept["seen"] == 8  # two of each class
+    assert labelled.best["top1"] is not None
+    assert labelled.best["seen"] == 8  # two of each class
     other = class_folders(tmp_path / "other", ("b", "a", "c"))
     foreign = run(tmp_path / "foreign", student_of(teacher), teacher, other, data=COLOUR)
-    assert foreign.kept["top1"] is None
+    assert foreign.best["top1"] is None
     named = run(
         tmp_path / "named",
         student_of(teacher),
@@ -367,14 +386,16 @@ def test_folders_stream_with_labels_or_without(tmp_path: Path):
         data=COLOUR,
         classes=("c", "x", "b", "a"),
     )
-    assert named.kept["top1"] is not None
+    assert named.best["top1"] is not None
+    with pytest.raises(UsageError, match="nothing says which class each output stands for"):
+        run(tmp_path / "no", student_of(teacher), teacher, root, data=COLOUR, labels=True)
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         path.rename(flat / f"{number}.png")
     bare = run(tmp_path / "bare", student_of(teacher), teacher, flat, data=COLOUR)
-    assert bare.kept["top1"] is None
-    assert bare.kept["seen"] == 6
+    assert bare.best["top1"] is None
+    assert bare.best["seen"] == 6
 
 
 def test_samples_are_prepared_as_the_teacher_says(tmp_path: Path):
@@ -395,6 +416,27 @@ def test_samples_are_prepared_as_the_teacher_says(tmp_path: Path):
     student.pretrained_cfg = {**teacher.pretrained_cfg, "std": (0.5,)}  # type: ignore[dict-item,assignment]
     with pytest.raises(UsageError, match="prepare their images in different ways"):
         run(tmp_path / "other", student, teacher, samples)
+
+
+def test_targets_of_samples_that_no_output_has_are_left_alone(tmp_path: Path):
+    teacher = teacher_of()
+    samples = ArraySamples(np.zeros((16, *SIZE), np.uint8), np.arange(16), 1)
+    reached = run(tmp_path / "run", student_of(teacher), teacher, samples, data=GREY)
+    assert reached.best["top1"] is None
+
+
+def test_a_longer_run_goes_on_and_the_first_lines_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    teacher = teacher_of()
+    fields = {"only": "lora", "rank": 4, "progress": True}
+    run(tmp_path / "run", student_of(teacher), teacher, epochs=4, **fields)
+    shown = capsys.readouterr().err
+    assert "epoch 0/4  the start  val loss" in shown
+    assert "from three trial steps" in shown
+    longer = run(tmp_path / "run", student_of(teacher), teacher, epochs=6, resume=True, **fields)
+    assert longer.run.extended_from == [4]
+    assert [line["epoch"] for line in lines(tmp_path / "run")] == list(range(7))
 
 
 def test_the_page_and_the_list_of_runs_know_epoch_0(tmp_path: Path):
@@ -487,7 +529,7 @@ BAD: dict[str, tuple[Callable[[nn.Module], dict[str, Any]], str]] = {
     ),
     "labels": (
         lambda _: {"labels": True},
-        "labels are to teach the student, and the images have none",
+        "labels are to teach the student, and they are not there",
     ),
     "targets": (
         lambda _: {"images": (images_of(), torch.arange(64) % 5)},

@@ -1,5 +1,5 @@
-"""What the page of distilled runs shows: how often a student answers as its teacher, before the
-first step and with the weights that were kept, and the divergence by epoch.
+"""What the page of distilled runs shows: how often a student answers as its teacher, at the start
+and in the end, and the divergence by epoch.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def headline(groups: Sequence[Group]) -> Html:
 
 def samples(groups: Sequence[Group]) -> Html:
     """How many images were held out."""
-    kept = _ends(groups[0])[1]
-    return tag("p", f"{kept['seen']} images were held out and measured after every epoch.")
+    best = _ends(groups[0])[1]
+    return tag("p", f"{best['seen']} images were held out and measured after every epoch.")
 
 
 def further(groups: Sequence[Group]) -> list[Html]:
@@ -91,27 +91,27 @@ def _ends(group: Group) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _sentence(group: Group) -> str:
-    start, kept = _ends(group)
+    start, best = _ends(group)
     name = "cosine" if start.get("agreement") is None else "agreement"
-    title, best = MEASURES[name].title, int(group.first.result["best_epoch"])
-    if best == 0:
+    title, epoch = MEASURES[name].title, int(group.first.result["best_epoch"])
+    if epoch == 0:
         return (
             f"{group.label}: no epoch was better than the start, which is kept ({title} "
             f"{_written(start, name)})."
         )
     return (
-        f"{group.label}: {title} {_written(kept, name)} on held-out images after epoch {best}, "
+        f"{group.label}: {title} {_written(best, name)} on held-out images after epoch {epoch}, "
         f"{_written(start, name)} before the first step."
     )
 
 
 def _card(group: Group) -> Html:
-    start, kept = _ends(group)
+    start, best = _ends(group)
     name = "cosine" if start.get("agreement") is None else "agreement"
     rows = [
-        (MEASURES[row].title, f"{_written(start, row)} to {_written(kept, row)}")
+        (MEASURES[row].title, f"{_written(start, row)} to {_written(best, row)}")
         for row in ROWS
-        if kept.get(row) is not None
+        if best.get(row) is not None
     ]
     rows += [("training", duration(float(group.first.result["seconds"])))]
     listed = tag("dl", [tag("div", tag("dt", title), tag("dd", value)) for title, value in rows])
@@ -119,7 +119,7 @@ def _card(group: Group) -> Html:
     return tag(
         "article",
         heading,
-        tag("p", _written(kept, name), class_="big"),
+        tag("p", _written(best, name), class_="big"),
         tag("p", MEASURES[name].title, class_="under"),
         listed,
         class_="card",

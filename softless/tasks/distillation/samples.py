@@ -98,8 +98,8 @@ class TensorSamples(Samples):
     def update(self, digest: Any) -> None:
         super().update(digest)
         pixels = hashlib.sha256()
-        for place in self.places.tolist():
-            pixels.update(self.images[place].numpy().tobytes())
+        for index in self.places.tolist():
+            pixels.update(self.images[index].numpy().tobytes())
         digest.update(pixels.digest())
 
     def lowest(self) -> list[float]:
@@ -126,29 +126,31 @@ def open_images(data: DataSpec, seed: int) -> tuple[Splits, bool]:
 
 
 def _given_splits(data: DataSpec, seed: int) -> tuple[Splits, bool]:
-    given = _given.get()
-    if given is None:
+    in_memory = _given.get()
+    if in_memory is None:
         raise DataError(
             "the images of this run were given in Python: give them again to "
             "softless.recovery.distil.distil(…, resume=True)"
         )
-    samples = given.samples
+    samples = in_memory.samples
     if len(samples) < FEWEST:
         raise DataError(
             f"{len(samples)} images are too few to learn from and to hold some out: give "
             f"{FEWEST} or more"
         )
-    counts = np.unique(samples.targets, return_counts=True)[1] if given.labelled else np.array([0])
+    counts = (
+        np.unique(samples.targets, return_counts=True)[1] if in_memory.labelled else np.array([0])
+    )
     strata = samples.targets if counts.min() > 1 else np.zeros(len(samples), dtype=np.int64)
-    kept, held_out = stratified_cut(strata, data.val_fraction, seed)
-    train, val = samples.take(kept), samples.take(held_out)
+    remaining, held_out = stratified_cut(strata, data.val_fraction, seed)
+    train, val = samples.take(remaining), samples.take(held_out)
     if data.limit is not None and data.limit < len(train):
         order = np.random.default_rng(seed).permutation(len(train))
         train = train.take(np.sort(order[: data.limit]))
     mean, std = scaling(data, train)
     identity = fingerprint(data.source, (), {"train": train, "val": val, "test": None})
     splits = Splits(train, val, None, (), data.in_chans, mean, std, identity)
-    return splits, given.labelled
+    return splits, in_memory.labelled
 
 
 def with_outputs(
@@ -172,19 +174,19 @@ def with_outputs(
         return splits.ordered(spec.classes, "the models", "the images", partly=True), True
     names = spec.classes or (splits.classes if len(splits.classes) == outputs else numbers)
     fits = len(splits.classes) == outputs if splits.classes else _largest(splits) < outputs
-    if labelled and not fits and not splits.classes:
+    if labelled and not fits and isinstance(splits.train, TensorSamples):
         raise DataError(
             f"a target is class {_largest(splits)} and the models have {outputs} outputs, "
             "counted from 0: give targets of these"
         )
-    if spec.labels and not (labelled and fits):
-        why = (
-            f"the images have {len(splits.classes)} classes and the models {outputs} outputs: "
-            "name those with classes=…"
-            if labelled
-            else "the images have none: leave labels out"
+    if spec.labels and labelled and splits.classes:
+        raise UsageError(
+            "labels are to teach the student, and nothing says which class each output stands "
+            "for: name the models' classes in their order with classes=…"
         )
-        raise UsageError(f"labels are to teach the student, and {why}")
+    if spec.labels and not (labelled and fits):
+        why = f"go beyond the {outputs} outputs of the models" if labelled else "are not there"
+        raise UsageError(f"labels are to teach the student, and they {why}: leave labels out")
     return replace(splits, classes=names), labelled and fits
 
 

@@ -160,8 +160,8 @@ class Distillation(Task):
             inside = tuple(f"{path}." for path in attentions(model))
             trainable = {name for name in trainable if name.startswith(inside)}
         if not trainable:
-            where = "the attention of " if self.spec.trained == "attention" else ""
-            raise UsageError(f"nothing in {where}the student ({kind}) may move: thaw some of it")
+            part = "the attention of " if self.spec.trained == "attention" else ""
+            raise UsageError(f"nothing in {part}the student ({kind}) may move: thaw some of it")
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trainable)
         return model
@@ -233,12 +233,17 @@ class Distillation(Task):
 
     @torch.no_grad()
     def _likeness(
-        self, model: nn.Module, loader: EpochLoader, amp: str, label: str, kept: tuple[Tensor, ...]
+        self,
+        model: nn.Module,
+        loader: EpochLoader,
+        amp: str,
+        label: str,
+        before: tuple[Tensor, ...],
     ) -> tuple[Likeness, tuple[Tensor, ...]]:
         """The measures, and the teacher's answers by batch where they are few."""
         device = next(model.parameters()).device
-        sums, taught = torch.zeros(len(SUMS), dtype=torch.float64), list(kept)
-        few = len(loader.positions) * self._outputs <= KEPT
+        sums, taught = torch.zeros(len(SUMS), dtype=torch.float64), list(before)
+        small = len(loader.positions) * self._outputs <= KEPT
         with evaluating(model):
             batches = track(loader, len(loader.positions), label, size=lambda batch: len(batch[1]))
             for number, (batch, targets) in enumerate(batches):
@@ -247,13 +252,15 @@ class Distillation(Task):
                     answers = taught[number].to(device)
                 else:
                     answers = self._taught(images)
-                    if few:
+                    if small:
                         taught.append(answers.cpu())
                 with autocast(device, amp):
                     learned = model(images).float()
                 labels = targets if self.labelled else torch.full_like(targets, UNLABELLED)
                 compare = _features if self.spec.compared == "features" else _answers
-                sums += compare(learned, answers, labels.to(device)).cpu()
+                sums += compare(
+                    learned.cpu(), answers.cpu(), labels
+                )  # not all devices have float64
         if loader.rounds is not None:
             sums = torch.stack(ranks.gather(sums)).sum(0)
         expected = len(loader.dataset)  # type: ignore[arg-type]
@@ -267,16 +274,20 @@ SUMS = ("images", "agreeing", "kl", "cosine", "labelled", "right", "teacher_righ
 
 def _answers(learned: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
     """The sums of a batch, (7,) float64 in the order of SUMS."""
-    said, meant, known = learned.argmax(1), taught.argmax(1), labels >= 0
+    student_answers, teacher_answers, has_label = learned.argmax(1), taught.argmax(1), labels >= 0
     kl = F.kl_div(
         learned.double().log_softmax(1),
         taught.double().log_softmax(1),
         log_target=True,
         reduction="sum",
     )
-    right, teacher_right = ((answer == labels) & known for answer in (said, meant))
+    correct, teacher_correct = (
+        (answer == labels) & has_label for answer in (student_answers, teacher_answers)
+    )
     none = torch.zeros_like(kl)
-    counts = [(said == meant).sum(), kl, none, known.sum(), right.sum(), teacher_right.sum()]
+    agreeing = (student_answers == teacher_answers).sum()
+    of_labels = [has_label.sum(), correct.sum(), teacher_correct.sum()]
+    counts = [agreeing, kl, none, *of_labels]
     return torch.stack([none + len(learned), *(count.double() for count in counts)])
 
 
@@ -348,13 +359,13 @@ def outputs_of(model: nn.Module, recipe: Recipe, role: str) -> int:
     height, width = sides(recipe.data.image_size)
     first = next(model.parameters(), torch.zeros(()))
     blank = torch.zeros(2, recipe.data.in_chans, height, width, device=first.device)
-    what = f"images of {recipe.data.in_chans} channels and {height} x {width} pixels"
+    wanted = f"images of {recipe.data.in_chans} channels and {height} x {width} pixels"
     try:
         with evaluating(model):
             answer = model(blank.to(first.dtype))
     except Exception as error:
         raise UsageError(
-            f"the {role} takes no {what} ({' '.join(str(error).split())[:300]}): give images of "
+            f"the {role} takes no {wanted} ({' '.join(str(error).split())[:300]}): give images of "
             "the size and channels that it was built for"
         ) from error
     if not isinstance(answer, Tensor) or answer.ndim != 2:
