@@ -97,7 +97,7 @@ class Answers:
     agreement: float  # share of test images with the teacher's answer
     kl: float  # of the teacher's probabilities to the model's, nats
     cosine: float  # of the features, mean over tokens
-    seconds: float  # of the processor
+    seconds: float  # of the processor; of a distillation those of the refit ahead are left out
     teacher_seconds: float  # that its training would take on this machine
 
 
@@ -349,8 +349,8 @@ class Bench:
     def measured(self, op: str, step: str, training_seconds: float) -> Answers:
         """What a step comes to."""
         start = time.process_time()
-        student, images = self._stepped(op, step)
-        seconds = time.process_time() - start
+        student, images, own_seconds = self._stepped(op, step)
+        seconds = own_seconds or time.process_time() - start
         logits, features = outputs(student, self.test)
         recipe = self.recipe
         return Answers(
@@ -370,24 +370,26 @@ class Bench:
             training_seconds,
         )
 
-    def _stepped(self, op: str, step: str) -> tuple[nn.Module, int]:
-        """The model after a step, and how many images without labels it was given."""
+    def _stepped(self, op: str, step: str) -> tuple[nn.Module, int, float | None]:
+        """The model after a step, how many images without labels it was given, and its seconds
+        where they are not those of all that was done.
+        """
         if step == "scratch":
-            return self._from_scratch(op), 0
+            return self._from_scratch(op), 0, None
         if step == "bare":
-            return self.student(op), 0
+            return self.student(op), 0, None
         if step == "calibrate":
             student = self.student(op)
             calibrate(student, self.teacher, self.images[:CALIBRATED_ON])
-            return student, len(self.images[:CALIBRATED_ON])
+            return student, len(self.images[:CALIBRATED_ON]), None
         return self._recovered(op, step)
 
-    def _recovered(self, op: str, step: str) -> tuple[nn.Module, int]:
+    def _recovered(self, op: str, step: str) -> tuple[nn.Module, int, float | None]:
         """What `softless.recover` comes to by its own settings."""
         options = OPTIONS.get(op, {})
         if step == "refit":
             ended = recover(self.teacher, op, images=self.images, progress=False, **options)
-            return ended.model.eval(), len(self.images)
+            return ended.model.eval(), len(self.images), None
         with tempfile.TemporaryDirectory() as folder:
             ended = recover(
                 self.teacher,
@@ -400,7 +402,7 @@ class Bench:
                 progress=False,
                 **options,
             )
-        return ended.model.eval(), len(self.training_images)
+        return ended.model.eval(), len(self.training_images), ended.seconds["distil"]
 
     def _from_scratch(self, op: str) -> nn.Module:
         """The operator trained on labels, for as many steps as the distillation takes."""

@@ -44,7 +44,7 @@ from softless.training.result import Result
 
 Images: TypeAlias = Tensor | tuple[Tensor, Tensor] | Samples | str | Path
 PARTS = ("all", "attention", "lora")
-MIN_STEPS = 100  # a run on few images has more epochs until it has so many
+MIN_STEPS = 64  # a run on few images has more epochs until it has so many
 BATCH = 64
 SMALL = 64  # pixels: grey images up to here are turned and shifted, others are cropped
 NO_CHANGE: Mapping[str, Any] = {

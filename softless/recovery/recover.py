@@ -27,22 +27,25 @@ from softless.convert.refit.refit import (
     Ridge,
     chunked,
     exchanged,
-    held_out_images,
     refit,
 )
 from softless.convert.rehost import attends_with, rehosted
 from softless.convert.swap import Swapped, swap
 from softless.errors import UsageError, need_module, unknown
+from softless.experiment.groups import AugmentSpec
 from softless.measure.audit import audit
 from softless.measure.findings import Audit
 from softless.recovery.answers import Nearness, nearness
-from softless.recovery.distil import Distilled, distil
+from softless.recovery.distil import NO_CHANGE, Distilled, distil
 from softless.recovery.pictures import Gathered, from_folder
 from softless.recovery.recovered import BARE, DISTIL, REFIT, STEPS, Recovered
 from softless.recovery.views import with_views
+from softless.tasks.distillation.samples import cut
 
 _log = logging.getLogger("softless.recovery")
 LR, GENTLE = 5e-4, 3e-5  # a refit with a weak ridge leaves large weights that cancel
+# what follows such a refit sees the images as they are: changed ones take it away from its start
+PLAIN = AugmentSpec(scale=(1.0, 1.0), ratio=(1.0, 1.0), **NO_CHANGE)
 NUMBER = 256  # images of a folder
 CALIBRATED = 32  # images on which a layer that cannot be fitted gets a number for each head
 
@@ -101,7 +104,8 @@ def recover(
         held_out: share of the images that choose the ridge and on which nearness is told.
         class_weight: what a token ahead of the patches counts beside a patch.
         refit_mlp: fit the last layer of each MLP too.
-        views: of each image that the refit uses: itself, and copies that are changed a little.
+        views: of each image that the refit uses: itself, and copies that are changed a little;
+            fewer where images and copies together are above 1,024.
         only: what a distillation moves.
         number: images of a folder that the refit uses.
         seed: which images are held out; of the distillation.
@@ -155,6 +159,7 @@ def recover(
             refitted = work.on_all(student, refitted, class_weight, refit_mlp)
     kept, distilled = (REFIT if REFIT in steps else BARE), None
     if DISTIL in steps:
+        gentle = REFIT in steps and ridge == "held-out"
         start = time.process_time()
         distilled = _distilled(
             student.model,
@@ -164,7 +169,8 @@ def recover(
             classes,
             out=out,
             epochs=epochs,
-            lr=(GENTLE if REFIT in steps and ridge == "held-out" else LR) if lr is None else lr,
+            lr=(GENTLE if gentle else LR) if lr is None else lr,
+            augment=PLAIN if gentle else None,
             only=only,
             resume=resume,
             overwrite=overwrite,
@@ -225,6 +231,17 @@ def _gathered(
     return Gathered(chunks, (), targets, None, apart=False)
 
 
+def _held_out(gathered: Gathered, share: float, seed: int) -> Tensor:
+    """Which images are held out (n): the same as in a distillation, whose start would be flattered
+    on images that it was fitted on.
+    """
+    labels = None if gathered.fit_labels is None else gathered.fit_labels.cpu().numpy()
+    _, positions = cut(gathered.count, labels, share, seed)
+    held = torch.zeros(gathered.count, dtype=torch.bool)
+    held[torch.from_numpy(positions)] = True
+    return held
+
+
 class _Work:
     """The teacher in float32, and what is measured of students."""
 
@@ -249,7 +266,7 @@ class _Work:
             self.teacher = copy.deepcopy(teacher).float()
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
             self.notes.append(f"computed in float32 and written back in {names}")
-        self.held = held_out_images(gathered.count, share, seed)
+        self.held = _held_out(gathered, share, seed)
         self.images, self.marked = with_views(gathered.fit, self.held, views, seed)
 
     def nearness(self, student: nn.Module) -> Nearness:

@@ -17,6 +17,8 @@ from softless.experiment.recipe import Recipe
 from softless.recovery.distil import light
 from softless.tasks.distillation.transforms import of_tensors
 
+MOST = 1024  # images and copies together: real images need no copies beside them
+
 
 @dataclass(frozen=True)
 class Views(Sequence[Tensor]):
@@ -61,12 +63,13 @@ def with_views(
     Args:
         chunks: (b, C, h, w).
         held: (n) which images are held out; they are not copied.
-        views: of an image, itself among them.
+        views: of an image, itself among them; fewer where there are many images.
         seed: of the changes; the same copy looks the same whenever it is asked for.
 
     Returns:
         The chunks, and which of all images are held out.
     """
+    views = min(views, MOST // max(len(held), 1))
     if views <= 1:
         return chunks, held
     first = chunks[0]
