@@ -38,6 +38,7 @@ from softless.errors import UsageError, located, unknown
 from softless.layers.attention import Attention
 from softless.models.durable import make_folder, write_text
 from softless.recovery.distil import distil
+from softless.recovery.recover import PLAIN
 from softless.words import table
 
 OPERATORS = ("sima", "seqnorm", "relu_linear", "soft")
@@ -233,6 +234,13 @@ def _turned(**changed: Any) -> Walk:
         return student
 
     return walk
+
+
+def _on_all(bench: Bench, op: str) -> nn.Module:
+    """The refit on all images that the teacher was trained on."""
+    student = bench.student(op)
+    refit(student, bench.teacher, bench.training_images)
+    return student
 
 
 def turned(images: Tensor, copies: int) -> Tensor:
@@ -446,6 +454,8 @@ ROUTES: Mapping[str, Route] = {
         "refit, distil attention": _distilled(REFIT, only="attention"),
         "refit, distil LoRA": _distilled(REFIT, only="lora", lr=2e-3),
         "refit, distil, refit": _then_refitted(_distilled(REFIT, lr=1e-4)),
+        "refit on all images": _on_all,
+        "refit on all images, distil plain 3e-5": _distilled(_on_all, lr=3e-5, augment=PLAIN),
         "paper's scale, refit": _paper_scale,
         "paper's scale, refit, distil 1e-4": _distilled(_paper_scale, lr=1e-4),
     }.items()

@@ -149,7 +149,6 @@ def test_gains_are_those_of_swap(bench):
 
 def test_steps_are_measured_once_and_recorded(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "record_path", lambda name: tmp_path / f"{name}.csv")
-    monkeypatch.setattr(Bench, "training_seconds", lambda _: 60.0)
     steps = ["refit", "bare", "calibrate"]
     out = tmp_path / "answers"
     ended = recoveries([str(teacher)], ops=["sima"], steps=steps, out=out, record=True)
@@ -159,7 +158,8 @@ def test_steps_are_measured_once_and_recorded(teacher, tmp_path, monkeypatch):
     assert rows["refit"]["share"] > 0.75
     assert rows["refit"]["kl"] < rows["bare"]["kl"]
     assert rows["refit"]["images"] == 256
-    assert 0 < rows["refit"]["cpu_seconds"] < 60 == rows["refit"]["teacher_cpu_seconds"]
+    assert 0 < rows["refit"]["cpu_seconds"] < 60
+    assert rows["refit"]["teacher_cpu_seconds"] == ""
     assert (tmp_path / "recover.csv").read_text().count("\n") == 4
     assert "refit" in str(ended)
     with pytest.raises(UsageError, match="is there already"):
