@@ -275,7 +275,7 @@ def _model(state: Mapping[str, Tensor], side: int, *, antialias: bool = False) -
     weight, positions = state["patch_embed.proj.weight"], state["pos_embed"]
     width, patch = weight.shape[0], weight.shape[-1]
     depth = sum(name.endswith("ls1.gamma") for name in state)
-    shape = (
+    shape: dict[str, Any] = (
         {}
         if (width, depth) == (WIDTH, DEPTH)
         else {"embed_dim": width, "depth": depth, "num_heads": width // HEAD}

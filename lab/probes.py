@@ -38,7 +38,7 @@ from softless.words import table
 
 STEPS = ("bare", "refit", "distil")
 OPERATORS = ("sima", "seqnorm", "relu_linear", "soft")
-IMAGES = 256  # that the refit is given
+IMAGES = 256
 AT_ONCE = 40  # images of a pass
 PENALTY = 0.1  # of the probe: scikit-learn's C
 EPOCHS, RATE = 3, 1e-4  # of the distillation
@@ -87,6 +87,7 @@ def probes(
     data: str,
     ops: Sequence[str] = OPERATORS,
     steps: Sequence[str] = ("bare", "refit"),
+    images: int = IMAGES,
     epochs: int = EPOCHS,
     out: str | Path = "runs/probes",
     resume: bool = False,
@@ -100,6 +101,7 @@ def probes(
         data: a folder of class folders in parts, train and test among them.
         ops: operators.
         steps: bare, refit, distil; the last one follows the refit.
+        images: without labels, that the refit is given.
         epochs: of the distillation.
         out: a folder for the answers.
         resume: keep the answers that are there.
@@ -117,11 +119,11 @@ def probes(
             raise unknown("step", step, STEPS)
     torch.set_num_threads(threads)
     folder = make_folder(located(out))
-    bench = Bench(located(backbone), located(data), epochs)
+    bench = Bench(located(backbone), located(data), images, epochs)
     planned = [(registered(op).name, step) for op in ops for step in STEPS if step in steps]
     rows = []
     for op, step in track(planned, len(planned), "probing"):
-        path = folder / f"{bench.name}-{op}-{step}.json"
+        path = folder / f"{bench.name}-{op}-{step}-{images}.json"
         if path.exists():
             if not resume:
                 raise UsageError(f"{path} is there already: choose another --out, or --resume")
@@ -173,7 +175,7 @@ class Probe(nn.Module):
 class Bench:
     """A backbone with its probe, and images."""
 
-    def __init__(self, folder: Path, data: Path, epochs: int) -> None:
+    def __init__(self, folder: Path, data: Path, images: int, epochs: int) -> None:
         self.name, self.data, self.epochs = f"{folder.name}-{data.name}", data, epochs
         model: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
         config = model.pretrained_cfg
@@ -193,7 +195,7 @@ class Bench:
         )
         self.teacher = self._probed(model, len(splits.classes))
         generator = torch.Generator().manual_seed(0)
-        self.images = self.train[torch.randperm(len(self.train), generator=generator)[:IMAGES]]
+        self.images = self.train[torch.randperm(len(self.train), generator=generator)[:images]]
 
     def _probed(self, model: Any, classes: int) -> Probe:
         from sklearn.linear_model import LogisticRegression
@@ -244,12 +246,12 @@ class Bench:
         right, right_teacher = ((x.argmax(1) == self.labels).tolist() for x in (mine, theirs))
         top1, teacher_top1 = float(np.mean(right)), float(np.mean(right_teacher))
         difference = paired_bootstrap([right], [right_teacher])
-        images = {"bare": 0, "refit": len(self.images), "distil": len(self.train)}[step]
+        given = {"bare": 0, "refit": len(self.images), "distil": len(self.train)}[step]
         return Probed(
             self.data.name,
             op,
             step,
-            images,
+            given,
             len(self.test),
             round(teacher_top1, 4),
             round(top1, 4),

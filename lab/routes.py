@@ -300,12 +300,14 @@ def fit_values(student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
         rows = seen.transpose(1, 2).flatten(2).flatten(0, 1)  # (tokens, heads * C)
         goal = call.out.flatten(0, 1)
         cut = len(rows) // 4
-        sums = [Moments.zeros(rows.shape[1], goal.shape[1], rows) for _ in range(2)]
+        sums = [Moments.zeros(rows.shape[1], goal.shape[1], rows.device) for _ in range(2)]
         for moments, part in zip(sums, (slice(cut, None), slice(0, cut)), strict=True):
             moments.add(rows[part], goal[part], torch.ones(len(rows[part])))
         W0 = torch.zeros(goal.shape[1], rows.shape[1], dtype=torch.float64)
         important = torch.ones(goal.shape[1], dtype=torch.float64)
-        W = solve(*sums, W0, W0[:, 0], important=important).W.T.unflatten(0, (module.num_heads, -1))
+        W = solve(sums[0], sums[1], W0, W0[:, 0], important=important).W.T.unflatten(
+            0, (module.num_heads, -1)
+        )
         covariance = (sums[0].oo + sums[1].oo) / len(rows)
         _write_values(module, W, covariance)
 

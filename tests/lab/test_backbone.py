@@ -6,6 +6,7 @@ import json
 import subprocess
 import warnings
 import zipfile
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,10 @@ class Scale(nn.Module):
 
 
 class HeadsOf(Parts):
+    key: nn.Module
+    value: nn.Module
+    query: nn.Module
+
     def forward(self, x):
         k, v, q = (
             layer(x).view(x.shape[0], -1, HEADS, WIDTH // HEADS).transpose(1, 2)
@@ -57,6 +62,9 @@ class HeadsOf(Parts):
 
 
 class Mlp(Parts):
+    fc1: nn.Module
+    fc2: nn.Module
+
     def forward(self, x):
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
@@ -129,7 +137,8 @@ class Whole(nn.Module):
 @pytest.fixture(scope="module")
 def content():
     torch.manual_seed(0)
-    model, file = Whole().eval(), io.BytesIO()
+    model = Whole().eval()
+    file: Any = io.BytesIO()  # which torch's annotation leaves out
     with torch.no_grad():
         for tensor in model.parameters():  # equal ones would be written once
             tensor.add_(0.1 * torch.randn_like(tensor))
@@ -168,7 +177,7 @@ def test_the_graph_becomes_timms_model(content, tmp_path):
     assert report.tested_at == SIDE
     assert "Apache-2.0" in str(report)
     assert "MIT" in json.loads((tmp_path / "at70" / "origin.json").read_text())["licence"]
-    opened = softless.create_model(f"local-dir:{tmp_path / 'at70'}", pretrained=True).eval()
+    opened: Any = softless.create_model(f"local-dir:{tmp_path / 'at70'}", pretrained=True).eval()
     assert tokens_ahead(opened) == 1
     assert opened.pretrained_cfg["license"] == "apache-2.0"
     # 70 pixels are the 5 x 5 cells of the table: nothing is resampled
@@ -176,7 +185,7 @@ def test_the_graph_becomes_timms_model(content, tmp_path):
     torch.testing.assert_close(opened.pos_embed, table, rtol=0, atol=0)
     images = torch.randn(3, 3, SIDE, SIDE)
     backbone(out=tmp_path / "at42", wheel=tmp_path / "a.whl", image_size=SIDE)
-    small = softless.create_model(f"local-dir:{tmp_path / 'at42'}", pretrained=True).eval()
+    small: Any = softless.create_model(f"local-dir:{tmp_path / 'at42'}", pretrained=True).eval()
     with torch.no_grad():
         torch.testing.assert_close(
             small.forward_features(images), original.backbone(images), rtol=1e-4, atol=1e-5

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,13 @@ def places(tmp_path_factory):
     """A small backbone of DINOv2's kind, and stripes of three directions."""
     folder = tmp_path_factory.mktemp("probes")
     torch.manual_seed(0)
-    shape = {"embed_dim": 64, "depth": 3, "num_heads": 2, "patch_size": 7, "img_size": 42}
+    shape: dict[str, Any] = {
+        "embed_dim": 64,
+        "depth": 3,
+        "num_heads": 2,
+        "patch_size": 7,
+        "img_size": 42,
+    }
     model = softless.create_model("vit_small_patch14_dinov2", num_classes=0, **shape)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -43,7 +50,7 @@ def places(tmp_path_factory):
 
 
 def test_the_probe_reads_the_backbone_as_it_is(places):
-    bench = Bench(*places, 1)
+    bench = Bench(*places, 256, 1)
     assert tuple(bench.train.shape) == (60, 3, 42, 42)
     assert len(bench.test) == 30
     logits = bench.teacher(bench.test).detach()
