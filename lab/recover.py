@@ -227,6 +227,7 @@ def recoveries(
     steps: Sequence[str] = STEPS,
     out: str | Path = "runs/recover",
     resume: bool = False,
+    kept: bool = False,
     record: bool = False,
     threads: int = 1,
 ) -> Recoveries:
@@ -243,6 +244,7 @@ def recoveries(
         steps: some of the steps.
         out: a folder for the answers.
         resume: keep the answers that are there.
+        kept: tell those alone, and measure nothing.
         record: also write benchmarks/recover.csv of the repository.
         threads: of the processor, whose seconds are counted.
 
@@ -258,14 +260,16 @@ def recoveries(
             raise unknown("step", step, STEPS)
     names = [registered(op).name for op in ops]
     torch.set_num_threads(threads)
-    cells = _Cells(located(out), resume=resume)
+    cells = _Cells(located(out), resume=resume or kept)
     planned = [
         (run, op, step)
         for run in map(located, runs)
         for op in names
         for step in STEPS
-        if step in steps
+        if step in steps and (not kept or cells.path(run, op, step).exists())
     ]
+    if not planned:
+        raise UsageError(f"no answers of these runs in {out}: leave --kept out to measure them")
     groups: dict[tuple[str, ...], list[Answers]] = {}
     for run, op, step in track(planned, len(planned), "recovering"):
         answers = cells.answers(run, op, step)
@@ -284,8 +288,12 @@ class _Cells:
         self.folder, self.resume = folder, resume
         self.bench: Bench | None = None
 
+    def path(self, run: Path, op: str, step: str) -> Path:
+        """Where the answers of a step are kept."""
+        return self.folder / f"{run.parent.name}-{run.name}-{op}-{step}.json"
+
     def answers(self, run: Path, op: str, step: str) -> Answers:
-        path = self.folder / f"{run.parent.name}-{run.name}-{op}-{step}.json"
+        path = self.path(run, op, step)
         if path.exists():
             if not self.resume:
                 raise UsageError(f"{path} is there already: choose another --out, or --resume")

@@ -167,6 +167,10 @@ def test_steps_are_measured_once_and_recorded(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "Bench", None)  # nothing is measured again
     again = recoveries([str(teacher)], ops=["sima"], steps=steps, out=out, resume=True)
     assert json.dumps(again.to_dict()) == json.dumps(ended.to_dict())
+    more = ["sima", "seqnorm"]
+    assert recoveries([str(teacher)], ops=more, out=out, kept=True).rows() == ended.rows()
+    with pytest.raises(UsageError, match="no answers of these runs"):
+        recoveries([str(teacher)], ops=["soft"], out=out, kept=True)
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path):
