@@ -42,7 +42,7 @@ LAB = (
     "exports",
     "papers",
     "probes",
-    "recover",
+    "recoveries",
     "routes",
     "autograd",
     "swaps",
