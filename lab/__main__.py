@@ -29,6 +29,10 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "survival": ("lab.survival:survival", "what checkpoints and the loop's watching cost"),
     "slides": ("lab.slides:slides", "reading slides through tifffile beside openslide"),
     "exports": ("lab.exports:exports", "what eight bits cost trained runs, by every tool"),
+    "recoveries": ("lab.recover:recoveries", "what recovery brings back of trained softmax models"),
+    "routes": ("lab.routes:routes", "ways of recovering side by side, on held-out images"),
+    "probes": ("lab.probes:probes", "a pretrained backbone exchanged, recovered and probed"),
+    "backbone": ("lab.backbone:backbone", "DINOv2 ViT-S/14 out of a wheel, proved and written"),
     "settings": ("lab.settings:settings", "fields set to what they cannot be: what is refused"),
 }
 EXTRAS = {"speed": ("matplotlib",)}

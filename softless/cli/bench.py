@@ -35,12 +35,16 @@ KINDS: Mapping[str, Comparison] = {
 # what measures this repository, and stands beside it
 LAB = (
     "averages",
+    "backbone",
     "operators",
     "inverse",
     "models",
     "counts",
     "exports",
     "papers",
+    "probes",
+    "recoveries",
+    "routes",
     "autograd",
     "swaps",
     "fidelity",

@@ -43,7 +43,7 @@ from softless.training.loop import fit
 
 Images: TypeAlias = Tensor | tuple[Tensor, Tensor] | Samples | str | Path
 PARTS = ("all", "attention", "lora")
-MIN_STEPS = 100  # a run on few images has more epochs until it has so many
+MIN_STEPS = 64  # a run on few images has more epochs until it has so many
 BATCH = 64
 
 
