@@ -474,6 +474,38 @@ def int8(root: Path = ROOT) -> str:
     return table(head, shown) + origin(rows)
 
 
+STEPS = {
+    "bare": "exchanged, no more",
+    "calibrate": "one number a head",
+    "refit": "refit",
+    "distil": "refit and distillation",
+    "scratch": "from new weights, as many steps",
+}
+
+
+def recovered(root: Path = ROOT) -> str:
+    """What each step of a recovery brings back, by operator (benchmarks/recover.csv)."""
+    rows = read_csv(root / "benchmarks" / "recover.csv")
+    shown = []
+    for row in rows:
+        accuracy, low, high = (100 * float(row[name]) for name in ("top1", "top1_low", "top1_high"))
+        shown.append((
+            row["data"] if row["teacher"] == row["data"] else f"{row['data']}, {row['teacher']}",
+            f"{row['test_images']} x {row['seeds']}",
+            f"{100 * float(row['teacher_top1']):.1f}",
+            f"`{row['op']}`",
+            STEPS[row["step"]],
+            row["images"] if int(row["images"]) else "",
+            f"{accuracy:.1f} [{low:.1f}, {high:.1f}]",
+            f"{float(row['share']):.3f}" + (f" ({row['bar']})" if row["bar"] else ""),
+            f"{100 * float(row['agreement']):.1f}" if row["agreement"] else "",
+            f"{float(row['cpu_seconds']):.1f}" if row["cpu_seconds"] else "",
+        ))
+    head = ["images", "number x seeds", "teacher [%]", "attention", "step", "learned from"]
+    head += ["accuracy [%]", "of the teacher's (target)", "same answer [%]", "CPU s"]
+    return table(head, shown) + origin(rows)
+
+
 BARRED = ("digits", "pneumoniamnist")  # the others have too few images for a point
 
 
@@ -484,6 +516,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models": models,
     "errors": errors,
     "int8": int8,
+    "recovered": recovered,
     "settings": settings,
     "formats": formats,
     "refused": refused,

@@ -16,7 +16,8 @@ and on larger images the attention keeps its size. token_scale="tokens" costs ac
 Fine-tuning starts from weights: those that timm knows for a model, a .safetensors file, a run, or a
 folder of `save_weights`. Where they are of another attention, the model is fitted to theirs first,
 on training images without labels. Rate, length and stochastic depth are then those of
-`FINE_TUNING` below, and images are normalised as the weights know them.
+`FINE_TUNING` below, the rate a tenth of that for a model that was fitted, and images are normalised
+as the weights know them.
     softless train --recipe classify --data IMAGES --set model.name=vit_small_patch16_224 model.op=sima model.pretrained=true
     softless train --recipe classify --data IMAGES --weights runs/other
 """

@@ -27,6 +27,9 @@ ELSEWHERE = frozenset({"img_size", "num_classes", "in_chans", "op"})
 # arguments that are those of one operator, or of the size of the training
 SCALE = "token_scale"
 POOLED = "sampling"  # an option of operators whose bottleneck may be new, untrained layers
+# of the rate, for a model that was fitted: its weights cancel each other, and at the usual rate a
+# pretrained backbone lost what it knew within an epoch
+GENTLE = 0.1
 NAMED = ("model.weights", "model.pretrained")
 
 
@@ -124,7 +127,8 @@ def with_start(
     start = start_of(recipe.model)
     if start is None:
         return recipe
-    changed = _length_and_rate(recipe, user_fields, changes)
+    fitted = recipe.model.recover != "none" and exchanges(recipe.model, start)
+    changed = _length_and_rate(recipe, user_fields, changes, fitted=fitted)
     new = replaced(recipe, changed)
     if changed:
         listing = ", ".join(f"{name}={value}" for name, value in changed.items())
@@ -134,17 +138,23 @@ def with_start(
 
 
 def _length_and_rate(
-    recipe: Recipe, user_fields: Mapping[str, Any], changes: Mapping[str, Any]
+    recipe: Recipe, user_fields: Mapping[str, Any], changes: Mapping[str, Any], *, fitted: bool
 ) -> dict[str, Any]:
-    """What is changed of the recipe; a length that the user sets keeps the warm-up beside it."""
+    """What is changed of the recipe; a length that the user sets keeps the warm-up beside it.
+
+    `fitted` says that the model is fitted to the weights' own first.
+    """
     changed = {name: value for name, value in changes.items() if name not in user_fields}
     if {"schedule.epochs", "schedule.min_steps"} & user_fields.keys():
         changed = {
             name: value for name, value in changed.items() if not name.startswith("schedule.")
         }
-    if recipe.model.freeze == "backbone" or recipe.model.lora is not None:
+    frozen = recipe.model.freeze == "backbone"
+    if frozen or recipe.model.lora is not None:
         # few weights, which start at nothing: the recipe's own rate
         changed.pop("optim.lr", None)
+    if fitted and not frozen and "optim.lr" not in user_fields:
+        changed["optim.lr"] = GENTLE * changed.get("optim.lr", recipe.optim.lr)
     return changed
 
 
