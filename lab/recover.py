@@ -353,7 +353,7 @@ class Bench:
     def _part(self, name: str) -> Tensor:
         assert self.source.run is not None
         own = source_of(self.source.run, None, None)
-        return tensors(samples_of(self.source.run, own, name)[0], self.source.transform)
+        return tensors(samples_of(self.source.run, own, name).samples, self.source.transform)
 
     def student(self, op: str, **changed: Any) -> nn.Module:
         """The teacher's host with another operator and its weights; `changed` of its options."""

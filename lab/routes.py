@@ -38,7 +38,7 @@ from softless.errors import UsageError, located, unknown
 from softless.layers.attention import Attention
 from softless.models.durable import make_folder, write_text
 from softless.recovery.distil import distil
-from softless.recovery.recover import PLAIN
+from softless.recovery.light import AS_THEY_ARE
 from softless.words import table
 
 OPERATORS = ("sima", "seqnorm", "relu_linear", "soft")
@@ -457,7 +457,7 @@ ROUTES: Mapping[str, Route] = {
         "refit, distil LoRA": _distilled(REFIT, only="lora", lr=2e-3),
         "refit, distil, refit": _then_refitted(_distilled(REFIT, lr=1e-4)),
         "refit on all images": _on_all,
-        "refit on all images, distil plain 3e-5": _distilled(_on_all, lr=3e-5, augment=PLAIN),
+        "refit on all images, distil plain 3e-5": _distilled(_on_all, lr=3e-5, augment=AS_THEY_ARE),
         "paper's scale, refit": _paper_scale,
         "paper's scale, refit, distil 1e-4": _distilled(_paper_scale, lr=1e-4),
     }.items()

@@ -34,7 +34,7 @@ def audit(
     run. An operator that no table knows, or that cannot be looked into, is opaque: not exp-free.
 
     Args:
-        model: the name of a model, the folder of a run, or a file: .pt2, .onnx, .xml (OpenVINO),
+        model: the name of a model, the folder of a run or of `save_weights`, or a file: .pt2, .onnx, .xml (OpenVINO),
             .tflite, .pte (ExecuTorch), .mlpackage (Core ML).
         input_size: side of the image in pixels; the model's own size without it.
         height: of an image that is not square, with width.

@@ -30,11 +30,13 @@ KINDS: Mapping[str, Comparison] = {
     "runs": Comparison("softless.compare.finished:finished", trains=False),
     "latency": Comparison("softless.compare.latency:latency", trains=False),
     "export": Comparison("softless.compare.exports:exports", trains=False),
+    "recover": Comparison("softless.compare.recovery:recoveries", trains=False),
 }
 # what measures this repository, and stands beside it
 LAB = (
     "averages",
     "backbone",
+    "biases",
     "operators",
     "inverse",
     "models",
@@ -55,7 +57,9 @@ LAB = (
 
 
 def bench(
-    kind: Literal["twins", "compare", "uses", "dino", "resolution", "runs", "latency", "export"],
+    kind: Literal[
+        "twins", "compare", "uses", "dino", "resolution", "runs", "latency", "export", "recover"
+    ],
     *arguments: Any,
     **options: Any,
 ) -> Any:
@@ -71,6 +75,8 @@ def bench(
     runs       finished runs of one model over their seeds: mean test accuracy with its interval
     latency    what an image takes a model in each runtime that is here, or several models
     export     a run in every format: does it work, is it right, exponentials, bytes, time
+    recover    a trained model with other operators in place of its own, refitted and distilled:
+               accuracy, agreement, exponentials
 
     Each has options of its own: softless bench KIND --help tells them. Under --ranks or torchrun
     those that train share each run among the ranks, and the first rank measures; the others are
@@ -78,7 +84,7 @@ def bench(
     in a checkout.
 
     Args:
-        kind: twins, compare, uses, dino, resolution, runs, latency or export.
+        kind: twins, compare, uses, dino, resolution, runs, latency, export or recover.
         arguments: what the kind takes by place.
         options: what it takes by name.
 
@@ -105,7 +111,7 @@ def function_of(kind: str) -> Callable[..., Any]:
     Raises:
         UsageError: no such kind.
     """
-    if kind in LAB:
+    if kind in LAB and kind not in KINDS:
         raise UsageError(
             f"'{kind}' measures softless itself, for its documents: run python -m lab {kind} in a "
             "checkout of the repository"

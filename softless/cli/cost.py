@@ -24,7 +24,7 @@ def cost(
     softless.cost(model, input_size) takes a module.
 
     Args:
-        model: the name of a model, or the folder of a run.
+        model: the name of a model, or the folder of a run or of `save_weights`.
         input_size: side of the image in pixels; the model's own size without it.
         height: of an image that is not square, with width.
         width: of an image that is not square, with height.

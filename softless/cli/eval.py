@@ -158,10 +158,12 @@ def eval(
     by its 20 nearest neighbours where nothing else is asked for.
 
     An exported file is measured by what it says of itself, in float32 and on the data that are
-    named.
+    named. So is a folder of `softless.save_weights`, with class folders matched by name; where it
+    names no classes, those of the data are taken in their order.
 
     Args:
-        run: the run's folder, or a file of `softless export`.
+        run: the run's folder, a folder of `save_weights` or `local-dir:FOLDER`, or a file of
+            `softless export`.
         data: a folder or npz file with classes of the run, all or some, in place of the run's own
             data; class folders without splits are taken whole. Frozen features take any labelled
             data with a train part. In Python also datasets, as `softless.train` takes them.
@@ -282,8 +284,9 @@ def _job(
     loaded = run_or_file(run, device)
     need(*TASKS[loaded.task].needs)
     precise = amp_for(amp, loaded)
-    if is_file(run):
+    if is_file(run) or loaded.stored:
         check_named(loaded, data, table)
+    if is_file(run):
         _check_features(loaded, knn=knn, linear=linear)
     check_there(loaded, data, table)
     source = source_of(loaded, data, table)
@@ -333,16 +336,17 @@ def _classified(
 ) -> RunEvaluation | DenseEvaluation:
     """A classifier, of one label an image or of several."""
     loaded, source, amp = job.loaded, job.source, job.amp
-    samples, part = _opened(source, lambda: samples_of(loaded, source, split))
+    images = _opened(source, lambda: samples_of(loaded, source, split))
     loader = shared_loader(
-        samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers
+        images.samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers
     )
-    origin = str(loaded.path), source.where, part
+    origin = str(loaded.path), source.where, images.part
     if loaded.task == "multilabel":
         threshold = (loaded.recipe.multilabel or MultilabelSpec()).threshold
-        labels = evaluate_labels(loaded.model, loader, loaded.classes, threshold=threshold, amp=amp)
+        labels = evaluate_labels(loaded.model, loader, images.classes, threshold=threshold, amp=amp)
         return DenseEvaluation(*origin, labels, precision_for(amp, loaded))
-    outcome = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
+    outcome = evaluate(loaded, loader, images.classes, amp=amp)
+    outcome = replace(outcome, threshold=loaded.threshold)
     return RunEvaluation(*origin, outcome, precision_for(amp, loaded))
 
 

@@ -65,8 +65,8 @@ def explain(
     of the first.
 
     Args:
-        model: the folder of a run, or the name of a model (new weights: the maps then show an
-            untrained network).
+        model: the folder of a run or of `save_weights`, or the name of a model (new weights: the
+            maps then show an untrained network).
         images: an image file, a folder of them, searched with its sub-folders, or an npz file;
             several files and folders after --images.
         out: a folder for the pictures, made if missing.

@@ -38,6 +38,7 @@ VERBS = {
     "cost": "softless.cli.cost:cost",
     "audit": "softless.cli.audit:audit",
     "swap": "softless.cli.swap:swap",
+    "recover": "softless.cli.recover:recover",
     "export": "softless.exporting.export:export",
     "data": "softless.cli.data:data",
 }

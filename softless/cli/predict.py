@@ -49,7 +49,8 @@ def predict(
     classifier's no maps are drawn, since no layer is left in it.
 
     Args:
-        run: the run's folder, or a file of `softless export`.
+        run: the run's folder, a folder of `save_weights` or `local-dir:FOLDER`, or a file of
+            `softless export`.
         images: a folder, searched with its sub-folders, an image, or an npz file (of
             classifiers); several folders and images after --images.
         out: a folder for the results, made if missing; not that of the images.

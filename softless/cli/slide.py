@@ -21,6 +21,7 @@ from softless.exporting.names import refuse_file
 from softless.inference.optimize import optimize
 from softless.models.create import create_model
 from softless.models.durable import make_folder, remove_empty, write_picture, write_text
+from softless.models.published import names_folder
 from softless.models.scale import set_token_scale, trained_as_configured
 from softless.models.weights import load_weights
 from softless.prediction.results import writable
@@ -344,10 +345,11 @@ def _looker(
     scale: str | float | None,
 ) -> Looker:
     refuse_file(name, "slide", "a graph cannot be cut into the passes over a slide")
-    if located(name).is_dir():
+    if names_folder(name):
         if op is not None or weights is not None:
             raise UsageError(
-                f"'{name}' is a run: its operator and weights are its own; --op and --weights go "
+                f"'{name}' is a run or a published model: its operator and weights are its own; "
+                "--op and --weights go "
                 "with the name of a model"
             )
         run = load_run(name, device)
@@ -357,15 +359,18 @@ def _looker(
                 "classifier"
             )
         return Looker(
-            _ready(run.model, device, dtype, scale), run.classes, run.best["mean"], run.best["std"]
+            _ready(run.model, device, dtype, scale),
+            run.classes if run.named else None,
+            run.best["mean"],
+            run.best["std"],
         )
     torch.manual_seed(0)
-    model = create_model(name, op=op, pretrained=name.startswith("local-dir:")).eval()
+    model = create_model(name, op=op).eval()
     if weights is not None:
         for doubt in load_weights(model, weights).doubts():
             notice(f"{weights}: {doubt}")
         trained_as_configured(model)
-    elif not name.startswith("local-dir:"):
+    else:
         notice(
             f"'{name}' is a model with new weights, not a trained one: give --weights, or the "
             "folder of a run"

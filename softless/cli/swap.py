@@ -3,10 +3,8 @@ of the exponentials.
 """
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,19 @@ from torch import Tensor, nn
 from softless.convert.swap import Swapped
 from softless.convert.swap import swap as exchange
 from softless.data.folder import images_at
-from softless.errors import SoftlessError, UsageError, located
+from softless.errors import UsageError, located
 from softless.experiment.assignments import assignments
 from softless.experiment.fields import literal
 from softless.measure.audit import audit as watch
 from softless.measure.findings import Audit
-from softless.models.create import create_model, of_channels
 from softless.models.durable import write_tensors
+from softless.models.publish import is_new, save_weights
 from softless.models.weights import load_weights
+from softless.recovery.pictures import drawn
 from softless.saliency.viewer import channels_of, declared, evaluation_transform
+from softless.tasks.trained import created
+
+FILE_ENDING, OTHER_ENDINGS = ".safetensors", {".pth", ".pt", ".bin"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ class Exchange:
             f"{self.after.kinds.get(kind, 0):>14,}"
             for kind in kinds
         ]
-        lines += [] if self.out is None else ["", f"weights: {self.out}"]
+        lines += (
+            []
+            if self.out is None
+            else ["", f"{'weights' if self.out.suffix == FILE_ENDING else 'model'}: {self.out}"]
+        )
         return "\n".join(lines)
 
 
@@ -91,11 +97,13 @@ def swap(
     was kept and why.
 
     The Python function softless.swap takes a module. A swapped model has to be trained before it is
-    of use. To load the weights that --out writes: make the model, softless.swap it alike,
-    softless.load_weights; the file's metadata name model, operator, options and layers.
+    of use. The folder that --out writes is opened, with its operator, by eval, predict, export and
+    the others, and by softless.create_model("local-dir:FOLDER", pretrained=True). To load a file of
+    weights: make the model, softless.swap it alike, softless.load_weights; the file's metadata name
+    model, operator, options and layers.
 
     Args:
-        model: the name of a timm model.
+        model: the name of a timm model, or a folder of `save_weights`.
         op: the operator.
         weights: a checkpoint for the model as it is before the swap.
         allow_nonfinite: take NaN and infinity in it.
@@ -111,14 +119,15 @@ def swap(
         in_chans: channels of its images.
         image_size: pixels of their side.
         set: options of the operator, as in token_scale=tokens.
-        out: a .safetensors file for the weights of the swapped model.
+        out: a new folder for the swapped model, as softless.save_weights writes it; or a
+            .safetensors file for its weights alone.
 
     Raises:
         UsageError: an unknown model, operator or option, patterns that fit nothing, or a model in
             which nothing can be swapped.
         DataError: weights or images that cannot be read.
     """
-    options = {name: _value(text) for name, text in assignments(set).items()}
+    options = options_of(set)
     target = None if out is None else _checked(located(out))
     if pretrained and weights is not None:
         raise UsageError(
@@ -126,7 +135,7 @@ def swap(
         )
     requested = {"num_classes": num_classes, "in_chans": in_chans, "img_size": image_size}
     arguments = {name: value for name, value in requested.items() if value is not None}
-    network = _created(model, pretrained, arguments).eval()
+    network = created(model, pretrained, arguments).eval()
     loaded = (
         ""
         if weights is None
@@ -135,7 +144,9 @@ def swap(
     batch = None if calibrate is None else _images(located(calibrate), images, network)
     before = watch(network)
     swapped = exchange(network, op, layers=layers, force=force, calibrate=batch, **options)
-    if target is not None:
+    if target is not None and target.suffix != FILE_ENDING:
+        save_weights(network, target)
+    elif target is not None:
         record = {
             "model": model,
             "op": swapped.op,
@@ -152,64 +163,27 @@ def swap(
     return Exchange(model, swapped, before, watch(network), loaded, target)
 
 
-def _value(text: str) -> Any:
-    return literal(text)
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """Options of an operator, from `name=value`."""
+    return {name: literal(text) for name, text in assignments(words).items()}
 
 
 def _checked(path: Path) -> Path:
-    if path.suffix != ".safetensors":
+    """Where it is written: a new folder, or a file, known before any work.
+
+    Raises:
+        UsageError: another file, a folder in use, or a place that is not there.
+    """
+    if path.suffix in OTHER_ENDINGS:
         raise UsageError(
-            f"--out {path}: the weights are written as .safetensors; give the file that ending"
+            f"--out {path}: give a folder, or a file that ends in {FILE_ENDING} for the weights "
+            "alone"
         )
+    if path.suffix != FILE_ENDING and not is_new(path):
+        raise UsageError(f"--out {path} holds files already: name a new folder")
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: there is no folder {path.parent}; make it first")
     return path
-
-
-def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    """The model before the swap.
-
-    Raises:
-        UsageError: a number that is none, or that its host does not take.
-    """
-    for option, value in arguments.items():
-        if value < (0 if option == "num_classes" else 1):
-            word = {"img_size": "image-size"}.get(option, option.replace("_", "-"))
-            raise UsageError(f"--{word} {value}: give a positive number")
-    try:
-        network = create_model(name, pretrained=pretrained, **arguments)
-    except SoftlessError:
-        raise
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(
-            f"{name} with {arguments} cannot be built: {str(error).splitlines()[0][:200]}"
-        ) from error
-    return _prepared(network, arguments.get("in_chans"), arguments.get("img_size"))
-
-
-def _prepared(model: Any, channels: int | None, side: int | None) -> Any:
-    """A model that says how images of other channels or of another size than it was published with
-    are prepared.
-    """
-    config = dict(model.pretrained_cfg)
-    config |= {} if side is None else {"input_size": (config["input_size"][0], side, side)}
-    model.pretrained_cfg = config | ({} if channels is None else of_channels(config, channels))
-    return model
-
-
-def _drawn(files: Sequence[str], number: int) -> list[int]:
-    """So many files, in turn from each folder below, from a fixed seed."""
-    folders: dict[str, list[int]] = {}
-    for index in random.Random(0).sample(range(len(files)), len(files)):
-        folders.setdefault(Path(files[index]).parent.as_posix(), []).append(index)
-    turns = [indices for _, indices in sorted(folders.items())]
-    rounds = (
-        indices[turn]
-        for turn in range(max(map(len, turns)))
-        for indices in turns
-        if turn < len(indices)
-    )
-    return list(islice(rounds, number))
 
 
 def _images(folder: Path, number: int, model: nn.Module) -> Tensor:
@@ -222,4 +196,4 @@ def _images(folder: Path, number: int, model: nn.Module) -> Tensor:
         images_at(folder, channels_of(model), scale=declared(model)),
         evaluation_transform(model),
     )
-    return torch.stack([transform(samples.image(index)) for index in _drawn(samples.files, number)])
+    return torch.stack([transform(samples.image(index)) for index in drawn(samples.files)[:number]])

@@ -14,11 +14,12 @@ from softless.experiment.assignments import assignments
 from softless.experiment.folder import RunFolder
 from softless.experiment.groups import DENSE
 from softless.experiment.names import canonical
-from softless.experiment.recipe import Recipe
+from softless.experiment.recipe import Recipe, flat_fields
 from softless.models.given import model_given
-from softless.recipes import get_recipe
+from softless.recipes import FINE_TUNING, get_recipe
 from softless.tasks import page
 from softless.training.epoch_state import OnEpoch
+from softless.training.fine_tuning import is_named, with_start, with_weights
 from softless.training.folds import FOLDS, Folds, fit_folds, held_recipe
 from softless.training.loop import fit
 from softless.training.own_data import (
@@ -44,6 +45,7 @@ def train(
     data: "str | Path | Given | None" = None,
     model: "nn.Module | None" = None,
     table: str | Path | None = None,
+    weights: str | Path | None = None,
     folds: int | None = None,
     out: str | Path | None = None,
     set: str | Sequence[str] | Mapping[str, Any] = (),
@@ -78,6 +80,9 @@ def train(
             are declared, split; table.file, table.label,
             table.group and table.split give them other names. Its files start from `data`, or
             from its own folder.
+        weights: a file, a run or local-dir:FOLDER to start from (model.weights); the model is
+            theirs, unless model.name is set. Where model.op is another attention than they were
+            trained with, the model is fitted to theirs first (model.recover).
         folds: train so many runs, fold0, fold1, …, each tested on another part of the images, and
             write folds.json with means and intervals.
         out: the run folder; runs/RECIPE by default.
@@ -109,20 +114,16 @@ def train(
     _check_callable(on_epoch)
     if (
         recipe is None
-        and (parts is not None or model is not None)
+        and (parts is not None or model is not None or table is not None)
         and not (resume and folder is not None and _recipe_in(folder))
     ):
         recipe = "classify"
-    if (
-        recipe is None
-        and table is not None
-        and not (resume and folder is not None and _recipe_in(folder))
-    ):
-        recipe = "folder"
     chosen = with_table(
         _chosen(recipe, folder, resume=resume), None if table is None else located(table)
     )
-    user_fields = assignments(set)
+    user_fields = flat_fields(assignments(set))
+    begun = resume and _recipe_in(folder or Path("runs") / chosen.name) is not None
+    chosen = with_weights(chosen, weights, user_fields, model=model, begun=begun)
     if parts is not None:
         chosen = with_datasets(chosen, parts, user_fields).with_fields(**user_fields)
     else:
@@ -131,6 +132,8 @@ def train(
             with_labels(chosen, own, user_fields).with_fields(**user_fields), own, user_fields
         )
     chosen = with_model(chosen, model, user_fields)
+    if not begun and is_named(weights, user_fields):
+        chosen = with_start(chosen, user_fields, FINE_TUNING.get(canonical(chosen.name), {}))
     if amp is not None:
         chosen = replace(chosen, amp=amp)
     if seed is not None:

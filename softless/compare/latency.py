@@ -26,6 +26,7 @@ from softless.experiment.folder import BEST
 from softless.exporting.formats.table import FORMATS, is_exported
 from softless.exporting.loaded import load_exported
 from softless.exporting.source import opened
+from softless.models.published import names_folder
 from softless.models.sides import sides as sides_of
 from softless.tasks.opened import model_and_size
 from softless.training.world import choose_device
@@ -131,8 +132,8 @@ def latency(
     Several are timed as they are, beside files of `softless export`.
 
     Args:
-        models: names of models (`softless list models`, or timm's), folders of runs, or exported
-            files; weights do not matter to the time.
+        models: names of models (`softless list models`, or timm's), folders of runs or of
+            `save_weights`, or exported files; weights do not matter to the time.
         size: height and width in pixels, or the side of a square; each model's own by default.
         runtimes: eager, optimized (float32), bfloat16 (optimized), and formats (`softless list
             formats`); files are written to a folder that is gone afterwards.
@@ -253,7 +254,7 @@ class _Work:
         if runtime in OF_TORCH:
             return of_torch(runtime, network, batch, self.device)
         self._on_the_processor()
-        source = opened(name if located(name).is_dir() else network)
+        source = opened(name if names_folder(name) else network)
         return exported(FORMATS[runtime], source, batch, self.folder / str(len(self.timed)))
 
     def _add_file(self, name: str, path: Path) -> None:

@@ -9,7 +9,7 @@ the image as in evaluation and then shift, turn and scale it.
 import copy
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from softless.data.images import MODES
 from softless.data.pictures import Picture, scaled, tensor_of
 from softless.errors import UsageError
 from softless.experiment.augmentation import check_augmentation
-from softless.experiment.groups import RunFields
+from softless.experiment.groups import DENSE, RunFields
 from softless.models.sides import sides
 
 Step = Callable[[Any], Any]
@@ -116,6 +116,7 @@ def eval_transform(
     in_chans: int,
     *,
     deep: bool = False,
+    crop_mode: str = "center",
 ) -> Pipeline:
     """Resize the short side to image_size / crop_pct, crop the centre, normalise: timm's evaluation
     transform.
@@ -123,10 +124,11 @@ def eval_transform(
     Of height and width: resize until both are covered, and cut the rest off.
 
     Images become (C, S, S) float32, or (C, H, W) of height and width. Those of other channels than
-    one or three, and `deep` ones of a declared range, go the same way as tensors.
+    one or three, and `deep` ones of a declared range, go the same way as tensors. `crop_mode` is
+    timm's: "squash" and "border" keep the edges that "center" cuts off.
 
     Raises:
-        UsageError: `crop_pct` outside (0, 1].
+        UsageError: `crop_pct` outside (0, 1], or a crop mode that such images have not.
     """
     if not 0 < crop_pct <= 1:
         raise UsageError(
@@ -134,6 +136,11 @@ def eval_transform(
             "(0, 1]"
         )
     if deep or in_chans not in MODES:
+        if crop_mode != "center":
+            raise UsageError(
+                f"crop_mode={crop_mode}: images of 8 bits and 1 or 3 channels alone are framed so; "
+                "set it to center"
+            )
         frame = _frame(image_size, crop_pct, interpolation)
         return Pipeline(
             [array_to_tensor, *frame], [tv.Normalize(list(mean), list(std))], fixed=True
@@ -145,8 +152,22 @@ def eval_transform(
         mean=tuple(mean),
         std=tuple(std),
         crop_pct=crop_pct,
+        crop_mode=crop_mode,
     ).transforms
     return Pipeline(steps, [], fixed=True)
+
+
+def prepared_as(best: Mapping[str, Any]) -> Pipeline:
+    """image -> (C, H, W), as best.json says that images are prepared in evaluation: those of a
+    detector or segmenter whole.
+    """
+    deep = best.get("range") is not None
+    framing = (best["image_size"], best["crop_pct"], best["interpolation"])
+    numbers = (best["mean"], best["std"], best["in_chans"])
+    if best.get("task") in DENSE:
+        return plain_transform(*framing, *numbers, deep=deep)
+    mode = best.get("crop_mode") or "center"
+    return eval_transform(*framing, *numbers, deep=deep, crop_mode=mode)
 
 
 def plain_transform(

@@ -29,6 +29,8 @@ class LoadedRun:
     recipe: Recipe  # its data.mean and data.std are what the run measured
     # best.json: epoch (from 1), metric, value, architecture, image size, scaling
     best: dict[str, Any]
+    stored: bool = False  # a folder of `save_weights`, which knows of no data
+    named: bool = True  # whether somebody said what the classes are called
 
     @property
     def task(self) -> str:

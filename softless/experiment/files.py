@@ -79,6 +79,7 @@ BEST_RULES: dict[str, Rule] = {
         "hamming",
         "random",
     )),
+    "crop_mode?": _one_of(("center", "squash", "border")),
     "mean": NUMBERS,
     "std": (
         lambda value: NUMBERS[0](value) and all(deviation > 0 for deviation in value),

@@ -13,6 +13,7 @@ from softless.experiment.about import ABOUT
 from softless.experiment.files import EXPORTS, read_log, read_recipe
 from softless.experiment.names import canonical
 from softless.experiment.recipe import Recipe, as_json, restored
+from softless.experiment.started import RECOVERED
 from softless.models.durable import (
     append,
     delete,
@@ -48,6 +49,7 @@ FILES = (
     SPLITS,
     ABOUT,
     EXPORTS,
+    RECOVERED,
 )
 MODEL = "model"  # the best weights as `save_weights` writes them
 RANKS = "ranks"  # the last words of each of several ranks

@@ -48,7 +48,25 @@ class ModelSpec:
         dict, "further arguments of softless.create_model, as model.args.NAME; {} clears"
     )
     weights: str | None = setting(
-        None, "file or run to start from (fine-tuning); none starts from random weights"
+        None,
+        "file, run or local-dir:FOLDER to start from (fine-tuning); none draws the weights",
+    )
+    pretrained: bool = setting(
+        default=False, says="start from the weights that timm knows for the name (downloads)"
+    )
+    recover: Literal["auto", "refit", "none"] = setting(
+        "auto",
+        "what happens to weights of another attention than `op`: auto and refit fit the model to "
+        "theirs before the first step; none takes them as they are",
+    )
+    freeze: Literal["none", "backbone"] = setting(
+        "none", "what is not trained; backbone: all but the head"
+    )
+    lora: int | None = setting(
+        None,
+        "rank of low-rank updates of the attention's projections, which are trained with the head "
+        "alone; none trains all weights",
+        "[1, 4096]",
     )
 
 

@@ -27,7 +27,7 @@ ELSEWHERE = {
     "num_classes": "the data say how many classes there are",
     "in_chans": "set data.in_chans",
     "drop_path_rate": "set drop_path",
-    "pretrained": "set model.weights",
+    "pretrained": "set model.pretrained",
     "checkpoint_path": "set model.weights",
 }
 UNSET = ("act", "num_heads", "lpi")  # arguments of create_model that none leaves to the model

@@ -61,7 +61,7 @@ class Recipe(RunFields):
             UsageError: no such field (nearest name offered), a value of another type or out of its
                 range.
         """
-        user_fields = _flat(fields)
+        user_fields = flat_fields(fields)
         _refuse_image_size(self, user_fields)
         recipe = self
         for name, value in user_fields.items():
@@ -92,14 +92,18 @@ class Recipe(RunFields):
         check(self)
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names; a mapping for a group stands for its fields."""
+def flat_fields(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names; a mapping for a group stands for its fields.
+
+    Raises:
+        UsageError: a field that is set twice.
+    """
     groups = {name for name, hint in typing.get_type_hints(Recipe).items() if group_of(hint)}
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         inner = literal(value) if prefix + name in groups else value
         entries = (
-            _flat(inner, f"{name}.")
+            flat_fields(inner, f"{name}.")
             if prefix + name in groups and isinstance(inner, Mapping)
             else {name: value}
         )

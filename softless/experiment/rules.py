@@ -12,6 +12,8 @@ from softless.errors import UsageError, unknown
 from softless.experiment.data_rules import check_scaling, compiled
 from softless.experiment.groups import CLASSIFIES, OptimSpec, RunFields
 from softless.experiment.ranges import Range
+from softless.models.download import check_released
+from softless.models.variants import ENTRIES
 
 # one kernel for all tensors, on CPU too: 5 times less time per step for a small model
 FUSED = {"adam", "adamw"}
@@ -181,6 +183,81 @@ def squares(recipe: RunFields) -> None:
         )
 
 
+def start(recipe: RunFields) -> None:
+    """What is said of a run's first weights, and of what is trained of them, goes together.
+
+    Raises:
+        UsageError: it does not.
+    """
+    spec = recipe.model
+    named = spec.pretrained or spec.weights is not None
+    if spec.pretrained and spec.weights is not None:
+        raise UsageError(
+            f"model.pretrained=true and model.weights={spec.weights} both say where the weights "
+            "come from: choose one"
+        )
+    if spec.recover == "refit" and not named:
+        raise UsageError(
+            "model.recover=refit fits a model to weights of another attention, and none are "
+            "named: set model.pretrained=true or model.weights, or leave recover out"
+        )
+    if spec.freeze == "backbone" and not named:
+        raise UsageError(
+            "model.freeze=backbone trains the head alone, and the backbone would stay as it was "
+            "drawn: name weights by model.pretrained=true or model.weights"
+        )
+    if spec.freeze == "backbone" and spec.lora is not None:
+        raise UsageError(
+            "model.freeze=backbone trains the head alone, and model.lora="
+            f"{spec.lora} the attention's projections with it: choose one"
+        )
+    _whole_model(recipe)
+    if spec.pretrained:
+        _released(spec.name)
+
+
+def _whole_model(recipe: RunFields) -> None:
+    """Fields that go with training the whole model, and with no part of it; and fields of
+    classifiers.
+    """
+    spec = recipe.model
+    fields = {
+        "model.pretrained=true": spec.pretrained,
+        "model.recover=refit": spec.recover == "refit",
+        "model.freeze=backbone": spec.freeze == "backbone",
+        f"model.lora={spec.lora}": spec.lora is not None,
+    }
+    chosen = [text for text, is_set in fields.items() if is_set]
+    if chosen and recipe.task not in CLASSIFIES:
+        raise UsageError(
+            f"{chosen[0]} is for classification, and this recipe is for {recipe.task}: start it "
+            "from a classifier's run by model.weights"
+        )
+    partial = [text for text in chosen if "freeze" in text or "lora" in text]
+    if partial and recipe.optim.layer_decay is not None:
+        raise UsageError(
+            f"optim.layer_decay={recipe.optim.layer_decay:g} lowers the rate of early layers, "
+            f"and with {partial[0]} none of their weights is trained itself: leave one out"
+        )
+    if partial and recipe.grad_checkpointing:
+        why = (
+            "with model.freeze=backbone no backward pass needs them"
+            if spec.freeze == "backbone"
+            else "what it computes again would not have the updates of model.lora"
+        )
+        raise UsageError(f"grad_checkpointing computes activations twice, and {why}: leave it out")
+
+
+def _released(name: str) -> None:
+    entry = ENTRIES.get(name)
+    if entry is not None and entry.name != entry.variant.name:
+        raise UsageError(
+            f"there are no released weights of '{name}': name its host, whose softmax weights "
+            f"there may be, as model.name={entry.variant.name} model.op={entry.op}"
+        )
+    check_released(name)
+
+
 RULES: tuple[Callable[[RunFields], None], ...] = (
     squares,
     rates,
@@ -189,6 +266,7 @@ RULES: tuple[Callable[[RunFields], None], ...] = (
     scaling,
     parts,
     optimiser,
+    start,
 )
 
 

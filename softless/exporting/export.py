@@ -71,7 +71,7 @@ def export(
     and measured on test images. A file that fails a check is kept as NAME.failed.
 
     Args:
-        source: the folder of a run, `local-dir:FOLDER`, a module, or the name of a model.
+        source: the folder of a run or of `save_weights`, a module, or the name of a model.
         format: one of `softless list formats`, or several.
         out: a folder for the files, new or empty.
         form: edge (one size, its tables constants), plain (the model as it is), or auto: edge where

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softless.data.images import MODES
 from softless.data.reading import read_image
-from softless.data.transforms import Pipeline
+from softless.data.transforms import Pipeline, prepared_as
 from softless.errors import DataError, UsageError, located, need
 from softless.evaluation.run import LoadedRun
 from softless.experiment.ranges import Range
@@ -20,8 +20,9 @@ from softless.exporting.dense.reading import reader_of
 from softless.exporting.formats.format import Format, Runner
 from softless.exporting.formats.table import format_of
 from softless.exporting.metadata import Metadata, read_metadata, recipe_of
-from softless.exporting.preparing import as_bytes, prepared_as
+from softless.exporting.preparing import as_bytes
 from softless.measure.audit import Audit, audit
+from softless.tasks.published import recipe_of as published_recipe
 
 REGIONS = 1024  # at once
 
@@ -277,14 +278,16 @@ def _part(path: Path, record: Format, metadata: Metadata) -> Runner:
 
 
 def exported_run(file: str | Path) -> LoadedRun:
-    """An exported file in the place of the run that it was made of: what it says of itself is
-    enough.
+    """An exported file in the place of the run, or of the published model with class names, that it
+    was made of: what it says of itself is enough.
 
     Raises:
-        UsageError: the file was made of no run; and as `load_exported`.
+        UsageError: the file was made of neither; and as `load_exported`.
         DataError: as `load_exported`.
     """
     model = load_exported(file)
-    recipe = recipe_of(model.metadata, model.path)
-    best: dict[str, Any] = dict(model.metadata.best)
+    metadata = model.metadata
+    best: dict[str, Any] = dict(metadata.best)
+    published = metadata.recipe is None and bool(metadata.classes)
+    recipe = published_recipe(best, metadata.name) if published else recipe_of(metadata, model.path)
     return LoadedRun(model.path, model.eval(), model.classes, model.transform, recipe, best)

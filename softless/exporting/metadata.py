@@ -25,6 +25,7 @@ KEPT = (
     "image_size",
     "in_chans",
     "crop_pct",
+    "crop_mode",
     "interpolation",
     "mean",
     "std",
@@ -151,7 +152,7 @@ def recipe_of(metadata: Metadata, path: Path) -> Recipe:
     if metadata.recipe is None:
         raise UsageError(
             f"{path} was exported from a model by itself and not from a run, so it names no "
-            "classes: export the folder of a run"
+            "classes: export the folder of a run, or of softless.save_weights(…, classes=[…])"
         )
     try:
         return recipe_from(metadata.recipe, strict=False)

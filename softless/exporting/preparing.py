@@ -1,7 +1,4 @@
-"""How an image becomes a tensor for a file, as what is kept of the run says it."""
-
-from collections.abc import Mapping
-from typing import Any
+"""How an image becomes bytes for a file that normalises them itself."""
 
 import numpy as np
 from torch import Tensor
@@ -9,26 +6,9 @@ from torchvision import transforms as tv
 from torchvision.transforms.functional import pil_to_tensor
 
 from softless.data.pictures import Picture, tensor_of
-from softless.data.transforms import Normalised, Pipeline, eval_transform, plain_transform
-from softless.experiment.groups import DENSE
+from softless.data.transforms import Normalised, Pipeline
 
 OF_PIXELS = (tv.Normalize, tv.ToTensor, Normalised)
-
-
-def prepared_as(best: Mapping[str, Any]) -> Pipeline:
-    """image -> (C, H, W), as best.json says that images are prepared in evaluation: those of a
-    detector or segmenter whole.
-    """
-    transform = plain_transform if best.get("task") in DENSE else eval_transform
-    return transform(
-        best["image_size"],
-        best["crop_pct"],
-        best["interpolation"],
-        best["mean"],
-        best["std"],
-        best["in_chans"],
-        deep=best.get("range") is not None,
-    )
 
 
 def as_bytes(pipeline: Pipeline) -> Pipeline:

@@ -13,24 +13,20 @@ from softless.data.loader import eval_loader
 from softless.data.notices import notice
 from softless.data.samples import Samples
 from softless.data.sources import images_of
-from softless.data.transforms import Pipeline
-from softless.errors import DataError, UsageError, located
+from softless.data.transforms import Pipeline, prepared_as
+from softless.errors import DataError, UsageError
 from softless.evaluation.run import LoadedRun
-from softless.experiment.folder import BEST
 from softless.experiment.ranges import Range
-from softless.exporting.preparing import prepared_as
 from softless.inference.model import InferenceModel
 from softless.layers.attention import Attention
-from softless.measure.cost import input_size_of
 from softless.models import digests
-from softless.models.config import declared
-from softless.models.create import FOLDER, create_model
-from softless.models.files import CONFIG
-from softless.models.kept import operators_of
+from softless.models.create import create_model
+from softless.models.published import names_folder
 from softless.models.records import is_number
 from softless.tasks.detection.model import Detector
 from softless.tasks.labelled import check_there, samples_of, source_of
 from softless.tasks.loaded import load_run
+from softless.tasks.published import described
 from softless.tasks.segmentation.model import Segmenter
 
 T = TypeVar("T")
@@ -89,8 +85,8 @@ class Source:
         if self.run is None:
             if path is not None:
                 raise UsageError(
-                    f"--test measures a run on labelled images, and {self.name} names no classes: "
-                    "export the folder of a run"
+                    f"--test measures a run on labelled images, and {self.name} is none: export "
+                    "the folder of a run; softless eval FILE DATA measures files with class names"
                 )
             return None
         if self.task == "dino":
@@ -116,7 +112,7 @@ class Source:
 
     def _labelled(self, path: str | Path | None, split: str) -> Samples:
         assert self.run is not None
-        return samples_of(self.run, source_of(self.run, path, None), split)[0]
+        return samples_of(self.run, source_of(self.run, path, None), split).samples
 
     def calibration_images(self, path: str | Path | None) -> Samples | None:
         """At most 256 images without labels, drawn alike each time: those of a folder, or the run's
@@ -131,7 +127,7 @@ class Source:
             return None
         else:
             check_there(self.run, None, None)
-            samples = samples_of(self.run, source_of(self.run, None, None), "train")[0]
+            samples = samples_of(self.run, source_of(self.run, None, None), "train").samples
         if len(samples) < FEWEST:
             raise DataError(
                 f"{len(samples)} images to calibrate with, and {FEWEST} are the fewest: give more "
@@ -163,17 +159,11 @@ def opened(source: nn.Module | str | Path) -> Source:
     """
     if isinstance(source, nn.Module):
         return _module(type(source).__name__, source)
-    folder = located(str(source).removeprefix(FOLDER))
-    if (folder / BEST).is_file():
-        run = load_run(folder)
-        pixels = {"pixels": list(run.pixels)}
-        return Source(run.path.name, run.model, {**run.best, **pixels}, run)
-    if folder.is_dir() and (folder / CONFIG).is_file():
-        return _module(folder.name, create_model(f"{FOLDER}{folder}", pretrained=True))
-    if folder.is_dir() or str(source).startswith(FOLDER):
-        raise DataError(
-            f"{folder} holds neither a finished run ({BEST}) nor a published model ({CONFIG})"
-        )
+    if names_folder(source):
+        run = load_run(source)
+        if run.stored:
+            return _module(run.path.name, run.model)
+        return Source(run.path.name, run.model, {**run.best, "pixels": list(run.pixels)}, run)
     if "/" in str(source):
         raise UsageError(
             f"no run folder at {source}: give the --out folder of `softless train`, or the name "
@@ -191,30 +181,15 @@ def _module(name: str, model: nn.Module) -> Source:
             "the model is an inference copy of softless.optimize, with packed weights: export the "
             "one it was made of"
         )
-    channels, height, width = input_size_of(model, None)
-    about: Any = getattr(model, "pretrained_cfg", {})
-    mean, std = (_per_channel(about.get(part), channels, part) for part in ("mean", "std"))
-    best = {
-        "task": _task_of(model),
-        "architecture": str(about.get("architecture") or name),
-        "classes": [],
-        "image_size": [height, width],
-        "pixels": [height, width],
-        "in_chans": channels,
-        "crop_pct": about.get("crop_pct") or 1.0,
-        "interpolation": about.get("interpolation") or "bicubic",
-        "mean": mean,
-        "std": std,
-        "range": declared(about),
-        "operators": operators_of(model),
-    }
+    best = described(model, name) | _dense(model)
     return Source(name, copy.deepcopy(_ready(model)).eval(), best)
 
 
-def _task_of(model: nn.Module) -> str:
+def _dense(model: nn.Module) -> dict[str, str]:
+    """The task of a detector or a segmenter."""
     if isinstance(model, Detector):
-        return "detection"
-    return "segmentation" if isinstance(model, Segmenter) else "classification"
+        return {"task": "detection"}
+    return {"task": "segmentation"} if isinstance(model, Segmenter) else {}
 
 
 def _ready(model: nn.Module) -> nn.Module:
@@ -229,16 +204,6 @@ def _ready(model: nn.Module) -> nn.Module:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise UsageError(f"{name} is in {tensor.dtype}: export float32 (model.float())")
     return model
-
-
-def _per_channel(numbers: Any, channels: int, part: str) -> list[float]:
-    numbers = list(numbers) if numbers else [0.5] * channels
-    if len(numbers) != channels and len(set(numbers)) > 1:
-        raise UsageError(
-            f"the model takes {channels} channels and its {part} has {len(numbers)} numbers: give "
-            f"model.pretrained_cfg['{part}'] one number a channel"
-        )
-    return [float(numbers[0])] * channels if len(numbers) != channels else list(map(float, numbers))
 
 
 def weights_digest(source: Source) -> str:

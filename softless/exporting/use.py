@@ -17,7 +17,7 @@ WITHOUT_PATH = frozenset({"digits"})  # sources of data that come with a package
 
 
 def run_or_file(run: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
-    """The run in a folder, or an exported file in its place.
+    """The run in a folder; an exported file or a folder of `save_weights` in its place.
 
     Raises:
         UsageError: a file that no run was exported to, or that this machine does not run.
@@ -64,7 +64,7 @@ def precision_for(amp: str, loaded: LoadedRun) -> str:
 
 
 def check_named(loaded: LoadedRun, data: object, table: object) -> None:
-    """Whether images are named, where a file says nothing of a place.
+    """Whether images are named, where a file or a published model says nothing of a place.
 
     Raises:
         UsageError: they are not.
@@ -72,8 +72,8 @@ def check_named(loaded: LoadedRun, data: object, table: object) -> None:
     source = loaded.recipe.data.source
     if data is None and table is None and source not in WITHOUT_PATH:
         raise UsageError(
-            f"{loaded.path.name} does not say where its images are, since no place of the machine "
-            f"that trained stands in it: softless eval {loaded.path.name} DATA"
+            f"{loaded.path.name} does not say where labelled images are, since no place of the "
+            f"machine that trained stands in it: softless eval {loaded.path.name} DATA"
         )
 
 

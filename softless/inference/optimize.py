@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,13 +51,14 @@ from softless.layers.plain import why_not as why_not_plain
 from softless.models.features import Features
 from softless.models.host import BlockKind
 from softless.models.hosts import HOSTS
+from softless.models.published import published_folder, published_model
 
 # torchvision's, whose coordinates need float32: eight bits of bfloat16 are two pixels at 500
 DETECTORS = (GeneralizedRCNN, RetinaNet, FCOS, SSD)
 LEFT_OUT = {nn.Identity, nn.Dropout, DropPath}  # nothing in evaluation
 
 
-def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
+def optimize(model: nn.Module | str | Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A copy of a model for inference on the processor: the same answers, sooner.
 
     Weights are packed once for oneDNN; GELU and residuals are computed with the linear layers
@@ -69,7 +71,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     `torch.inference_mode()`.
 
     Args:
-        model: the model; it is not touched.
+        model: the model; it is not touched. Or a folder of `save_weights`.
         dtype: bfloat16 or float32.
 
     Returns:
@@ -86,7 +88,10 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
         ...     torch.allclose(fast(image), model(image), atol=1e-4)
         True
     """
+    if isinstance(model, str | Path) and (folder := published_folder(model)) is not None:
+        model = published_model(folder)
     need_module(model, "optimize")
+    assert isinstance(model, nn.Module)
     if dtype not in DTYPES:
         raise UsageError(
             f"dtype={dtype}: an optimized model computes in torch.bfloat16 or torch.float32"

@@ -104,7 +104,7 @@ def stepped(model: nn.Module) -> None:
     `optimizer.step()` and the next pass, or keeps the features that it began with.
     """
     for module in model.modules():
-        if isinstance(module, OwnTensors):
+        if isinstance(module, OwnTensors) and module.training:  # a frozen backbone rests
             module.count()
 
 

@@ -67,8 +67,9 @@ PREPARATION = frozenset({
     "crop_mode",
     "interpolation",
     "range",
+    "task",
 })
-ABOUT = (PREPARATION - {"range"}) | {
+ABOUT = (PREPARATION - {"range", "task"}) | {
     "num_classes",
     "label_names",
     "first_conv",
@@ -92,6 +93,7 @@ LONGEST = 255  # characters of the name of a class
 # in timm's notes, the only place where it takes what it does not know
 NOTE = re.compile(r"data\.range=([0-9a-zA-Z.,=+ -]{1,100})")
 VALUES = "values are numbers, names and short lists of them"
+SEVERAL = "task=multilabel"
 WORD = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 
 
@@ -205,10 +207,17 @@ def _about(
         for name, value in getattr(model, "pretrained_cfg", {}).items()
         if value is not None
     }
+    if (task := stated.pop("task", None)) not in {None, "classification", "multilabel"}:
+        raise UsageError(
+            f"task={task!r:.60}: an image has one label (classification) or several (multilabel)"
+        )
     channels = arguments.get("in_chans", 3)
     side = arguments.get("img_size", configuration["input_size"][1:])
     configuration["input_size"] = (channels, *([side, side] if isinstance(side, int) else side))
-    notes = noted(stated.pop("range") if "range" in stated else declared(configuration))
+    notes = noted(
+        stated.pop("range") if "range" in stated else declared(configuration),
+        several=several_labels(configuration) if task is None else task == "multilabel",
+    )
     configuration |= {**stated, "num_classes": arguments["num_classes"], "notes": notes}
     if label_names(model) == ():
         configuration.pop("label_names", None)
@@ -239,9 +248,19 @@ def label_names(model: Any) -> tuple[str, ...]:
     return () if _wrong_names(names, getattr(model, "num_classes", None)) else tuple(names)
 
 
-def noted(declared_range: str | None) -> list[str]:
-    """The notes of a pretrained_cfg for images of a declared range of values."""
-    return [] if declared_range is None else [f"data.range={declared_range}"]
+def noted(declared_range: str | None, *, several: bool = False) -> list[str]:
+    """The notes of a pretrained_cfg for images of a declared range of values, and for a model that
+    gives an image several labels.
+    """
+    return [
+        *([] if declared_range is None else [f"data.range={declared_range}"]),
+        *([SEVERAL] if several else []),
+    ]
+
+
+def several_labels(preparation: Mapping[str, Any]) -> bool:
+    """Whether a pretrained_cfg notes that an image has several labels."""
+    return SEVERAL in (preparation.get("notes") or ())
 
 
 def declared(preparation: Mapping[str, Any]) -> str | None:
@@ -388,8 +407,10 @@ def _problem(name: str, value: Any, names: frozenset[str] | set[str]) -> str:
         return ""  # `_wrong_names` judges them
     if name == "notes":
         notes = value if isinstance(value, list) and len(value) <= 16 else [None]
-        fits = all(isinstance(note, str) and NOTE.fullmatch(note) for note in notes)
-        return "" if fits else "notes say data.range alone"
+        fits = all(
+            isinstance(note, str) and (note == SEVERAL or NOTE.fullmatch(note)) for note in notes
+        )
+        return "" if fits else f"notes say data.range, or {SEVERAL}"
     if not all(
         _plain(element)
         for element in (value if isinstance(value, list) and len(value) <= 16 else [value])

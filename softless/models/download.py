@@ -16,6 +16,20 @@ PATIENCE = 10.0  # seconds for one answer of the hub
 Made = TypeVar("Made")
 
 
+def check_released(name: str) -> None:
+    """Whether timm knows weights for this name.
+
+    Raises:
+        UsageError: it knows none.
+    """
+    configuration = timm.get_pretrained_cfg(name)
+    if configuration is None or not configuration.has_weights:
+        raise UsageError(
+            f"there are no released weights of '{name}': leave pretrained out, or load a file of "
+            "your own"
+        )
+
+
 def downloaded(name: str, make: Callable[[], Made]) -> Made:
     """A model whose weights timm fetches, or takes from its cache where the hub cannot be reached.
 
@@ -27,12 +41,7 @@ def downloaded(name: str, make: Callable[[], Made]) -> Made:
         UsageError: timm knows no weights for this name.
         DataError: they are neither on this machine nor to be had.
     """
-    configuration = timm.get_pretrained_cfg(name)
-    if configuration is None or not configuration.has_weights:
-        raise UsageError(
-            f"there are no released weights of '{name}': leave pretrained out, or load a file of "
-            "your own"
-        )
+    check_released(name)
     from huggingface_hub import constants
 
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _out_of_reach(constants.ENDPOINT)
@@ -45,7 +54,7 @@ def downloaded(name: str, make: Callable[[], Made]) -> Made:
         raise DataError(
             f"the weights of '{name}' are not on this machine and cannot be downloaded "
             f"({reason}): fetch them where there "
-            "is a network, and load the file (load_weights; --weights of swap)"
+            "is a network, and load the file (load_weights; --weights of train and swap)"
         ) from error
 
 

@@ -72,11 +72,7 @@ class Features(nn.Module):
             len(STRIDES) - len(chosen)
         )
         self.divisor = max(reduction for reduction, _ in chosen)
-        if hasattr(host, "prune_intermediate_layers"):
-            host.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
-        if class_token_unread(host):
-            host.cls_token = None  # timm below 1.0.31 leaves it there
-        self.host = host
+        self.host = cut_behind(host, self.indices)
         reductions = [reduction for reduction, _ in chosen] + [chosen[-1][0]] * (
             len(STRIDES) - len(chosen)
         )
@@ -92,6 +88,15 @@ class Features(nn.Module):
         )
         maps += [maps[-1]] * (len(STRIDES) - len(maps))
         return [adapt(map_) for adapt, map_ in zip(self.adapters, maps, strict=True)]
+
+
+def cut_behind(host: Any, indices: list[int]) -> Any:
+    """A host without what no map of these layers needs, in place."""
+    if hasattr(host, "prune_intermediate_layers"):
+        host.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
+    if class_token_unread(host):
+        host.cls_token = None  # timm below 1.0.31 leaves it there
+    return host
 
 
 def without_cut_parts(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

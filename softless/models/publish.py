@@ -53,7 +53,8 @@ def save_weights(
             without.
         folder: a new or an empty one.
         data: how images are prepared, where that is not what the model says: input_size, mean, std,
-            crop_pct, crop_mode, interpolation, range.
+            crop_pct, crop_mode, interpolation, range; task="multilabel" where an image has several
+            labels.
         classes: their names in the order of the logits; those that the model was opened with by
             default.
 
@@ -78,7 +79,7 @@ def save_weights(
             f"{folder} is the name of a file, and save_weights writes a folder (weights, "
             "config.json, digests.json): name a folder"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_new(folder):
         raise UsageError(f"{folder} holds files already: name a new folder")
     built, swaps = _built(model), exchanges_of(model)
     _check_registered(model)
@@ -95,6 +96,11 @@ def save_weights(
     check_finite(state.items(), "the model")
     write_folder(folder, lambda beside: _write(beside, state, content))
     return folder
+
+
+def is_new(folder: Path) -> bool:
+    """Whether a folder is not there yet, or is empty."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _write(folder: Path, state: dict[str, Tensor], content: dict[str, Any]) -> None:

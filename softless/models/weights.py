@@ -236,7 +236,7 @@ def _load(
             unread[name] = 'head="new"'
             del tensors[name]
     if channels:
-        _fit_channels(model, tensors, persistent)
+        fit_channels(model, tensors, persistent)
     resized, assumed = resize(model, tensors, persistent, image_size or _image_size_of(source))
     own = {name for name in persistent if ".learned." in name}
     for name in [name for name in tensors if name not in persistent]:
@@ -584,7 +584,7 @@ def _projections(name: str) -> list[tuple[str, list[str]]]:
     return [(f"{start}qkv.{part}", three)]
 
 
-def _fit_channels(model: nn.Module, tensors: Tensors, own_tensors: Mapping[str, Tensor]) -> None:
+def fit_channels(model: nn.Module, tensors: Tensors, own_tensors: Mapping[str, Tensor]) -> None:
     """The first convolution for images of another number of channels, as timm fits it."""
     configured = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     for name in [

@@ -1,7 +1,9 @@
 """One experiment per file; each module has `recipe()`, which returns a complete frozen Recipe."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from softless.errors import UsageError, located, unknown
 from softless.experiment.names import ALIASES, canonical
@@ -52,7 +54,10 @@ RECIPES = {
     "coco_softnorm_retinanet": coco_softnorm_retinanet.recipe,
 }
 
-__all__ = ["ALIASES", "RECIPES", "canonical", "get_recipe"]
+# what a recipe has in place of its own fields where a run starts from weights
+FINE_TUNING: Mapping[str, Mapping[str, Any]] = {"classify": classify.FINE_TUNING}
+
+__all__ = ["ALIASES", "FINE_TUNING", "RECIPES", "canonical", "get_recipe"]
 
 
 def get_recipe(name: str) -> Recipe:

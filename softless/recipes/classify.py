@@ -13,14 +13,25 @@ token_scale="training" is the number of tokens at data.image_size: there the mod
 and on larger images the attention keeps its size. token_scale="tokens" costs accuracy in this host:
 0.28 beside 0.44 at 96 pixels, three seeds (docs/results.md).
 
-Fine-tuning starts from weights of ours (a .safetensors file or a run folder, same model); a head of
-another number of classes is replaced, and said so. A tenth of the rate and a third of the epochs
-are a good start:
-    softless train --recipe classify --data IMAGES --set model.weights=runs/other optim.lr=1e-4 schedule.epochs=30
+Fine-tuning starts from weights: those that timm knows for a model, a .safetensors file, a run, or a
+folder of `save_weights`. Where they are of another attention, the model is fitted to theirs first,
+on training images without labels. Rate, length and stochastic depth are then those of
+`FINE_TUNING` below, and images are normalised as the weights know them.
+    softless train --recipe classify --data IMAGES --set model.name=vit_small_patch16_224 model.op=sima model.pretrained=true
+    softless train --recipe classify --data IMAGES --weights runs/other
 """
 
 from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
 from softless.experiment.recipe import Recipe
+
+# in place of the recipe's own, where a run starts from weights
+FINE_TUNING = {
+    "optim.lr": 1e-4,
+    "schedule.epochs": 15,
+    "schedule.warmup_epochs": 1,
+    "schedule.min_lr": 1e-6,
+    "schedule.min_steps": 400,
+}
 
 
 def recipe() -> Recipe:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.modes import in_evaluation
+from softless.recovery.dense import answers_pixels, features_in, fitted_part, framed
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def nearness(
         images: chunks (b, C, h, w).
         labels: (n) of all chunks, -1 where there is none.
     """
+    if features_in(teacher) is not None:
+        return _of_maps(student, teacher, images)
     cosines: list[Tensor] = []
     answers: list[tuple[Tensor, Tensor]] = []
     with in_evaluation(student), in_evaluation(teacher), torch.no_grad():
@@ -88,6 +91,43 @@ def nearness(
         right[0],
         right[1],
         len(output),
+    )
+
+
+def _of_maps(student: nn.Module, teacher: nn.Module, images: Sequence[Tensor]) -> Nearness:
+    """The same of segmenters and detectors: the cosine is of their hosts' maps, position by
+    position; agreement and divergence are those of pixels.
+    """
+    sums = dict.fromkeys(("cosine", "positions", "agreeing", "divergence", "pixels"), 0.0)
+    count = 0
+    with in_evaluation(student), in_evaluation(teacher), torch.no_grad():
+        for chunk in images:
+            count += len(chunk)
+            grids = framed(teacher, chunk)
+            for mine, goal in zip(
+                fitted_part(student)(grids), fitted_part(teacher)(grids), strict=True
+            ):
+                near = F.cosine_similarity(mine.float(), goal.float(), dim=1)
+                sums["cosine"] += float(near.sum())
+                sums["positions"] += near.numel()
+            if answers_pixels(teacher):
+                output, goal = (model(grids).float() for model in (student, teacher))
+                agreeing = output.argmax(1) == goal.argmax(1)
+                sums["agreeing"] += float(agreeing.sum())
+                sums["pixels"] += agreeing.numel()
+                sums["divergence"] += float(
+                    F.kl_div(
+                        output.log_softmax(1), goal.log_softmax(1), log_target=True, reduction="sum"
+                    )
+                )
+    pixels = sums["pixels"]
+    return Nearness(
+        sums["cosine"] / sums["positions"],
+        sums["agreeing"] / pixels if pixels else None,
+        max(sums["divergence"] / pixels, 0.0) if pixels else None,
+        None,
+        None,
+        count,
     )
 
 

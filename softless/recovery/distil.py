@@ -6,11 +6,11 @@ process; the folder holds the student's weights and notes the teacher by its dig
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import timm.data
@@ -29,72 +29,22 @@ from softless.errors import (
 from softless.experiment.epochs import of_epoch
 from softless.experiment.folder import REPORT, WEIGHTS, RunFolder
 from softless.experiment.groups import AugmentSpec, DataSpec, ModelSpec, OptimSpec, ScheduleSpec
-from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN, model_given, noted, noted_teacher, teacher_given
-from softless.models.sides import sides
 from softless.models.state import fill, read_weights
+from softless.recovery.distilled import Distilled
+from softless.recovery.light import light
 from softless.saliency.viewer import channels_of, declared, normalisation
 from softless.tasks import page
 from softless.tasks.distillation.samples import GivenImages, TensorSamples, images_given
 from softless.tasks.distillation.settings import DistillationSpec
 from softless.tasks.distillation.task import outputs_of
 from softless.training.loop import fit
-from softless.training.result import Result
 
 Images: TypeAlias = Tensor | tuple[Tensor, Tensor] | Samples | str | Path
 PARTS = ("all", "attention", "lora")
 MIN_STEPS = 64  # a run on few images has more epochs until it has so many
 BATCH = 64
-SMALL = 64  # pixels: grey images up to here are turned and shifted, others are cropped
-NO_CHANGE: Mapping[str, Any] = {
-    "hflip": 0.0,
-    "color_jitter": None,
-    "auto_augment": None,
-    "reprob": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "smoothing": 0.0,
-}
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """What a distillation reached, on the held-out images; the student has the weights that were
-    kept.
-    """
-
-    model: nn.Module  # the student, in the mode that it was given in
-    run: Result
-    start: Mapping[str, Any]  # measures before the first step: agreement, kl, cosine, top1, …
-    best: Mapping[str, Any]  # of the epoch that was kept
-
-    @property
-    def kept_start(self) -> bool:
-        """Whether no epoch was better than the start."""
-        return self.run.best_epoch == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        run = {**asdict(self.run), "run_dir": str(self.run.run_dir)}
-        return {"start": dict(self.start), "best": dict(self.best), "run": run}
-
-    def __str__(self) -> str:
-        rows = [
-            f"{measure.title}: {measure.write(self.start[name])} to "
-            f"{measure.write(self.best[name])}"
-            for name, measure in MEASURES.items()
-            if name != "loss" and self.best.get(name) is not None and name in self.start
-        ]
-        which = (
-            "no epoch was better than the start, which is kept"
-            if self.kept_start
-            else f"epoch {self.run.best_epoch} of {self.run.epochs} is kept"
-        )
-        return "\n".join([
-            f"{which} ({self.best['seen']} held-out images, {self.run.seconds:.0f} s)",
-            *rows,
-            f"run folder {self.run.run_dir}",
-        ])
 
 
 def distil(
@@ -110,6 +60,7 @@ def distil(
     labels: bool = False,
     label_weight: float = 1.0,
     held_out: float = 0.25,
+    measured: Tensor | tuple[Tensor, Tensor] | Samples | None = None,
     rank: int = 8,
     batch_size: int = BATCH,
     min_steps: int | None = MIN_STEPS,
@@ -148,6 +99,7 @@ def distil(
         label_weight: weight of their cross-entropy beside the teacher's answers.
         held_out: share of the images that is measured and not learned from; a folder with a val
             part has its own.
+        measured: images to measure on in place of that share, as `images` are.
         rank: of the updates of "lora".
         batch_size: images of a step; halved where an epoch would have fewer than two.
         min_steps: least number of steps; None counts epochs alone.
@@ -179,7 +131,7 @@ def distil(
     _check_arguments(epochs=epochs, only=only, label_weight=label_weight)
     _check_models(student, teacher)
     folder = located(out)
-    in_memory = _given(images)
+    in_memory = _given(images, measured)
     prepared = in_memory is not None and isinstance(in_memory.samples, TensorSamples)
     spec = _data(images, in_memory, student, teacher, data)
     spec = replace(spec, val_fraction=held_out, limit=limit)
@@ -246,16 +198,6 @@ def distil(
             page.write([folder], folder / REPORT)
     lines = RunFolder(folder).epochs()
     return Distilled(student, reached, lines[0]["val"], of_epoch(lines, reached.best_epoch)["val"])
-
-
-def light(data: DataSpec) -> AugmentSpec:
-    """Light changes of training images: small grey ones are turned, shifted and scaled, others
-    cropped a little; pictures in colour are mirrored too.
-    """
-    if data.in_chans == 1 and max(sides(data.image_size)) <= SMALL:
-        return AugmentSpec(affine=(10.0, 0.08, 0.1), interpolation="bilinear", **NO_CHANGE)
-    mirrored = {**NO_CHANGE, "hflip": 0.5 if data.in_chans == 3 else 0.0}
-    return AugmentSpec(scale=(0.7, 1.0), **mirrored)
 
 
 def _check_arguments(*, epochs: int, only: str, label_weight: float) -> None:
@@ -334,21 +276,34 @@ def _check_same_teacher(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def _given(images: Images) -> GivenImages | None:
+def _given(images: Images, measured: Images | None) -> GivenImages | None:
     """Images that lie in memory or were opened already; None of a folder.
 
     Raises:
         UsageError: something else.
     """
     if isinstance(images, str | Path):
+        if measured is not None:
+            raise UsageError("measured=… goes with images in memory: a folder has a val part")
         return None
+    samples, labelled = _samples(images)
+    others = None if measured is None else _samples(measured)
+    if others is not None and type(others[0]) is not type(samples):
+        raise UsageError(
+            f"images are {type(samples).__name__} and measured {type(others[0]).__name__}: give "
+            "both alike"
+        )
+    return GivenImages(samples, labelled, None if others is None else others[0])
+
+
+def _samples(images: Images) -> tuple[Samples, bool]:
+    """Images as samples, and whether their targets are labels."""
     if isinstance(images, Tensor):
-        return GivenImages(TensorSamples(images), labelled=False)
+        return TensorSamples(images), False
     if isinstance(images, tuple) and len(images) == 2:
-        return GivenImages(TensorSamples(*images), labelled=True)
+        return TensorSamples(*images), True
     if isinstance(images, Samples):
-        several = images.targets.ndim == 1 and len(np.unique(images.targets)) > 1
-        return GivenImages(images, labelled=several)
+        return images, images.targets.ndim == 1 and len(np.unique(images.targets)) > 1
     raise UsageError(
         f"images is a {type(images).__name__}: give a tensor (n, C, h, w), (images, targets), a "
         "folder, or samples"

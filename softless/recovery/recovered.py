@@ -12,10 +12,7 @@ from softless.convert.refit.refit import Refitted
 from softless.convert.swap import Swapped
 from softless.measure.findings import Audit
 from softless.recovery.answers import Nearness
-from softless.recovery.distil import Distilled
-
-BARE, REFIT, DISTIL = "bare", "refit", "distil"
-STEPS = (REFIT, DISTIL)
+from softless.recovery.distilled import Distilled
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,8 @@ class Recovered:
                 for kind in kinds
             ]
         lines += list(self.notes)
-        lines += [] if self.out is None else [f"the model is in {self.out / 'model'}"]
+        if self.out is not None and (self.out / "model").is_dir():
+            lines += [f"the model is in {self.out / 'model'}"]
         return "\n".join(lines)
 
     def _taken(self, step: str) -> str:

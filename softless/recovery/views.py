@@ -14,10 +14,8 @@ from torch import Tensor
 from softless.data.transforms import Pipeline
 from softless.experiment.groups import DataSpec
 from softless.experiment.recipe import Recipe
-from softless.recovery.distil import light
+from softless.recovery.light import light
 from softless.tasks.distillation.transforms import of_tensors
-
-MOST = 1024  # images and copies together: real images need no copies beside them
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,12 @@ def with_views(
     Args:
         chunks: (b, C, h, w).
         held: (n) which images are held out; they are not copied.
-        views: of an image, itself among them; fewer where there are many images.
+        views: of an image, itself among them.
         seed: of the changes; the same copy looks the same whenever it is asked for.
 
     Returns:
         The chunks, and which of all images are held out.
     """
-    views = min(views, MOST // max(len(held), 1))
     if views <= 1:
         return chunks, held
     first = chunks[0]

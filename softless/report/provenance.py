@@ -6,6 +6,7 @@ from typing import Any
 from softless.evaluation.evaluate import precision_of
 from softless.experiment.candidates import described
 from softless.experiment.measures import MEASURES
+from softless.experiment.started import line_of
 from softless.report.groups import Group
 from softless.report.html import Html, tag
 from softless.report.places import shortened_words
@@ -47,6 +48,7 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
             "predict` compute them."
         ),
         COUNTED,
+        *_started(groups),
         *_fitted(groups),
         *_rising(groups),
         *_ended(groups),
@@ -56,6 +58,15 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
         tag("h3", "How it was measured"),
         tag("ul", [tag("li", text) for text in (*sentences, *method)]),
     )
+
+
+def _started(groups: Sequence[Group]) -> list[str]:
+    """Which runs started from weights, and what was done to them."""
+    return [
+        f"{group.label} starts {line}."
+        for group in groups
+        if (line := line_of(group.first.started))
+    ]
 
 
 def _fitted(groups: Sequence[Group]) -> list[str]:

@@ -24,6 +24,7 @@ from softless.experiment.files import (
 )
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe, read_stored
+from softless.experiment.started import RECOVERED, read_started
 from softless.models.sides import sides
 
 
@@ -73,6 +74,8 @@ class RunRecord:
     fitted: Mapping[str, Any] = field(default_factory=dict)
     # command, date, commit, data; nothing of runs of an older softless
     provenance: dict[str, Any] = field(default_factory=dict)
+    # the weights that it started from, and what was done to them
+    started: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -185,6 +188,7 @@ def read_run(folder: Path) -> RunRecord:
         best=read_best(folder / "best.json"),
         fitted=stored.fitted,
         provenance=read_about(folder / ABOUT),
+        started=read_started(folder / RECOVERED),
         predictions=_predictions(folder / "predictions.npz"),
     )
 

@@ -27,6 +27,12 @@ def ticks(
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
+def powers(low: float, high: float) -> list[float]:
+    """Powers of ten from `low` or below to `high` or above, both above 0."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
+
+
 def labels(
     numbers: Sequence[float], write: Callable[[float, int], str], digits: int = 0
 ) -> list[str]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from softless.data.datasets import open_parts, open_splits
 from softless.data.folder import class_places
 from softless.data.given import GIVEN
+from softless.data.notices import notice
 from softless.data.samples import Samples
 from softless.errors import DataError, located
 from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import DataSpec, TableSpec
+from softless.words import counted, few
 
 HELD = Path(GIVEN)  # this very object stands for datasets that were built in Python
 
@@ -74,15 +76,57 @@ def check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path | 
         )
 
 
-def samples_of(loaded: LoadedRun, source: EvaluationSource, split: str) -> tuple[Samples, str]:
-    """The images asked for and what to call them."""
+@dataclass(frozen=True)
+class Labelled:
+    """Images with labels."""
+
+    samples: Samples
+    part: str  # what to call them
+    classes: tuple[str, ...]  # names in the order of the model's logits
+
+
+def samples_of(loaded: LoadedRun, source: EvaluationSource, split: str) -> Labelled:
+    """The images asked for; a model without names takes those of the data, in their order."""
     spec = source.spec
     parts, classes = open_parts(spec, source.table)
     refuse_labels(loaded, parts, source.where)
     partly = not source.own and loaded.task != "multilabel"
-    places = class_places(
-        loaded.classes, classes, f"the run {loaded.path}", source.where, partly=partly
+    whose = f"the {'published model' if loaded.stored else 'run'} {loaded.path}"
+    names = loaded.classes if loaded.named else _in_order(loaded, classes, source.where)
+    places = class_places(names, classes, whose, source.where, partly=partly)
+    samples, part = _of_split(loaded, source, split, parts, places)
+    return Labelled(samples, part, names)
+
+
+def _in_order(loaded: LoadedRun, classes: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """The classes of data for a model that names none.
+
+    Raises:
+        DataError: it has another number of them.
+    """
+    number = len(loaded.classes)
+    if len(classes) != number:
+        raise DataError(
+            f"{where} has {counted(len(classes), 'class', 'classes')}, and {loaded.path} answers "
+            f"{number}, which it does not name: save it again with "
+            "softless.save_weights(model, FOLDER, classes=[...])"
+        )
+    notice(
+        f"{loaded.path} does not name its classes: those of {where} are taken to be in the order "
+        f"of its answers ({few(classes)})"
     )
+    return classes
+
+
+def _of_split(
+    loaded: LoadedRun,
+    source: EvaluationSource,
+    split: str,
+    parts: Mapping[str, Samples],
+    places: tuple[int, ...],
+) -> tuple[Samples, str]:
+    """A part of what was opened, its classes numbered as the model's, and what to call it."""
+    spec = source.spec
     if not source.own and "all" in parts:
         return parts["all"].renumbered(places), "all images"
     if split in parts and split != "train":

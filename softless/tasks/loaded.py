@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from softless.data.transforms import eval_transform, plain_transform
+from softless.data.transforms import prepared_as
 from softless.errors import DataError, located, unknown
 from softless.evaluation.run import LoadedRun
 from softless.experiment.files import read_best, read_classes, task_of
@@ -20,13 +20,16 @@ from softless.experiment.recipe import Recipe, read_stored
 from softless.models import digests
 from softless.models.config import noted
 from softless.models.create import create_model
+from softless.models.files import CONFIG
 from softless.models.given import GIVEN, given_model
 from softless.models.outline import check_fits
+from softless.models.published import published_folder
 from softless.models.records import is_number
 from softless.models.scale import set_training_size
 from softless.models.sides import sides
 from softless.models.state import fill, read_weights
 from softless.tasks.folders import TASKS, of_tasks
+from softless.tasks.published import published_run
 
 # task -> what builds a head around a host; the others train a model as `create_model` makes it
 HEADS: Mapping[str, Callable[..., nn.Module]] = {
@@ -37,21 +40,29 @@ HEADS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
-    """Load the best epoch of the run in a folder.
+    """Load the best epoch of the run in a folder, or the model in a folder of `save_weights`.
+
+    Args:
+        run_dir: the folder, or `local-dir:FOLDER`.
+        device: where the model is to lie.
 
     Raises:
         DataError: no such folder, no finished epoch in it, a file of it damaged, or class lists
             that disagree.
         UsageError: the weights are those of another model.
     """
-    path = located(run_dir)
+    folder = published_folder(run_dir)
+    if folder is not None and not (folder / BEST).is_file():
+        return published_run(folder, device)
+    path = folder or located(run_dir)
     if not path.is_dir():
         raise DataError(
             f"no run folder at {path}: give the folder that `softless train --out` wrote"
         )
     if not (path / BEST).is_file() or not (path / WEIGHTS).is_file():
         raise DataError(
-            f"{path} holds no finished epoch ({BEST} and {WEIGHTS} are not both there): train first"
+            f"{path} holds no finished epoch ({BEST} and {WEIGHTS} are not both there) and no "
+            f"published model ({CONFIG}): train first"
         )
     best = read_best(path / BEST)
     classes = tuple(best["classes"])
@@ -59,15 +70,6 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     args, architecture = best["model_args"], best["architecture"]
     if task in CLASSIFIES:
         args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
-    transform = (plain_transform if task in DENSE else eval_transform)(
-        best["image_size"],
-        best["crop_pct"],
-        best["interpolation"],
-        best["mean"],
-        best["std"],
-        best["in_chans"],
-        deep=best.get("range") is not None,
-    )
     _check_same_classes(path, classes)
     _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
     check_fits(
@@ -79,7 +81,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     measured = replace(recipe.data, mean=tuple(best["mean"]), std=tuple(best["std"]))
     recipe = replace(recipe, data=measured)
     _tell_preparation(model, best, recipe)
-    return LoadedRun(path, model.to(device).eval(), classes, transform, recipe, best)
+    return LoadedRun(path, model.to(device).eval(), classes, prepared_as(best), recipe, best)
 
 
 def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Recipe) -> None:
@@ -91,7 +93,7 @@ def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Recipe) -> No
     pixels = best.get("pixels", sides(size))
     preparation = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
     preparation |= {"input_size": (best["in_chans"], *map(int, pixels))}
-    preparation |= {"notes": noted(best.get("range"))}
+    preparation |= {"notes": noted(best.get("range"), several=task_of(best) == "multilabel")}
     model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **preparation}
     if (trained := _trained_pixels(best, recipe)) is not None:
         set_training_size(model, *trained, mpp=_trained_mpp(best))

@@ -1,4 +1,6 @@
-"""A model by what people name it with: itself, its run, the folder of its run, or its name."""
+"""A model by what people name it with: itself, its run, the folder of its run or of `save_weights`,
+or its name.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from softless.data.notices import notice
-from softless.errors import UsageError, located
+from softless.errors import UsageError
 from softless.evaluation.run import LoadedRun
 from softless.models.create import create_model
+from softless.models.published import names_folder
 from softless.saliency import maps
 from softless.saliency.saliency import Saliency
 from softless.saliency.viewer import Picture, Size
@@ -22,16 +25,16 @@ InputSize = int | tuple[int, ...] | None  # side of a square, (height, width) or
 def opened(
     model: nn.Module | LoadedRun | str | Path, device: str | torch.device = "cpu"
 ) -> nn.Module | LoadedRun:
-    """The model or the run, or what lies in a run folder, or a model by its name, whose weights are
-    new, and said to be.
+    """The model or the run, or what lies in a folder of a run or of `save_weights`, or a model by
+    its name, whose weights are new, and said to be.
 
     Raises:
         UsageError: no model of that name, and no run folder.
-        DataError: a run folder without a finished epoch, or a damaged one.
+        DataError: a folder without a finished epoch or a published model, or a damaged one.
     """
     if not isinstance(model, str | Path):
         return model
-    if located(model).is_dir():
+    if names_folder(model):
         return load_run(model, device)
     return _untrained(str(model)).to(device)
 
@@ -39,14 +42,14 @@ def opened(
 def model_and_size(
     model: str, op: str | None, act: str | None, size: InputSize
 ) -> tuple[nn.Module, InputSize]:
-    """The model of a name or of a run's folder, and the size at which it is looked at: a run's own
+    """The model of a name or of a folder, and the size at which it is looked at: a run's own
     where none is given.
     """
-    if located(model).is_dir():
+    if names_folder(model):
         if op or act:
             raise UsageError(
-                f"'{model}' is a run: its operator and activation are its own; --op and --act go "
-                "with the name of a model"
+                f"'{model}' is a folder: the operator and activation in it are its own; --op and "
+                "--act go with the name of a model"
             )
         run = load_run(model)
         return run.model, size or (run.in_chans, *run.pixels)
@@ -88,8 +91,8 @@ def explain(
     filled up at the right and below.
 
     Args:
-        model: a model, the folder of a run or a run of `load_run`, or the name of a model (new
-            weights).
+        model: a model, the folder of a run or of `save_weights`, a run of `load_run`, or the name
+            of a model (new weights).
         images: (B, C, H, W) or (C, H, W) as the model takes them; a PIL image; bytes (H, W, C) as a
             numpy array; or a path.
         layer: which attention layer, counted from 0, or from the end when negative.

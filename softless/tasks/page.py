@@ -4,25 +4,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import softless
 from softless.data.given import name_of
 from softless.errors import UsageError, unknown
 from softless.models.durable import make_folder, write_text
 from softless.report.composition import draw_composition
 from softless.report.curves import draw_curves
+from softless.report.document import document
 from softless.report.exports import HEADING, PLACE, draw_exports
 from softless.report.groups import FEW, Group, grouped
-from softless.report.html import Html, section, tag
+from softless.report.html import Html, section
 from softless.report.provenance import draw_provenance
 from softless.report.recipes import draw_recipes
 from softless.report.runs import read_run
 from softless.tasks.cost import Speed, draw_cost
 from softless.tasks.table import TABLE
 from softless.words import counted
-
-# The browser is told to fetch nothing, so that a page cannot call home even if a name in it tried
-# to.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write(
@@ -60,18 +56,7 @@ def write(
 
 def render(groups: Sequence[Group], title: str, speeds: Mapping[Path, Speed] | None = None) -> str:
     """The page as text."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Html(_style())),
-    )
-    main = tag("main", _sections(groups, speeds))
-    body = tag("body", _top(groups, title, main), main, _foot())
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return document("Softless report", title, _subtitle(groups), _sections(groups, speeds), LINKS)
 
 
 def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> list[Html]:
@@ -144,22 +129,6 @@ LINKS = {
 }
 
 
-def _top(groups: Sequence[Group], title: str, main: Html) -> Html:
-    links = [(to, name) for to, name in LINKS.items() if f'id="{to}"' in main]
-    return tag(
-        "header",
-        tag("p", "Softless report", class_="eyebrow"),
-        tag("h1", title),
-        tag("p", _subtitle(groups), class_="subtitle"),
-        tag(
-            "nav",
-            [tag("a", name, href=f"#{to}") for to, name in links],
-            aria_label="parts of this page",
-        ),
-        class_="top",
-    )
-
-
 def _title(groups: Sequence[Group]) -> str:
     first = groups[0].first
     name = name_of(first.recipe.data.path, first.recipe.data.source)
@@ -190,18 +159,3 @@ def _subtitle(groups: Sequence[Group]) -> str:
         str(first.provenance.get("date", ""))[:10],
     ]
     return " · ".join(part for part in parts if part)
-
-
-def _foot() -> Html:
-    return tag(
-        "footer",
-        tag(
-            "p",
-            f"Written by softless {getattr(softless, '__version__', '')}. One file, no requests, "
-            "no scripts.",
-        ),
-    )
-
-
-def _style() -> str:
-    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")

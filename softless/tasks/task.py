@@ -6,7 +6,7 @@ loss, and keeps what it measures. It never asks which task it runs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -302,11 +302,21 @@ class Loss(nn.Module):
     Args:
         model: images (B, C, H, W) to logits (B, K).
         loss: logits and targets to ().
+        rest: puts those parts of the model that are not trained into evaluation mode.
     """
 
-    def __init__(self, model: nn.Module, loss: Any) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Any, rest: Callable[[nn.Module], None] | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.loss, self._rest = model, loss, rest
+
+    def train(self, mode: bool = True) -> "Loss":
+        """Into training or evaluation, but for what rests in training too."""
+        super().train(mode)
+        if mode and self._rest is not None:
+            self._rest(self.model)
+        return self
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Images (B, C, H, W) and targets, (B,) or (B, K), to the loss ()."""

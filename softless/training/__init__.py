@@ -13,6 +13,7 @@ from softless.experiment.groups import (
 from softless.experiment.recipe import Recipe
 from softless.tasks.detection.settings import DetectionSpec
 from softless.tasks.dino.settings import DinoSpec
+from softless.tasks.distillation.settings import DistillationSpec
 from softless.tasks.multilabel.settings import MultilabelSpec
 from softless.tasks.segmentation.settings import SegmentationSpec
 from softless.training.loop import fit
@@ -23,6 +24,7 @@ __all__ = [
     "DataSpec",
     "DetectionSpec",
     "DinoSpec",
+    "DistillationSpec",
     "DivergenceSpec",
     "ModelSpec",
     "MultilabelSpec",

@@ -15,6 +15,7 @@ from softless.errors import DivergedError, StorageError, UsageError
 from softless.experiment.candidates import KEYS, best_of, better, finite, gain, still_rising
 from softless.experiment.epochs import COUNTED, START, of_epoch
 from softless.experiment.folder import MODEL, RESULT
+from softless.experiment.groups import CLASSIFIES
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
 from softless.models.sides import sides
@@ -178,8 +179,11 @@ def publish(run: Run) -> None:
         "interpolation": data.interpolation,
         "range": data.range,
     }
+    labelled = run.recipe.task in CLASSIFIES
+    image_facts |= {"task": run.recipe.task} if labelled else {}
+    classes = run.splits.classes if labelled else None
     try:
-        save_weights(model, folder, data=image_facts)
+        save_weights(model, folder, data=image_facts, classes=classes)
     except StorageError:
         raise
     except UsageError as error:  # the run itself is whole

@@ -1,7 +1,7 @@
 """The model of a recipe, and the weights it may start from."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softless.attention.registry import get
+from softless.convert.carry import carried
 from softless.errors import SoftlessError, UsageError
 from softless.evaluation.run import CLASSES
 from softless.experiment.files import read_classes
-from softless.experiment.folder import WEIGHTS
 from softless.experiment.recipe import Recipe
 from softless.layers.patch_embed import check_size
 from softless.models.arguments import takes
-from softless.models.files import FILE
+from softless.models.create import create_model
 from softless.models.given import GIVEN, given_model
+from softless.models.options import COMPANIONS
+from softless.models.positions import resize
 from softless.models.sides import sides
 from softless.models.state import fill, read_weights
+from softless.models.weights import fit_channels
 from softless.tasks.classification.task import model_args
 from softless.tasks.loaded import assemble
 from softless.tasks.task import Task
+from softless.training.start import (
+    Start,
+    exchanges,
+    file_at,
+    host_of,
+    operator_of,
+    start_of,
+)
 from softless.words import few
 
 _log = logging.getLogger("softless.training")
@@ -41,25 +53,37 @@ def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
     )
 
 
-def build_for(task: Task) -> nn.Module:
-    """What a task trains: its model, with new weights drawn from the recipe's seed or those of
-    `model.weights`, and what it puts around it.
+def build_for(
+    task: Task,
+    *,
+    drawn: bool = False,
+    recover: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:
+    """What a task trains: its model, with new weights drawn from the recipe's seed or those that it
+    starts from, and what it puts around it.
+
+    Args:
+        task: whose recipe and data say what the model is.
+        drawn: leave the weights as they are drawn, for those of a checkpoint.
+        recover: what is done to the model before something is put around it.
 
     Raises:
         UsageError: the model cannot be built, or takes no images of `data.image_size`.
     """
     with _in_one_sentence(task.recipe):
         construction = task.construction()
-    return task.surround(
-        assembled(
-            task.recipe,
-            construction,
-            task.name,
-            task.splits.in_chans,
-            task.splits.classes,
-            outputs=task.outputs,
-        )
+    model = assembled(
+        task.recipe,
+        construction,
+        task.name,
+        task.splits.in_chans,
+        task.splits.classes,
+        outputs=task.outputs,
+        drawn=drawn,
     )
+    if recover is not None:
+        recover(model)
+    return task.surround(model)
 
 
 @contextmanager
@@ -91,10 +115,14 @@ def assembled(
     classes: Sequence[str] = (),
     *,
     outputs: int | None = None,
+    drawn: bool = False,
 ) -> nn.Module:
     """Assemble, start and try a model: a size that it refuses is refused before a folder is
     made.
+
+    `drawn` leaves the weights as the seed draws them, for those of a checkpoint.
     """
+    start = None if drawn else start_of(recipe.model)
     if recipe.model.name == GIVEN:
         return _model_in_python(recipe, in_chans, len(classes) if outputs is None else outputs)
     torch.manual_seed(recipe.seed)
@@ -108,8 +136,8 @@ def assembled(
             task, **{**construction, "model_args": {**deep, **construction["model_args"]}}
         )
     _whole_patches(model, *sides(recipe.data.image_size))
-    if recipe.model.weights:
-        load_start(model, Path(recipe.model.weights), classes)
+    if start is not None:
+        _begin(model, start, recipe, construction, classes)
     with torch.no_grad(), _in_one_sentence(recipe):
         model.eval()(torch.zeros(1, in_chans, *sides(recipe.data.image_size)))
     model.train()
@@ -118,6 +146,115 @@ def assembled(
         with _in_one_sentence(recipe):
             host.set_grad_checkpointing(True)
     return model
+
+
+def _begin(
+    model: nn.Module,
+    start: Start,
+    recipe: Recipe,
+    construction: Mapping[str, Any],
+    classes: Sequence[str],
+) -> None:
+    """Put first weights into a model, those of another attention through a model that has it."""
+    if start.file is not None and not exchanges(recipe.model, start):
+        load_start(model, start.file, classes, start.pixels, start.classes)
+        return
+    if start.file is not None and hasattr(model, "host"):
+        _log.warning(
+            "%s was trained with '%s', and the model has another attention: its weights are "
+            "taken as they are",
+            start.title,
+            start.operator,
+        )
+        load_start(model, start.file, classes, start.pixels, start.classes)
+        return
+    origin = origin_of(recipe, start, construction["model_args"], classes)
+    try:
+        model.load_state_dict(carried(origin.state_dict(), model.state_dict())[0])
+    except UsageError as error:
+        raise UsageError(f"{start.title} cannot start '{recipe.model.name}': {error}") from error
+
+
+def origin_for(task: Task) -> nn.Module:
+    """The model that the weights of a run are of, with them; what was said of them is not said
+    again.
+    """
+    start = start_of(task.recipe.model)
+    assert start is not None
+    args = task.construction()["model_args"]
+    return origin_of(task.recipe, start, args, task.splits.classes, again=True)
+
+
+def origin_of(
+    recipe: Recipe,
+    start: Start,
+    model_args: Mapping[str, Any],
+    classes: Sequence[str],
+    *,
+    again: bool = False,
+) -> nn.Module:
+    """The model that the weights are of, with them, in evaluation mode: at this image size, for
+    these channels and classes.
+
+    `again` says nothing of what is fitted to them: it was said.
+
+    Raises:
+        UsageError: the recipe adds to the attention what the weights have not, or they are not of
+            this host.
+        DataError: weights that cannot be downloaded or read.
+    """
+    host, op = host_of(recipe.model.name, recipe.model.op)
+    own = operator_of(host, op)
+    options = {*get(own).options} if own else set()
+    added = [
+        name
+        for name in COMPANIONS
+        if model_args.get(name) and start.options.get(name) != model_args[name]
+    ]
+    if added:
+        raise UsageError(
+            f"model.args.{added[0]}={model_args[added[0]]} is a part of the attention that "
+            f"{start.title} have no weights of: leave it out"
+        )
+    args = {
+        name: value
+        for name, value in model_args.items()
+        if name not in {"op", *options, *COMPANIONS}
+    } | start.options
+    start_op = start.op
+    if "lpi" in args and start_op is None:  # an option of hosts with a named operator
+        start_op = start.operator
+    with torch.random.fork_rng(devices=[]), _in_one_sentence(recipe):
+        torch.manual_seed(recipe.seed)
+        origin = create_model(host, start_op, pretrained=start.file is None, **args)
+    if start.file is not None:
+        with _quiet(again):
+            load_start(origin, start.file, classes, start.pixels, start.classes)
+    elif not again and _kept_head(origin, len(classes)):
+        _log.warning(
+            "%s have %d classes as the data: their head is kept, and its outputs are taken to be "
+            "%s",
+            start.title,
+            len(classes),
+            few(classes),
+        )
+    return origin.eval()
+
+
+@contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Nothing is logged within it."""
+    before = _log.disabled
+    _log.disabled = before or quiet
+    try:
+        yield
+    finally:
+        _log.disabled = before
+
+
+def _kept_head(model: nn.Module, classes: int) -> bool:
+    configuration = getattr(model, "pretrained_cfg", None) or {}
+    return bool(classes) and configuration.get("num_classes") == classes
 
 
 def _model_in_python(recipe: Recipe, in_chans: int, classes: int) -> nn.Module:
@@ -159,34 +296,42 @@ def _whole_patches(model: nn.Module, height: int, width: int) -> None:
         check_size(height, width, embed.patch_size)
 
 
-def load_start(model: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
+def load_start(
+    model: nn.Module,
+    path: Path,
+    classes: Sequence[str] = (),
+    pixels: tuple[int, int] | None = None,
+    named: Sequence[str] = (),
+) -> None:
     """Start from the weights of a file, of a run folder or of a folder of `save_weights`:
     fine-tuning.
 
-    A head of another number of classes stays new, and position embeddings of another image size are
-    resampled; both are said. A run knows its classes: a classifier's outputs are put in the order
-    of `classes` by name, and those of other names are new.
+    A head of another number of classes stays new, position embeddings of another image size are
+    resampled, and a first layer for other channels is fitted as timm does; all is said. A run knows
+    its classes: a classifier's outputs are put in the order of `classes` by name, and those of
+    other names are new.
+
+    Args:
+        model: it must have the file's tensors.
+        path: of the file or the folder.
+        classes: of the data.
+        pixels: height and width of the images that the file's positions were made for, where that
+            is known.
+        named: the classes of the file's head, where no list of a run lies beside it.
 
     Raises:
         UsageError: no such file, not safetensors, or the weights of another model.
         DataError: a class list that cannot be read.
     """
-    file = path
-    if path.is_dir():
-        file = path / FILE if (path / FILE).is_file() else path / WEIGHTS
-    if not file.is_file():
-        raise UsageError(
-            f"no weights at {file}: model.weights takes a .safetensors file, a run folder or a "
-            "folder of save_weights"
-        )
-    state = _named_alike(read_weights(file), model, file, classes)
+    file = file_at(path)
+    state = _named_alike(read_weights(file), model, file, classes, named)
     # of detectors and segmenters; a classifier's weights start it
     host = getattr(model, "host", None)
     if isinstance(host, nn.Module) and not any(
         name.startswith(_prefix(model, host)) for name in state
     ):
         model, state = host, _without_surplus(state, host, file)
-    state = _fitted(state, model, file)
+    state = _fitted(state, model, file, pixels)
     new = [
         name for name in model.state_dict() if name.startswith(_heads(model)) and name not in state
     ]
@@ -194,7 +339,11 @@ def load_start(model: nn.Module, path: Path, classes: Sequence[str] = ()) -> Non
 
 
 def _named_alike(
-    state: dict[str, Tensor], model: nn.Module, file: Path, classes: Sequence[str]
+    state: dict[str, Tensor],
+    model: nn.Module,
+    file: Path,
+    classes: Sequence[str],
+    named: Sequence[str],
 ) -> dict[str, Tensor]:
     """The state with each output of its head where the class of that name is now; all that is
     changed or supposed is said.
@@ -208,7 +357,7 @@ def _named_alike(
     if not classes or not same or any(len(state[name]) != len(classes) for name in same):
         return state
     listed = file.parent / CLASSES
-    before = read_classes(listed) if listed.is_file() else ()
+    before = read_classes(listed) if listed.is_file() else named
     if not before:
         _log.warning(
             "%s does not name its classes: its head is kept, and its outputs are taken to be %s",
@@ -254,7 +403,9 @@ def _heads(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
-def _fitted(state: dict[str, Tensor], model: nn.Module, file: Path) -> dict[str, Tensor]:
+def _fitted(
+    state: dict[str, Tensor], model: nn.Module, file: Path, pixels: tuple[int, int] | None
+) -> dict[str, Tensor]:
     own, heads = model.state_dict(), _heads(model)
     resized = [
         n for n in state if n.startswith(heads) and n in own and state[n].shape != own[n].shape
@@ -263,26 +414,17 @@ def _fitted(state: dict[str, Tensor], model: nn.Module, file: Path) -> dict[str,
         old, new = state[resized[0]].shape[0], own[resized[0]].shape[0]
         _log.warning("%s has a head of %d classes: replaced by a new one of %d", file, old, new)
         state = {name: value for name, value in state.items() if not name.startswith(heads)}
-    positions = state.get("pos_embed")
-    own_positions = own.get("pos_embed")
-    if (
-        positions is None
-        or own_positions is None
-        or positions.shape == own_positions.shape
-        or positions.shape[-1] != own_positions.shape[-1]
-    ):
-        return state
-    state["pos_embed"] = _resampled(positions, model)
-    _log.warning("%s has position embeddings of another image size: resampled", file)
+    shapes = {name: value.shape for name, value in state.items()}
+    fit_channels(model, state, own)
+    for name, value in state.items():
+        if value.shape != shapes[name]:
+            _log.warning(
+                "%s is for images of %d channels: %s is fitted to %d",
+                file,
+                shapes[name][1],
+                name,
+                value.shape[1],
+            )
+    if resize(model, state, own, pixels)[0]:
+        _log.warning("%s has position embeddings of another image size: resampled", file)
     return state
-
-
-def _resampled(positions: Tensor, model: nn.Module) -> Tensor:
-    from timm.layers import resample_abs_pos_embed
-
-    prefix = int(getattr(model, "num_prefix_tokens", 1))
-    grid: Any = model.patch_embed.grid_size  # type: ignore[union-attr]
-    resampled: Tensor = resample_abs_pos_embed(
-        positions, new_size=list(grid), num_prefix_tokens=prefix
-    )
-    return resampled

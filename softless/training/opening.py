@@ -18,6 +18,7 @@ import torch
 from softless.data.given import name_of
 from softless.data.loader import generators_restored
 from softless.experiment.recipe import Recipe
+from softless.experiment.started import line_of
 from softless.models.given import GIVEN
 from softless.models.kept import softmax_kept, told
 from softless.training.gradients import backward
@@ -65,6 +66,8 @@ class Opening:
     epochs: int
     steps: int  # of an epoch
     done: int  # steps that earlier processes did
+    start: str = ""  # what became of weights that it starts from
+    trained: int | None = None  # of the parameters, where it is not all
     softmax: str = ""  # where the model keeps softmax beside another operator
     fitted: tuple[str, ...] = ()  # what of the recipe's length was changed to fit the data
     # that the steps and validations ahead take, about; None: not tried
@@ -94,6 +97,12 @@ class Opening:
             (
                 f"model    {self.model}, {self.parameters:,} parameters{several} "
                 f"{self.device}{threads}, {counted(self.workers, 'worker')}"
+            ),
+            *([f"start    {self.start}"] if self.start else []),
+            *(
+                [f"trained  {self.trained:,} of the parameters, the rest is frozen"]
+                if self.trained is not None
+                else []
             ),
             *([f"softmax  is kept in {self.softmax}"] if self.softmax else []),
             *(f"fitted   {sentence}" for sentence in self.fitted),
@@ -151,9 +160,19 @@ def described(run: Run) -> Opening:
         epochs=run.epochs,
         steps=len(run.loader),
         done=run.updates,
+        start=line_of(run.recovered),
+        trained=_trained(run),
         softmax=told(softmax_kept(run.task.evaluated(run.model))),
         fitted=tuple(run.task.fitted.sentences(len(run.splits.train))),
     )
+
+
+def _trained(run: Run) -> int | None:
+    """Numbers that the optimiser moves, where these are not all."""
+    parameters = list(run.model.parameters())
+    if all(parameter.requires_grad for parameter in parameters):
+        return None
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
 def _model_said(recipe: Recipe) -> str:

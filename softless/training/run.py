@@ -69,6 +69,8 @@ class Run:
     left_out: set[tuple[int, int]] = field(default_factory=set)
     on_epoch: OnEpoch | None = None
     ended_by: str = ""  # what ended the run before its last epoch
+    # what became of the weights that it started from
+    recovered: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     best_weights: dict[str, Tensor] | None = None  # on the processor
     saved: tuple[int, int] | None = None  # (updates, epoch) of the last checkpoint

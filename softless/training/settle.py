@@ -10,6 +10,7 @@ from typing import Any
 from softless.errors import DataError, UsageError
 from softless.experiment.folder import RECIPE, RunFolder, changes
 from softless.experiment.recipe import Recipe, read_stored
+from softless.models.create import FOLDER
 from softless.tasks.task import Task
 from softless.training import machine
 from softless.training.result import stored
@@ -110,7 +111,7 @@ def located(recipe: Recipe) -> Recipe:
     if data.path:
         data = replace(data, path=from_root(data.path))
     if model.weights:
-        model = replace(model, weights=from_root(model.weights))
+        model = replace(model, weights=from_root(model.weights.removeprefix(FOLDER)))
     if table is not None and table.path:
         table = replace(table, path=from_root(table.path))
     return replace(recipe, data=data, table=table, model=model)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from softless import origin
 from softless.errors import CheckpointError
@@ -24,13 +25,15 @@ from softless.experiment.folder import (
     RunFolder,
 )
 from softless.experiment.recipe import Recipe, as_json
+from softless.experiment.started import RECOVERED
 from softless.models.durable import delete, write_text
 from softless.tasks.task import Task
 from softless.training import checkpoint, optim, split_table
 from softless.training.about import write_about
 from softless.training.agreement import agree_on_steps, opened_alike
 from softless.training.best import write_best
-from softless.training.model import build_for
+from softless.training.model import build_for, origin_for
+from softless.training.recovered import recovered
 from softless.training.run import Run
 from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
@@ -57,7 +60,7 @@ def set_up(
     if resume:
         data_are_there(recipe, path)
     with signals.interruptible(alone=world.size == 1):
-        run = _assembled(recipe, RunFolder(path), world, signals, open_task)
+        run = _assembled(recipe, RunFolder(path), world, signals, open_task, resume=resume)
     world.first(lambda: _take(run, stored_recipe, resume=resume, overwrite=overwrite))
     try:
         if resume:
@@ -76,11 +79,25 @@ def _assembled(
     world: World,
     signals: Signals,
     open_task: Callable[[Recipe], Task],
+    *,
+    resume: bool,
 ) -> Run:
+    checkpoints = Checkpoints(folder.path / CHECKPOINTS, requested.save.keep)
     task = opened_alike(world, requested, open_task)
     recipe = task.recipe = world.first(lambda: with_loaders(task.recipe, task, world))
     requested = replace(requested, data=recipe.data)  # with the loaders that were settled on
-    model = world.synced(build_for(task).to(world.device))
+    continued = world.first(lambda: resume and bool(checkpoints.positions()))
+    record: dict[str, Any] = {}
+
+    def recover(built: nn.Module) -> None:
+        record.update(recovered(task, built, world, lambda: origin_for(task)))
+
+    model = build_for(
+        task,
+        drawn=continued,
+        recover=None if continued else recover,
+    )
+    model = world.synced(model.to(world.device))
     optimizer = optim.optimizer(recipe, model)
     loader = task.train_loader(world.rank, world.size)
     scheduler, epochs = optim.scheduler(recipe, optimizer, len(loader))
@@ -102,7 +119,8 @@ def _assembled(
         val_loader=task.eval_loader(task.splits.val, world.rank, world.size),
         epochs=epochs,
         signals=signals,
-        checkpoints=Checkpoints(folder.path / CHECKPOINTS, recipe.save.keep),
+        checkpoints=checkpoints,
+        recovered=record,
     )
 
 
@@ -164,6 +182,8 @@ def _describe(run: Run) -> None:
     run.folder.write_json(RECIPE, {**content, **origin.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
     write_about(run)
+    if run.recovered:
+        run.folder.write_json(RECOVERED, run.recovered)
     write_text(run.folder.path / SPLITS, split_table.written(run.splits), errors="backslashreplace")
     if run.epoch < run.epochs:
         delete(run.folder.path / RESULT)  # of a run that was finished and is made longer

@@ -146,13 +146,14 @@ class Disk:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on four images, its data, and images to look at."""
+    """A finished run on four images, its data, images to look at, and enough to recover on."""
     root = tmp_path_factory.mktemp("whole")
     recipe = short(root)
     fit(recipe, root / "run", device="cpu", progress=False)
-    (root / "images").mkdir()
-    for number in range(2):
-        Image.effect_noise((16, 16), 60 + number).save(root / "images" / f"{number}.png")
+    for folder, count in (("images", 2), ("enough", 9)):
+        (root / folder).mkdir()
+        for number in range(count):
+            Image.effect_noise((16, 16), 60 + number).save(root / folder / f"{number}.png")
     return root
 
 
@@ -204,6 +205,15 @@ VERBS: dict[
         "blocks.0.*",
         "--out",
         f"{out}/swapped.safetensors",
+    ],
+    "recover": lambda whole, out: [
+        "recover",
+        f"{whole}/run",
+        "relu_linear",
+        "--images",
+        f"{whole}/enough",
+        "--out",
+        f"{out}/recovered",
     ],
     "slide": lambda whole, out: [
         "slide",

@@ -1,6 +1,5 @@
 """`softless swap`: the report with its two audits, the file it leaves, and what it refuses."""
 
-import importlib
 import json
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors import safe_open
 
 import softless
 from softless.cli.main import main
+from softless.recovery.pictures import drawn
 
 NAME = "deit_tiny_patch16_224"
 
@@ -94,7 +94,7 @@ def test_weights_from_before_the_swap(tmp_path, capsys):
         ([NAME, "--op", "smia"], "Did you mean 'sima'"),
         ([NAME, "--set", "scale=2"], "no option of operator 'sima'"),
         ([NAME, "--layers", "stages.*"], "no attention module fits"),
-        ([NAME, "--out", "x.pth"], "as .safetensors"),
+        ([NAME, "--out", "x.pth"], "or a file that ends in .safetensors"),
         ([NAME, "--out", "nowhere/x.safetensors"], "there is no folder nowhere"),
         ([NAME, "--calibrate", "nowhere"], "no images at nowhere"),
         ([NAME, "--weights", "a.pth", "--pretrained"], "choose one"),
@@ -110,19 +110,17 @@ def test_refusals(words, message, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_images_are_drawn_from_every_class(tmp_path, monkeypatch):
+def test_images_are_drawn_from_every_class():
     """The first by name would be of one class alone."""
-
-    module = importlib.import_module("softless.cli.swap")
     files = [f"{name}/{number}.png" for name in ("ant", "bee", "cat") for number in range(50)]
-    drawn = module._drawn(files, 7)
+    chosen = drawn(files)[:7]
     assert (
-        sorted(files[index].split("/")[0] for index in drawn)
+        sorted(files[index].split("/")[0] for index in chosen)
         == ["ant"] * 3 + ["bee"] * 2 + ["cat"] * 2
     )
-    assert drawn == module._drawn(files, 7)
-    assert len({*drawn}) == 7
-    assert sorted(module._drawn(files, 1000)) == list(range(150))
+    assert chosen == drawn(files)[:7]
+    assert len({*chosen}) == 7
+    assert sorted(drawn(files)) == list(range(150))
 
 
 def test_a_model_of_ones_own(tmp_path, photos, capsys):
@@ -152,3 +150,25 @@ def test_a_model_of_ones_own(tmp_path, photos, capsys):
     assert "other classes" in capsys.readouterr().err
     assert main(["swap", NAME, "--image-size", "0"]) == 2
     assert "--image-size 0: give a positive number" in capsys.readouterr().err
+
+
+def test_a_folder_that_opens_with_its_operator(tmp_path, photos, capsys):
+    """Of one's own model: one channel, an image that is not square, fine-tuned weights."""
+    own: dict[str, Any] = {"num_classes": 3, "in_chans": 1, "img_size": 64}
+    torch.save(timm.create_model(NAME, **own).state_dict(), tmp_path / "own.pth")
+    words = ["--num-classes", "3", "--in-chans", "1", "--image-size", "64"]
+    words += ["--weights", str(tmp_path / "own.pth"), "--calibrate", str(photos)]
+    out = tmp_path / "swapped"
+    assert (
+        main(["swap", NAME, "soft", *words, "--layers", "blocks.[1-3].*", "--out", str(out)]) == 0
+    )
+    assert capsys.readouterr().out.endswith(f"model: {out}\n")
+    model: Any = softless.create_model(f"local-dir:{out}", pretrained=True)
+    ops = [getattr(getattr(block.attn, "op", None), "name", "") for block in model.blocks]
+    assert ops == ["", "soft", "soft", "soft", *[""] * 8]
+    assert model.blocks[1].attn.options["sampling"] == "pool"
+    assert len(model.pretrained_cfg["mean"]) == 1
+    assert main(["predict", str(out), str(photos), str(tmp_path / "said"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 3
+    assert main(["swap", NAME, "--out", str(out)]) == 2
+    assert "holds files already: name a new folder" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_what_a_hook_does_to_a_projection_is_as_if_it_were_in_the_weight(name: s
         for parameter in model.parameters():
             parameter.normal_(std=0.1)
     size = model.pretrained_cfg["input_size"][-1] if name != "tied" else 64
-    options = {"ratio": 2} if op == "softnorm" else {}
+    options: dict[str, Any] = {"ratio": 2} if op == "softnorm" else {}
     answers: list[Tensor] = []
     for change in (turned, merged, lambda _: None):
         one = copy.deepcopy(model)

@@ -128,11 +128,11 @@ def images(size: tuple[int, int], channels: int = 3) -> torch.Tensor:
     return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(3))
 
 
-def swapped(name: str, *, of_timm: bool = False) -> tuple[Any, torch.Tensor, Any]:
+def swapped(name: str) -> tuple[Any, torch.Tensor, Any]:
     """A model with lively weights and exchanged attention, its images, and the report."""
     host, arguments, how, size = CASES[name]
     torch.manual_seed(7)
-    model = (timm.create_model if of_timm else create_model)(host, **arguments).eval()
+    model = create_model(host, **arguments).eval()
     report = softless.swap(model, **how)
     x = images(size, arguments.get("in_chans", 3))
     if arguments.get("in_chans") == 1:
@@ -166,7 +166,7 @@ def test_a_swapped_model_comes_back(name: str, tmp_path: Path) -> None:
         timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
-OF_TIMM = {
+OF_TIMM: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "vit": (VIT, {"num_classes": 3, "img_size": (32, 48)}, {"op": "sima", "layers": "blocks.1*"}),
     "one channel, mean of tokens": (
         "vit_tiny_patch16_224",

@@ -32,6 +32,7 @@ from softless.experiment.fields import (
 from softless.experiment.groups import TableSpec
 from softless.experiment.recipe import Recipe, as_json, recipe_from
 from softless.recipes import RECIPES, get_recipe
+from softless.tasks.distillation.settings import DistillationSpec
 
 EVERY = [pytest.param(row, id=row.name) for row in walk(Recipe)]
 # recipes that have these groups
@@ -47,6 +48,8 @@ def holder(name: str) -> Recipe:
     """A recipe that has the field."""
     if name.startswith("table."):
         return replace(get_recipe("folder"), table=TableSpec(path="table.csv"))
+    if name.startswith("distillation."):
+        return replace(get_recipe("digits"), distillation=DistillationSpec())
     return get_recipe(HOLDERS.get(name.partition(".")[0], "digits"))
 
 

@@ -197,8 +197,8 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
     """Let something happen while the next command opens its data."""
     inner = setup._assembled
 
-    def slow(*args):
-        made = inner(*args)
+    def slow(*args, **options):
+        made = inner(*args, **options)
         with monkeypatch.context() as patch:
             patch.setattr(setup, "_assembled", inner)
             act()

@@ -106,9 +106,9 @@ CASES: dict[str, tuple[Words, str]] = {
     "no such model": (lambda _: ["sima_deit_tyni"], "no model named 'sima_deit_tyni'"),
     "a folder of something else": (
         lambda world: [f"{world}/data"],
-        "holds neither a finished run (best.json) nor a published model",
+        "not both there) and no published model (config.json)",
     ),
-    "no finished epoch": (lambda world: [unfinished(world)], "holds neither a finished run"),
+    "no finished epoch": (lambda world: [unfinished(world)], "holds no finished epoch"),
     "damaged best.json": (
         lambda world: [str(Path(file(Path(copied(world)) / "best.json", b"{")).parent)],
         "best.json is damaged",

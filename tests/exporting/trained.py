@@ -13,8 +13,9 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from softless.data.samples import ArraySamples
+from softless.data.transforms import prepared_as
 from softless.experiment.groups import DataSpec
-from softless.exporting.source import prepared_as, tensors
+from softless.exporting.source import tensors
 from softless.models import create_model
 from tests.evaluation.runs import run_folder
 

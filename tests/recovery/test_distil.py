@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 import softless
 from softless.data.samples import ArraySamples
 from softless.errors import DataError, DivergedError, ResumeMismatch, UsageError
+from softless.experiment.candidates import best_of, better
 from softless.experiment.groups import AugmentSpec, DataSpec
 from softless.models.given import model_given
 from softless.recovery.distil import Distilled, distil
@@ -31,6 +33,7 @@ from softless.tasks.distillation.settings import DistillationSpec
 from softless.tasks.distillation.task import DistillationLoss
 from softless.tasks.loaded import load_run
 from softless.training import loop
+from tests.conftest import ROOT
 from tests.training.ends import end_of
 from tests.training.test_loop import lines
 
@@ -145,6 +148,16 @@ def test_a_run_that_only_spoils_keeps_its_start_to_the_bit(tmp_path: Path):
     assert alike(other.state_dict(), before), "a finished run is read"
 
 
+def test_of_epochs_that_agree_as_often_the_lower_divergence_wins():
+    def line(epoch: int, agreement: float, loss: float) -> dict[str, Any]:
+        return {"epoch": epoch, "val": {"agreement": agreement, "loss": loss}}
+
+    start = best_of(line(0, 0.9, 0.2), "agreement")
+    assert better(best_of(line(1, 0.9, 0.1), "agreement"), start)
+    assert not better(best_of(line(1, 0.9, 0.2), "agreement"), start), "the start stays"
+    assert not better(best_of(line(1, 0.8, 0.1), "agreement"), start)
+
+
 def test_a_state_that_explodes_leaves_the_start_in_the_student(tmp_path: Path, monkeypatch):
     teacher = teacher_of()
     student = student_of(teacher)
@@ -234,6 +247,7 @@ def test_a_process_that_was_killed_ends_with_the_same_bits(tmp_path: Path, numbe
         return subprocess.Popen(
             [sys.executable, "-c", CHILD, str(tmp_path / folder), *words],
             stderr=subprocess.DEVNULL,
+            cwd=ROOT,
         )
 
     assert child("whole").wait() == 0
@@ -247,6 +261,35 @@ def test_a_process_that_was_killed_ends_with_the_same_bits(tmp_path: Path, numbe
     assert not (tmp_path / "cut/result.json").exists()
     assert child("cut", "resume").wait() == 0
     assert end_of(tmp_path / "whole") == end_of(tmp_path / "cut")
+
+
+RANK = """
+import sys
+from pathlib import Path
+from tests.recovery.test_distil import run, student_of, teacher_of
+teacher = teacher_of()
+run(Path(sys.argv[1]), student_of(teacher), teacher, only="lora", rank=4)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_reach_what_one_does(tmp_path: Path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, words in (("one", []), ("two", two)):
+        subprocess.run(
+            [sys.executable, *words, str(script), str(tmp_path / name)],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+    for alone, shared in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert shared["epoch"] == alone["epoch"]
+        assert shared["val"]["kl"] == pytest.approx(alone["val"]["kl"], rel=1e-4)
+    one, two_ranks = (load_file(tmp_path / name / "best.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two_ranks[name], value, atol=1e-4, rtol=1e-3)
 
 
 def test_a_run_continues_with_its_own_teacher_alone(tmp_path: Path, monkeypatch):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from softless.tasks import page
+from softless.report import document
 
-CSS = Path(page.__file__).with_name("page.css").read_text(encoding="utf-8")
+CSS = Path(document.__file__).with_name("page.css").read_text(encoding="utf-8")
 COLOURS = 14
 READABLE = 4.5  # WCAG 2.2, 1.4.3
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import softless.training.keep
@@ -71,6 +72,7 @@ def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
         "predictions.json",
         "left_out.json",
         "exports.jsonl",
+        "recovered.json",
     }
     log = lines(out)
     assert [line["epoch"] for line in log] == [1, 2, 3]
@@ -131,6 +133,11 @@ def test_the_best_weights_are_left_for_timm(tiny: Recipe, tmp_path: Path):
     model = timm.create_model(f"local-dir:{tmp_path / 'run/model'}", pretrained=True).eval()
     image = torch.rand(2, 1, 16, 16)
     assert torch.equal(model(image), loaded.model(image))
+    stored = load_run(tmp_path / "run/model")  # in the place of the run
+    assert torch.equal(stored.model(image), loaded.model(image))
+    assert stored.classes == loaded.classes
+    picture = Image.effect_noise((24, 16), 60)
+    assert torch.equal(stored.transform(picture), loaded.transform(picture))
     config = timm.data.resolve_model_data_config(model)
     assert tuple(config["input_size"]) == (1, 16, 16)
     assert list(config["mean"]) == loaded.best["mean"]

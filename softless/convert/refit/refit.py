@@ -13,6 +13,7 @@ where it has gathered.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -20,6 +21,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from softless.convert.refit.checks import (
+    Looked,
+    check_form,
+    check_models,
+    check_pass,
+    check_settings,
+    look_at,
+)
 from softless.convert.refit.ridge import Moments, Solution, solve
 from softless.convert.refit.streams import Station, Walk, near, stations
 from softless.convert.refit.structure import (
@@ -37,10 +46,12 @@ from softless.modes import in_evaluation
 _log = logging.getLogger("softless.convert")
 Part = Literal["attention", "mlp"]
 Ridge = float | Literal["held-out"] | Mapping[str, float]
+TIED = "its weight is that of another layer too"
 NOT_BETTER = "no strength lessens its held-out error"
 CHUNK = 32  # images that pass at once
 LEAST = 8  # images
-SMALL = 0.05  # of the root mean square of a layer scale: channels below it are left as they are
+SMALL = 0.05  # of the root mean square of a layer scale: channels below it get the gain alone
+ROUNDING = 8  # of the dtype's epsilon: a stream that is so near is its teacher's
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,7 @@ def refit(
         held_out: share of the images that choose it, and on which errors are told; or which they
             are, (n) of truth.
         class_weight: what a token ahead of the patches counts beside a patch. "auto": together as
-            much as a third of the patches where the head reads one, 1 where it reads the mean.
+            much as the patches where the head reads one, 1 where it reads the mean.
         refit_mlp: fit the last layer of each MLP too.
         on_all: fit on the held-out images too, once the strength is chosen.
         seed: which images are held out.
@@ -146,14 +157,20 @@ def refit(
             nothing that differs. The student is as it was.
     """
     start = time.process_time()
+    check_settings(ridge, class_weight)
     chunks = chunked(images)
-    count = sum(len(chunk) for chunk in chunks)
-    held = held_out if isinstance(held_out, Tensor) else held_out_images(count, held_out, seed)
-    if held.shape != (count,) or bool(held.all()) or not bool(held.any()):
-        raise UsageError(f"held_out marks {tuple(held.shape)} of {count} images: mark some of them")
-    _check(student, teacher, ridge)
-    alike = _check_images(chunks)
+    looked = look_at(chunks)
+    count = looked.count
+    measured = held_out if isinstance(held_out, Tensor) else held_out_images(count, held_out, seed)
+    if measured.shape != (count,) or bool(measured.all()) or not bool(measured.any()):
+        raise UsageError(
+            f"held_out marks {tuple(measured.shape)} of {count} images: mark some of them"
+        )
     paths = exchanged(student, teacher)
+    check_models(student, teacher)
+    tried = _two_images(chunks).to(next(teacher.parameters()))
+    check_pass(teacher, tried)
+    check_pass(student, tried)
     saved = {name: value.clone() for name, value in student.state_dict().items()}
     try:
         with in_evaluation(student), in_evaluation(teacher), torch.no_grad():
@@ -161,10 +178,11 @@ def refit(
                 student,
                 teacher,
                 chunks,
-                held,
+                measured,
                 paths,
                 ridge=ridge,
-                alike=alike,
+                looked=looked,
+                tried=tried,
                 class_weight=class_weight,
                 refit_mlp=refit_mlp,
                 on_all=on_all,
@@ -180,7 +198,7 @@ def refit(
     return Refitted(
         tuple(layers),
         count,
-        int(held.sum()),
+        int(measured.sum()),
         time.process_time() - start,
         fitting.stream_error,
         tuple(fitting.notes),
@@ -191,15 +209,16 @@ def chunked(images: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     """Images in chunks that pass at once.
 
     Raises:
-        UsageError: no tensor of images (n, C, h, w).
+        UsageError: neither a tensor of images (n, C, h, w) nor a sequence.
     """
     if isinstance(images, Tensor):
-        if images.ndim != 4 or not images.is_floating_point():
-            raise UsageError(
-                f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}: "
-                "give floating-point images (n, C, h, w), prepared as the model takes them"
-            )
+        check_form(images)
         return images.split(CHUNK) if len(images) else ()
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise UsageError(
+            f"images is a {type(images).__name__}: give a tensor (n, C, h, w), or a sequence of "
+            "such chunks, since each is asked for again"
+        )
     return images
 
 
@@ -250,7 +269,7 @@ def _kind(module: nn.Module) -> tuple[Any, ...]:
 
 
 def held_out_images(count: int, share: float, seed: int) -> Tensor:
-    """Which of so many images choose and measure, (count) of truth.
+    """Which of so many images choose and measure, (n,) of truth.
 
     Raises:
         UsageError: too few images, or a share that leaves none on one side.
@@ -260,48 +279,9 @@ def held_out_images(count: int, share: float, seed: int) -> Tensor:
     if not 0 < share < 1:
         raise UsageError(f"held_out={share}: give a share between 0 and 1, both left out")
     number = min(max(round(count * share), 1), count - 1)
-    held = torch.zeros(count, dtype=torch.bool)
-    held[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:number]] = True
-    return held
-
-
-def _check(student: nn.Module, teacher: nn.Module, ridge: Ridge) -> None:
-    numbers = (
-        ridge.values() if isinstance(ridge, Mapping) else () if ridge == "held-out" else [ridge]
-    )
-    if not all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers):
-        raise UsageError(f"ridge={ridge!r}: give 'held-out', or a positive number")
-    for title, model in (("student", student), ("teacher", teacher)):
-        for name, parameter in model.named_parameters():
-            if parameter.dtype not in {torch.float32, torch.float64}:
-                raise UsageError(
-                    f"the {title}'s {name} is {str(parameter.dtype).removeprefix('torch.')}: fit in "
-                    "float32, model.float(), and convert afterwards"
-                )
-            if not bool(parameter.isfinite().all()):
-                raise UsageError(f"the {title}'s {name} holds NaN or infinity: load it anew")
-
-
-def _check_images(chunks: Sequence[Tensor]) -> bool:
-    """Whether all images are the same.
-
-    Raises:
-        UsageError: of different sizes, or not finite.
-    """
-    first = chunks[0][0]
-    alike = True
-    for number, chunk in enumerate(chunks):
-        if chunk.shape[1:] != first.shape:
-            raise UsageError(
-                f"images of {tuple(first.shape)} and of {tuple(chunk.shape[1:])}: give images of "
-                "one size"
-            )
-        if not bool(chunk.isfinite().all()):
-            raise UsageError(
-                f"images hold NaN or infinity, first in chunk {number}: leave those out"
-            )
-        alike = alike and bool((chunk == first).all())
-    return alike
+    measured = torch.zeros(count, dtype=torch.bool)
+    measured[torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:number]] = True
+    return measured
 
 
 class _Fitting:
@@ -312,29 +292,32 @@ class _Fitting:
         student: nn.Module,
         teacher: nn.Module,
         chunks: Sequence[Tensor],
-        held: Tensor,
+        measured: Tensor,
         paths: Sequence[str],
         *,
         ridge: Ridge,
-        alike: bool,
+        looked: Looked,
+        tried: Tensor,
         class_weight: float | Literal["auto"],
         refit_mlp: bool,
         on_all: bool,
     ) -> None:
-        self.held, self.class_weight = held, class_weight
+        self.held, self.class_weight = measured, class_weight
         self.ridge, self.refit_mlp, self.on_all = ridge, refit_mlp, on_all
         self.notes: list[str] = []
         self.parts = 1  # rows of the stream for each image, at the block under way
-        if alike:
+        if looked.alike:
             self.ridge = 1.0 if ridge == "held-out" else ridge
             self.notes.append(
                 "all images are alike, so none can choose the ridge: it is the strong one, 1"
             )
+        named = student.named_parameters(remove_duplicate=False)
+        self.uses = Counter(weight for _, weight in named)
         self.student, self.teacher = Walk(student, chunks), Walk(teacher, chunks)
         self.attention_of = {path.rpartition(".")[0]: path for path in paths}
         blocks = _siblings(student, list(self.attention_of))
-        self.order, self.passed = stations(teacher, blocks, _like(teacher, _two_images(chunks)))
-        self.bounds = list(_bounds(chunks))
+        self.order, self.passed = stations(teacher, blocks, tried)
+        self.bounds = list(_bounds(looked.lengths))
         self.stream_error = math.nan
 
     def layers(self) -> Iterator[FittedLayer]:
@@ -365,7 +348,7 @@ class _Fitting:
         attention_path = (
             self.attention_of[path].removeprefix(f"{path}.") if swapped else _any_attention(block)
         )
-        parts = structure(block, attention_path, self._few())
+        parts = self._own(block, structure(block, attention_path, self._few()))
         fitted = self._attention(path, block, original, parts) if swapped else None
         mlp, branch = self._mlp(path, block, original, parts)
         if fitted is not None:
@@ -375,10 +358,21 @@ class _Fitting:
         self.student.leave(path, self._advanced(self.student, block))
         self.stream_error = self._distance()
 
+    def _own(self, block: nn.Module, parts: Structure) -> Structure:
+        """What can be fitted without moving a layer elsewhere, which would have its weight too."""
+        if parts.attention is not None and self._tied(parts.attention.layer(block)):
+            parts = replace(parts, attention=None, why_not=TIED)
+        if parts.mlp is not None and self._tied(parts.mlp.layer(block)):
+            parts = replace(parts, mlp=None, why_not_mlp=TIED)
+        return parts
+
+    def _tied(self, layer: nn.Linear) -> bool:
+        return any(self.uses[weight] > 1 for weight in layer.parameters())
+
     def _few(self) -> Any:
         call = self.student.calls[0]
-        few = call.stream[: 2 * self.parts]
-        return type(call)(few, call.args, call.kwargs)
+        first_images = call.stream[: 2 * self.parts]
+        return type(call)(first_images, call.args, call.kwargs)
 
     def _advanced(self, walk: Walk, block: nn.Module) -> Iterator[Tensor]:
         for call in walk.calls:
@@ -388,26 +382,26 @@ class _Fitting:
         self, path: str, block: nn.Module, original: nn.Module, parts: Structure
     ) -> FittedLayer:
         """Fit the projection of one attention."""
-        place = parts.attention
-        if place is None:
+        port = parts.attention
+        if port is None:
             return FittedLayer(f"{path}.{parts.attention_path}", "attention", kept=parts.why_not)
-        sums = self._sums(place.layer(block))
+        sums = self._sums(port.layer(block))
         branch = _Squares()
         stream = _Squares()
         for index in range(len(self.student.calls)):
-            mine, theirs = self.student.calls[index], self.teacher.calls[index]
-            o = attention_input(block, place.path, mine, mine.stream)
-            with observed(original, [parts.attention_path]) as seen:
-                goal = attention_input(original, parts.behind, theirs, theirs.stream)
-            theirs_added = seen.outputs[parts.attention_path]
-            answered = place.layer(block)(o).reshape(theirs_added.shape)
-            held, start, goal = self._held(index), place.of(mine.stream), place.of(goal)
-            branch.add(answered[held], theirs_added[held])
-            added = answered if place.scale is None else answered * place.scale
-            stream.add((start + added)[held], goal[held])
-            self._gather(sums, index, o, goal - start, place)
-        solution = self._written(path, place, block, sums)
-        return self._told(f"{path}.{place.path}", "attention", solution, stream, branch)
+            mine, goal_call = self.student.calls[index], self.teacher.calls[index]
+            o = attention_input(block, port.path, mine, mine.stream)
+            with observed(original, [parts.attention_path]) as calls:
+                goal = attention_input(original, parts.behind, goal_call, goal_call.stream)
+            theirs_added = calls.outputs[parts.attention_path]
+            answered = port.layer(block)(o).reshape(theirs_added.shape)
+            measured, start, goal = self._held(index), port.of(mine.stream), port.of(goal)
+            branch.add(answered[measured], theirs_added[measured])
+            added = answered if port.scale is None else answered * port.scale
+            stream.add((start + added)[measured], goal[measured])
+            self._gather(sums, index, o, goal - start, port)
+        solution = self._written(path, port, block, sums, stream)
+        return self._told(f"{path}.{port.path}", "attention", solution, stream, branch)
 
     def _mlp(
         self, path: str, block: nn.Module, original: nn.Module, parts: Structure
@@ -417,44 +411,49 @@ class _Fitting:
         Returns:
             What became of the layer, and the error of the attention's branch as it is now.
         """
-        place = parts.mlp if self.refit_mlp else None
-        sums = None if place is None else self._sums(place.layer(block))
+        port = parts.mlp if self.refit_mlp else None
+        sums = None if port is None else self._sums(port.layer(block))
         stream, branch = _Squares(), _Squares()
         watched = [parts.attention_path] if parts.attention_path else []
-        layer = [] if place is None else [place.path]
+        layer = [] if port is None else [port.path]
 
         def gathered() -> Iterator[Tensor]:
-            for index, (mine, theirs) in enumerate(
+            for index, (mine, goal_call) in enumerate(
                 zip(self.student.calls, self.teacher.calls, strict=True)
             ):
                 with observed(original, watched) as before:
-                    goal = theirs.on(original, theirs.stream)
-                with observed(block, [*watched, *layer], layer) as seen:
+                    goal = goal_call.on(original, goal_call.stream)
+                with observed(block, [*watched, *layer], layer) as calls:
                     output = mine.on(block, mine.stream)
-                held = self._held(index)
+                measured = self._held(index)
                 for watched_path in watched:
-                    branch.add(seen.outputs[watched_path][held], before.outputs[watched_path][held])
-                if place is not None and sums is not None:
-                    wanted, output = place.of(goal), place.of(output)
-                    answered = seen.outputs[place.path]
-                    rest = output - (answered if place.scale is None else answered * place.scale)
-                    stream.add(output[held], wanted[held])
-                    self._gather(sums, index, seen.inputs[place.path], wanted - rest, place)
+                    branch.add(
+                        calls.outputs[watched_path][measured],
+                        before.outputs[watched_path][measured],
+                    )
+                if port is not None and sums is not None:
+                    goal_part, output = port.of(goal), port.of(output)
+                    answered = calls.outputs[port.path]
+                    rest = output - (answered if port.scale is None else answered * port.scale)
+                    stream.add(output[measured], goal_part[measured])
+                    self._gather(sums, index, calls.inputs[port.path], goal_part - rest, port)
                 yield goal
 
         self.teacher.leave(path, gathered())
-        if place is None or sums is None:
+        if port is None or sums is None:
             why = parts.why_not_mlp or "not asked for"
             return FittedLayer(path, "mlp", kept=why), branch.relative
-        solution = self._written(path, place, block, sums)
-        fitted = self._told(f"{path}.{place.path}", "mlp", solution, stream, None)
+        solution = self._written(path, port, block, sums, stream)
+        fitted = self._told(f"{path}.{port.path}", "mlp", solution, stream, None)
         return fitted, branch.relative
 
     def _sums(self, layer: nn.Linear) -> tuple[Moments, Moments]:
         """Nothing yet, to fit on and held out."""
         device = self.student.calls[0].stream.device
-        fit, held = (Moments.zeros(layer.in_features, layer.out_features, device) for _ in range(2))
-        return fit, held
+        fit, measured = (
+            Moments.zeros(layer.in_features, layer.out_features, device) for _ in range(2)
+        )
+        return fit, measured
 
     def _gather(
         self,
@@ -462,17 +461,17 @@ class _Fitting:
         index: int,
         o: Tensor,
         missing: Tensor,
-        place: LayerPlace,
+        port: LayerPlace,
     ) -> None:
         """Add the tokens of a chunk to what is fitted on and to what is held out."""
         images = len(missing)
         o = o.reshape(images, -1, o.shape[-1])
         y = missing.reshape(images, -1, missing.shape[-1]).double()
-        if place.scale is not None:
-            y = y / torch.where(_large(place.scale), place.scale, torch.ones_like(place.scale))
+        if port.scale is not None:
+            y = y / torch.where(_large(port.scale), port.scale, torch.ones_like(port.scale))
         weights = self._weights(y.shape[1], y)
-        held = self._held(index)
-        for moments, chosen in ((sums[0], ~held), (sums[1], held)):
+        measured = self._held(index)
+        for moments, chosen in ((sums[0], ~measured), (sums[1], measured)):
             if bool(chosen.any()):
                 moments.add(
                     o[chosen].flatten(0, 1),
@@ -481,22 +480,29 @@ class _Fitting:
                 )
 
     def _written(
-        self, path: str, place: LayerPlace, block: nn.Module, sums: tuple[Moments, Moments]
+        self,
+        path: str,
+        port: LayerPlace,
+        block: nn.Module,
+        sums: tuple[Moments, Moments],
+        stream: "_Squares",
     ) -> Solution:
-        layer = place.layer(block)
+        layer = port.layer(block)
         old = weights_of(layer)
         assert old is not None
         W0, b0 = old.to(torch.float64)
-        scale = torch.ones_like(W0[:, 0]) if place.scale is None else place.scale.double()
-        large = torch.ones_like(scale, dtype=torch.bool) if place.scale is None else _large(scale)
+        scale = torch.ones_like(W0[:, 0]) if port.scale is None else port.scale.double()
+        large = torch.ones_like(scale, dtype=torch.bool) if port.scale is None else _large(scale)
         important = torch.where(large, scale.square(), torch.zeros_like(scale))
-        strength = self._strength(f"{path}.{place.path}")
+        strength = self._strength(f"{path}.{port.path}")
+        if stream.relative <= ROUNDING * torch.finfo(old.W.dtype).eps:
+            strength = ()
         solution = solve(*sums, W0, b0, important=important, strengths=strength, on_all=self.on_all)
         W = torch.where(large[:, None], solution.W, W0 * solution.gain)
         b = None if b0 is None else torch.where(large, solution.b, b0)
         give(layer, W.to(old.W), None if b is None else b.to(old.W))
         if solution.grown:
-            self.notes.append(f"{place.path}: its normal matrix is singular, and the ridge grew")
+            self.notes.append(f"{port.path}: its normal matrix is singular, and the ridge grew")
         return solution
 
     def _strength(self, path: str) -> tuple[float, ...] | None:
@@ -533,8 +539,8 @@ class _Fitting:
 
     def _held(self, index: int) -> Tensor:
         start, end = self.bounds[index]
-        held = self.held[start:end].to(self.student.calls[index].stream.device)
-        return held.repeat_interleave(self.parts)
+        measured = self.held[start:end].to(self.student.calls[index].stream.device)
+        return measured.repeat_interleave(self.parts)
 
     def _weights(self, tokens: int, like: Tensor) -> Tensor:
         """What each token of an image counts (N)."""
@@ -552,11 +558,11 @@ class _Fitting:
 
     def _distance(self) -> float:
         squares = _Squares()
-        for index, (mine, theirs) in enumerate(
+        for index, (mine, goal_call) in enumerate(
             zip(self.student.calls, self.teacher.calls, strict=True)
         ):
-            held = self._held(index)
-            squares.add(mine.stream[held], theirs.stream[held])
+            measured = self._held(index)
+            squares.add(mine.stream[measured], goal_call.stream[measured])
         return squares.relative
 
 
@@ -566,9 +572,9 @@ class _Squares:
     def __init__(self) -> None:
         self.distance = self.length = 0.0
 
-    def add(self, mine: Tensor, theirs: Tensor) -> None:
-        self.distance += float((mine - theirs).double().square().sum())
-        self.length += float(theirs.double().square().sum())
+    def add(self, mine: Tensor, goal: Tensor) -> None:
+        self.distance += float((mine - goal).double().square().sum())
+        self.length += float(goal.double().square().sum())
 
     @property
     def relative(self) -> float:
@@ -601,18 +607,21 @@ def _any_attention(block: nn.Module) -> str:
     return next(names, "")
 
 
-def _like(model: nn.Module, images: Tensor) -> Tensor:
-    """Images in the dtype and on the device of a model."""
-    return images.to(next(model.parameters()))
-
-
 def _two_images(chunks: Sequence[Tensor]) -> Tensor:
-    few = [chunk[:2] for chunk in chunks[:2]]
-    return torch.cat(few)[:2]
-
-
-def _bounds(chunks: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    start = 0
+    """The first image and the first that is another (2, C, h, w); where there is none, one that was
+    drawn.
+    """
+    first = chunks[0][:1]
     for chunk in chunks:
-        yield start, start + len(chunk)
-        start += len(chunk)
+        differ = (chunk != first).flatten(1).any(1)
+        if bool(differ.any()):
+            return torch.cat([first, chunk[differ][:1].to(first)])
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([first, torch.randn(first.shape, generator=generator).to(first)])
+
+
+def _bounds(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for length in lengths:
+        yield start, start + length
+        start += length

@@ -3,9 +3,9 @@ is chosen on images that were held out.
 
     minimise over W, b   sum_t w_t |W o_t + b - y_t|^2 + strength * d * |W - g W0|^2
 
-o_t are the layer's inputs at the tokens t, y_t what it is to answer, w_t the tokens' weights, W0 the
-weight that was there, g the number that fits it best, d the mean of the diagonal of sum w o o^T. All
-sums are in float64. The strength is the one with the least error on the held-out images, where
+At the tokens t, o_t are the layer's inputs, y_t what it is to answer, w_t the tokens' weights. W0 is
+the weight that was there, and g the number that fits it best. d is the mean of the diagonal of
+sum w o o^T. All sums are in float64. The strength is the one with the least error on the held-out images, where
 keeping the layer as it is stands for election too.
 """
 
@@ -60,7 +60,9 @@ class Moments:
         )
 
     def error(self, W: Tensor, b: Tensor, of: Tensor) -> float:
-        """sum w |W o + b - y|^2, each output's part multiplied by its number of `of` (C_out)."""
+        """sum w |W o + b - y|^2 of W (C_out, C_in) and b (C_out,), each output's part multiplied by
+        its number of `of` (C_out,).
+        """
         squares = (
             self.yy
             - 2 * (W * self.oy.T).sum(1)

@@ -26,7 +26,7 @@ class Station:
     """A block of a model on its way, and how the stream comes to it."""
 
     path: str
-    direct: bool  # whether it is given what the station before it answered
+    direct: bool  # whether it is given what the station before it answered, and beside it the same
     parts: int  # rows of its stream for each image: windows, patches of a fold
     truth: Tensor  # its stream on one image, (parts, …, C)
 
@@ -54,15 +54,19 @@ def stations(
     counts = Counter(call.path for call in alone)
     walked: list[Station] = []
     passed = dict.fromkeys((path for path in paths if path not in counts), "it is not called")
-    before: Any = None
+    before: _Call | None = None
     for mine, theirs, joint in zip(alone, other, both, strict=True):
         why = "it is called more than once a pass" if counts[mine.path] > 1 else ""
         if why := why or _why_passed(mine, theirs, joint):
             passed[mine.path] = why
             continue
-        direct = before is not None and mine.args[0] is before
+        direct = (
+            before is not None
+            and mine.args[0] is before.output
+            and _same(mine.args[1:], before.args[1:])
+        )
         walked.append(Station(mine.path, direct, len(mine.args[0]), mine.args[0].clone()))
-        before = mine.output
+        before = mine
     return walked, passed
 
 
@@ -76,13 +80,13 @@ def _why_passed(mine: _Call, theirs: _Call, joint: _Call) -> str:
     parts = len(stream)
     if len(joint.args[0]) != 2 * parts or not near(joint.args[0][:parts], stream):
         return "its stream is not one image after the other"
-    if any(_differ(one, two) for one, two in zip(mine.args[1:], theirs.args[1:], strict=True)):
+    if not (_same(mine.args[1:], theirs.args[1:]) and _same(mine.args[1:], joint.args[1:])):
         return "it is given a second tensor that hangs on the images"
     return ""
 
 
 def near(x: Tensor, y: Tensor) -> bool:
-    """Whether two streams are the same but for rounding."""
+    """Whether two streams of any shape are the same but for rounding."""
     return x.shape == y.shape and float((x - y).norm()) <= SAME * float(y.norm())
 
 
@@ -105,10 +109,15 @@ def _calls(model: nn.Module, paths: Sequence[str], images: Tensor) -> list[_Call
     return seen
 
 
-def _differ(mine: Any, theirs: Any) -> bool:
-    if not (isinstance(mine, Tensor) and isinstance(theirs, Tensor)):
-        return False
-    return mine.shape != theirs.shape or not torch.equal(mine, theirs)
+def _same(first: Any, second: Any) -> bool:
+    """Whether a block is given the same beside its stream, whatever holds it."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and torch.equal(first, second)
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_same(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return first is second or (not isinstance(first, Tensor) and bool(first == second))
 
 
 class Walk:
@@ -132,7 +141,7 @@ class Walk:
         self.calls = [self._reach(block, index) for index in range(len(self.images))]
 
     def leave(self, path: str, streams: Iterator[Tensor]) -> None:
-        """The stream behind a block, chunk by chunk; the one ahead of it is let go."""
+        """The stream (b, N, C) behind a block, chunk by chunk; the one ahead of it is let go."""
         for index, stream in enumerate(streams):
             call = self.calls[index]
             self.calls[index] = BlockCall(stream, call.args, call.kwargs)

@@ -2,7 +2,7 @@
 enters the block's output channel by channel.
 
 No list of classes is kept. A block is tried on two images, and what it computes has to be what is
-said here; of a block that computes something else, why it is left alone is said.
+said here. A block that computes something else is left alone, with the reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class BlockCall:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def on(self, block: nn.Module, stream: Tensor) -> Tensor:
-        """The block on another stream."""
+        """The block on another stream (B, N, C)."""
         output: Tensor = block(stream, *self.args, **self.kwargs)
         return output
 
@@ -83,11 +83,11 @@ def structure(block: nn.Module, attention_path: str, call: BlockCall) -> Structu
         return Structure(None, "", "", mlp, "it has no attention", why_mlp)
     projection, why = _projection(block, attention_path)
     behind = ""
-    place = None
+    port = None
     if not why:
-        place, behind, why = _behind(block, attention_path, projection, call)
+        port, behind, why = _behind(block, attention_path, projection, call)
     mlp, why_mlp = _last_layer(block, attention_path, call)
-    return Structure(place, behind, attention_path, mlp, why, why_mlp)
+    return Structure(port, behind, attention_path, mlp, why, why_mlp)
 
 
 def _projection(block: nn.Module, attention_path: str) -> tuple[str, str]:
@@ -108,11 +108,11 @@ def _behind(
     whose input is the stream plus that output, scaled.
     """
     x = call.stream
-    with observed(block, [attention_path, projection], inputs=_children(block)) as seen:
+    with observed(block, [attention_path, projection], inputs=_children(block)) as calls:
         call.on(block, x)
-    if seen.counts[attention_path] != 1 or seen.counts[projection] != 1:
+    if calls.counts[attention_path] != 1 or calls.counts[projection] != 1:
         return None, "", "its attention is not called once a pass"
-    out, projected = seen.outputs[attention_path], seen.outputs[projection]
+    out, projected = calls.outputs[attention_path], calls.outputs[projection]
     if (
         not isinstance(out, Tensor)
         or not isinstance(projected, Tensor)
@@ -122,15 +122,15 @@ def _behind(
         return None, "", "its attention answers another shape than the stream's"
     if not _near(projected.reshape(out.shape), out, out):
         return None, "", "its attention changes what its projection gives"
-    for path in seen.order:
-        taken = seen.inputs.get(path)
-        if taken is None or taken.shape not in {x.shape, out.shape}:
+    for path in calls.order[calls.order.index(attention_path) :]:
+        entering = calls.inputs.get(path)
+        if entering is None or entering.shape not in {x.shape, out.shape}:
             continue
         for scale in _scales(block, out.shape[-1]):
-            place = LayerPlace(projection, scale, tokens)
-            change = place.of(taken) - place.of(x)
-            if _near(change, out if scale is None else out * scale, taken):
-                return place, path, ""
+            port = LayerPlace(projection, scale, tokens)
+            change = port.of(entering) - port.of(x)
+            if _near(change, out if scale is None else out * scale, entering):
+                return port, path, ""
     return None, "", "its attention is not added to the stream that it was computed from"
 
 
@@ -165,13 +165,13 @@ def _last_layer(
         and isinstance(module, nn.Linear)
         and weights_of(module) is not None
     ]
-    with observed(block, linear) as seen:
+    with observed(block, linear) as calls:
         output = call.on(block, call.stream)
-    called = [path for path in seen.order if path in seen.outputs]
+    called = [path for path in calls.order if path in calls.outputs]
     if not called:
         return None, "it has no linear layer behind its attention"
     last = called[-1]
-    if seen.counts[last] != 1 or (tokens := _tokens(seen.outputs[last], output)) == OTHER:
+    if calls.counts[last] != 1 or (tokens := _tokens(calls.outputs[last], output)) == OTHER:
         return None, f"its last linear layer, {last}, does not write its output"
     generator = torch.Generator(device="cpu").manual_seed(0)
     step = torch.randn(output.shape[-1], generator=generator).to(output) * _size(output)
@@ -181,11 +181,11 @@ def _last_layer(
     finally:
         moved.remove()
     for scale in _scales(block, output.shape[-1]):
-        place = LayerPlace(last, scale, tokens)
-        change = place.of(other - output)
+        port = LayerPlace(last, scale, tokens)
+        change = port.of(other - output)
         expected = step if scale is None else step * scale
         if _near(change, expected.expand_as(change), output):
-            return place, ""
+            return port, ""
     return None, f"its output does not follow that of {last} channel by channel"
 
 
@@ -234,17 +234,17 @@ def observed(
         outputs: paths of modules whose output is kept.
         inputs: paths of modules whose first input is kept.
     """
-    seen = Seen()
+    calls = Seen()
 
     def answered(path: str, _: nn.Module, __: Any, output: Any) -> None:
-        seen.counts[path] = seen.counts.get(path, 0) + 1
-        seen.outputs[path] = output.clone() if isinstance(output, Tensor) else output
-        seen.order.append(path)
+        calls.counts[path] = calls.counts.get(path, 0) + 1
+        calls.outputs[path] = output.clone() if isinstance(output, Tensor) else output
+        calls.order.append(path)
 
     def called(path: str, _: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
-            seen.inputs[path] = args[0].clone()
-            seen.order.append(path)
+            calls.inputs[path] = args[0].clone()
+            calls.order.append(path)
 
     hooks = [
         block.get_submodule(path).register_forward_hook(partial(answered, path)) for path in outputs
@@ -254,14 +254,14 @@ def observed(
         for path in inputs
     ]
     try:
-        yield seen
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def attention_input(block: nn.Module, path: str, call: BlockCall, stream: Tensor) -> Tensor:
-    """What a module of a block is given on a stream; the pass ends there.
+    """What a module of a block is given on a stream (B, N, C); the pass ends there.
 
     Raises:
         UsageError: the module is not called.

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from softless.convert.parts import projections
 from softless.data.datasets import open_splits
 from softless.data.loader import EpochLoader
 from softless.data.resolution import seen_mpp
@@ -28,12 +29,14 @@ from softless.errors import UsageError, unknown
 from softless.evaluation.evaluate import Evaluation, evaluate
 from softless.experiment.groups import AugmentSpec
 from softless.experiment.recipe import Recipe
+from softless.layers.lora import LowRank
 from softless.models.arguments import takes
 from softless.models.given import GIVEN
+from softless.models.partial import rest_backbone, rest_statistics, train_heads
 from softless.models.sides import sides
 from softless.models.sizes import with_training_scale
 from softless.tasks.classification.measure import validate
-from softless.tasks.task import Loss, Task
+from softless.tasks.task import Loss, Task, TrainingProgress
 
 MIXUP_MODES = ("batch", "pair", "elem")
 
@@ -107,7 +110,41 @@ class Classification(Task):
 
     def learner(self, model: nn.Module) -> nn.Module:
         """Images (B, C, H, W) and probabilities (B, K) to the loss ()."""
-        return Loss(model, self.loss)
+        return Loss(model, self.loss, self._rest)
+
+    @property
+    def _rest(self) -> Callable[[nn.Module], None] | None:
+        """What puts the parts that are not trained to rest; None where all are trained."""
+        spec = self.recipe.model
+        if spec.freeze == "backbone":
+            return rest_backbone
+        return None if spec.lora is None else rest_statistics
+
+    def surround(self, model: nn.Module) -> nn.Module:
+        """The model with what is not trained of it frozen, and low-rank updates where the recipe
+        has them.
+        """
+        spec = self.recipe.model
+        if spec.freeze == "backbone":
+            return train_heads(model)
+        if spec.lora is None:
+            return model
+        paths = projections(model)
+        if not paths:
+            raise UsageError(
+                f"model.lora={spec.lora}: '{spec.name}' has no linear projection of an attention "
+                "to update; leave it out"
+            )
+        moving = LowRank(model, paths, rank=spec.lora, seed=self.seed)
+        train_heads(model, learned=True)
+        return moving
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        return model.merged() if isinstance(model, LowRank) else model
+
+    def after_step(self, model: nn.Module, progress: TrainingProgress) -> None:  # noqa: ARG002
+        if isinstance(model, LowRank):
+            model.moved()
 
     def transform(self, *, train: bool) -> Pipeline:
         """An image to a float tensor (C, H, W), its sides `data.image_size`."""

@@ -31,6 +31,7 @@ class GivenImages:
 
     samples: Samples
     labelled: bool
+    measured: Samples | None = None  # what is measured on; None holds some of `samples` out
 
 
 _given: ContextVar[GivenImages | None] = ContextVar("softless_given_images", default=None)
@@ -138,9 +139,13 @@ def _given_splits(data: DataSpec, seed: int) -> tuple[Splits, bool]:
             f"{len(samples)} images are too few to learn from and to hold some out: give "
             f"{FEWEST} or more"
         )
-    labels = samples.targets if in_memory.labelled else None
-    remaining, held_out = cut(len(samples), labels, data.val_fraction, seed)
-    train, val = samples.take(remaining), samples.take(held_out)
+    train, val = samples, in_memory.measured
+    if val is None:
+        labelled = in_memory.labelled
+        counts = np.unique(samples.targets, return_counts=True)[1] if labelled else [0]
+        strata = samples.targets if min(counts) > 1 else np.zeros(len(samples), dtype=np.int64)
+        remaining, held_out = stratified_cut(strata, data.val_fraction, seed)
+        train, val = samples.take(remaining), samples.take(held_out)
     if data.limit is not None and data.limit < len(train):
         order = np.random.default_rng(seed).permutation(len(train))
         train = train.take(np.sort(order[: data.limit]))
@@ -148,18 +153,6 @@ def _given_splits(data: DataSpec, seed: int) -> tuple[Splits, bool]:
     identity = fingerprint(data.source, (), {"train": train, "val": val, "test": None})
     splits = Splits(train, val, None, (), data.in_chans, mean, std, identity)
     return splits, in_memory.labelled
-
-
-def cut(
-    count: int, labels: np.ndarray | None, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions of the images that are learned from, and of those that are held out: a share
-    of each class where there are labels (n), -1 among them, and each class has two images.
-    """
-    counts = np.array([0]) if labels is None else np.unique(labels, return_counts=True)[1]
-    strata = labels if counts.min() > 1 else np.zeros(count, dtype=np.int64)
-    assert strata is not None
-    return stratified_cut(strata, share, seed)
 
 
 def with_outputs(

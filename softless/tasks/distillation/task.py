@@ -174,6 +174,10 @@ class Distillation(Task):
         samples = self.splits.train
         if isinstance(samples, TensorSamples):
             return of_tensors(self.recipe, samples.lowest(), train=train)
+        augment = self.recipe.augment
+        changed = augment.affine is not None or augment.hflip or augment.vflip
+        whole = tuple(augment.scale) == (1.0, 1.0)  # framed as in evaluation
+        train = train and bool(changed or not whole)
         return build_transforms(self.recipe, self.splits.mean, self.splits.std, train=train)
 
     def to(self, device: torch.device) -> "Distillation":
