@@ -36,6 +36,7 @@ KINDS: Mapping[str, Comparison] = {
 LAB = (
     "averages",
     "backbone",
+    "biases",
     "operators",
     "inverse",
     "models",

@@ -27,9 +27,9 @@ ELSEWHERE = frozenset({"img_size", "num_classes", "in_chans", "op"})
 # arguments that are those of one operator, or of the size of the training
 SCALE = "token_scale"
 POOLED = "sampling"  # an option of operators whose bottleneck may be new, untrained layers
-# of the rate, for a model that was fitted: its weights cancel each other, and at the usual rate a
-# pretrained backbone lost what it knew within an epoch
-GENTLE = 0.1
+# by so much the rate of a model that was fitted is divided: its weights cancel each other, and at
+# the usual rate a pretrained backbone lost what it knew within an epoch
+GENTLE = 10
 NAMED = ("model.weights", "model.pretrained")
 
 
@@ -154,7 +154,7 @@ def _length_and_rate(
         # few weights, which start at nothing: the recipe's own rate
         changed.pop("optim.lr", None)
     if fitted and not frozen and "optim.lr" not in user_fields:
-        changed["optim.lr"] = GENTLE * changed.get("optim.lr", recipe.optim.lr)
+        changed["optim.lr"] = changed.get("optim.lr", recipe.optim.lr) / GENTLE
     return changed
 
 

@@ -17,10 +17,12 @@ import softless
 from softless.cli.main import main
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import ModelSpec
+from softless.recipes import FINE_TUNING, get_recipe
 from softless.report.runs import read_run
 from softless.tasks import page
 from softless.training import Recipe, fit
 from softless.training import recovered as recovering
+from softless.training.fine_tuning import with_start, with_weights
 from softless.training.model import assembled, build_model, model_args
 from softless.training.recovered import drawn
 from softless.training.start import exchanges, start_of
@@ -392,7 +394,6 @@ def test_what_does_not_go_together_is_said(tiny: Recipe, fields: dict, message: 
 
 
 def test_parts_are_for_classifiers(tiny: Recipe):
-    from softless.recipes import get_recipe
 
     with pytest.raises(UsageError, match=r"model\.lora=4 is for classification"):
         get_recipe("boxes").with_fields(**{"model.lora": 4}).check()
@@ -415,11 +416,11 @@ def test_the_verb_takes_model_and_numbers_from_the_weights(
     stored = json.loads((tmp_path / "run/recipe.json").read_text())
     assert stored["model"]["name"] == "vit_tiny_patch16_224"
     assert stored["model"]["args"]["embed_dim"] == 16
-    assert stored["optim"]["lr"] == pytest.approx(1e-5)  # of a model that was fitted
+    assert stored["optim"]["lr"] == 1e-5  # a tenth, for a model that was fitted
     assert stored["schedule"]["epochs"] == 1
     origin = json.loads((softmax / "best.json").read_text())
     assert stored["data"]["mean"] == origin["mean"]
-    assert "optim.lr=0.0001 in place of" in caplog.text
+    assert "optim.lr=1e-05 in place of" in caplog.text
     assert record(result.run_dir)["how"] == "refitted"
     caplog.clear()
     again = softless.train(
@@ -433,6 +434,24 @@ def test_the_verb_takes_model_and_numbers_from_the_weights(
     )
     assert again == result
     assert softless.train(out=tmp_path / "run", resume=True, device="cpu") == result
+
+
+@pytest.mark.parametrize(
+    ("fields", "rate"),
+    [
+        ({"model.op": "softmax"}, 1e-4),
+        ({"model.op": "sima"}, 1e-5),
+        ({"model.op": "sima", "model.recover": "none"}, 1e-4),
+        ({"model.op": "sima", "model.lora": 4}, 1e-4),
+        ({"model.op": "softmax", "model.lora": 4}, 1e-3),
+        ({"model.op": "sima", "model.freeze": "backbone"}, 1e-3),
+        ({"model.op": "sima", "optim.lr": 3e-4}, 3e-4),
+    ],
+)
+def test_a_model_that_is_fitted_moves_gently(softmax: Path, fields: dict[str, Any], rate: float):
+    """Its weights cancel each other, so the usual rate leads away from what they know."""
+    recipe = with_weights(get_recipe("classify"), softmax, fields).with_fields(**fields)
+    assert with_start(recipe, fields, FINE_TUNING["classify"]).optim.lr == rate
 
 
 def test_fields_of_the_user_stay(tiny: Recipe, softmax: Path, tmp_path: Path):
