@@ -27,8 +27,7 @@ from softless.tasks.task import Task
 from softless.training.start import Start, exchanges, host_of, operator_of, start_of
 from softless.training.world import World
 
-IMAGES = 256  # of the training split, at most
-RIDGE = 0.01  # of a start: weaker ones fit better, and the first steps may undo them
+IMAGES = 512  # of the training split, at most
 BATCH = 32
 _log = logging.getLogger("softless.training")
 
@@ -103,7 +102,8 @@ def _fitted(
             f"{start.title}: give at least {LEAST}, or set model.recover=none"
         )
     device = next(model.parameters()).device
-    done = refit(model, origin().to(device), images.to(device), ridge=RIDGE, seed=recipe.seed)
+    # what is held out is not fitted on in the end either, so that the error told is one of new images
+    done = refit(model, origin().to(device), images.to(device), on_all=False, seed=recipe.seed)
     return _told(done)
 
 
@@ -119,7 +119,6 @@ def _told(done: Refitted) -> dict[str, Any]:
     return {
         "images": done.images,
         "held_out": done.held_out,
-        "ridge": RIDGE,
         "seconds": done.seconds,
         "stream_error": None if math.isnan(done.stream) else done.stream,
         "layers_fitted": sum(layer.fitted for layer in done.layers),
