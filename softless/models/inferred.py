@@ -18,11 +18,13 @@ def inferred_construction(model: nn.Module) -> Construction | None:
     name = about.get("architecture")
     if not isinstance(name, str) or not timm.is_model(name):
         return None
+    pool = getattr(model, "global_pool", None)
     sizes = {
         "num_classes": getattr(model, "num_classes", None),
         "in_chans": _channels(model, about.get("first_conv")),
         "img_size": getattr(getattr(model, "patch_embed", None), "img_size", None),
-        "global_pool": getattr(model, "global_pool", None),
+        # of a ResNet it is the module that pools
+        "global_pool": pool if isinstance(pool, str) else None,
         "dynamic_img_size": getattr(model, "dynamic_img_size", None),
     }
     arguments = {

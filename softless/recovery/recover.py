@@ -135,8 +135,8 @@ def recover(
             is given.
 
     Returns:
-        The model and how near each step brought it. Nearness is told on images that the told
-        weights were not fitted on.
+        The model, (B, C, h, w) to (B, K) as it was, and how near each step brought it. Nearness is
+        told on images that the told weights were not fitted on.
 
     Raises:
         UsageError: arguments, images or models that cannot be used; the first tensor in which
