@@ -102,7 +102,7 @@ def _fitted(
             f"{start.title}: give at least {LEAST}, or set model.recover=none"
         )
     device = next(model.parameters()).device
-    # what is held out is not fitted on in the end either, so that the error told is one of new images
+    # what is held out is not fitted on in the end either: the error told is one of new images
     done = refit(model, origin().to(device), images.to(device), on_all=False, seed=recipe.seed)
     return _told(done)
 
