@@ -11,7 +11,7 @@ as the model frames them. A distillation compares answers as vectors whose cosin
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from softless.errors import UsageError
 from softless.models.features import Features
 from softless.models.scale import training_scale
 from softless.modes import in_evaluation
+from softless.recovery.chunks import Chunks
 
 CHUNK = 8  # images that pass at once: their grids are large
 
@@ -42,7 +43,7 @@ def fitted_part(model: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Framed(Sequence[Tensor]):
+class Framed(Chunks):
     """Chunks (b, C, h, w) as the host of a model of maps sees them."""
 
     model: nn.Module
@@ -51,15 +52,7 @@ class Framed(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+    def made(self, index: int) -> Tensor:
         return framed(self.model, self.chunks[index])
 
 

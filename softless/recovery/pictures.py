@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from softless.experiment.groups import DataSpec
 from softless.experiment.ranges import Range
 from softless.models import digests
 from softless.recovery import dense
+from softless.recovery.chunks import Chunks
 from softless.saliency.viewer import channels_of, declared, evaluation_transform
 from softless.words import few
 
@@ -35,7 +36,7 @@ KEPT = 1 << 28  # bytes of prepared images that are held
 
 
 @dataclass(frozen=True)
-class Pictures(Sequence[Tensor]):
+class Pictures(Chunks):
     """Chunks (b, C, h, w) of image files; each is read when it is asked for, and the first ones are
     kept.
     """
@@ -53,24 +54,13 @@ class Pictures(Sequence[Tensor]):
     def __len__(self) -> int:
         return math.ceil(len(self.chosen) / self.chunk)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        place = index % len(self)
-        if place in self.kept:
-            return self.kept[place]
-        first = place * self.chunk
+    def made(self, index: int) -> Tensor:
+        if index in self.kept:
+            return self.kept[index]
+        first = index * self.chunk
         chunk = torch.stack(self._read(range(first, min(first + self.chunk, len(self.chosen)))))
         if sum(other.nbytes for other in self.kept.values()) + chunk.nbytes <= KEPT:
-            self.kept[place] = chunk
+            self.kept[index] = chunk
         return chunk
 
     def _read(self, rows: range) -> list[Tensor]:

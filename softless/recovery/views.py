@@ -6,7 +6,6 @@ images. Copies of held-out images are left out: they would show the fit what it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor
@@ -14,38 +13,28 @@ from torch import Tensor
 from softless.data.transforms import Pipeline
 from softless.experiment.groups import DataSpec
 from softless.experiment.recipe import Recipe
+from softless.recovery.chunks import Chunks
 from softless.recovery.light import light
 from softless.tasks.distillation.transforms import of_tensors
 
 
 @dataclass(frozen=True)
-class Views(Sequence[Tensor]):
+class Views(Chunks):
     """Chunks (b, C, h, w): the images, then changed copies of those that are not held out."""
 
     chunks: Sequence[Tensor]
-    copied: tuple[
-        tuple[int, Tensor], ...
-    ]  # chunk, and which of its images, for each chunk of copies
+    # for each chunk of copies: the chunk that is copied, and which of its images
+    copied: tuple[tuple[int, Tensor], ...]
     change: Pipeline
     seed: int
 
     def __len__(self) -> int:
         return len(self.chunks) + len(self.copied)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        number = index % len(self) - len(self.chunks)
+    def made(self, index: int) -> Tensor:
+        number = index - len(self.chunks)
         if number < 0:
-            return self.chunks[index % len(self)]
+            return self.chunks[index]
         place, rows = self.copied[number]
         images = self.chunks[place][rows]
         with torch.random.fork_rng(devices=[]):
