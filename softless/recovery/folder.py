@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from softless import origin
-from softless.convert.refit.refit import FittedLayer, Refitted
+from softless.convert.refit.refit import FittedLayer, Refitted, finite
 from softless.convert.swap import Swapped
 from softless.data.notices import notice
 from softless.errors import DataError, ResumeMismatch, StorageError, UsageError, located
@@ -149,7 +149,7 @@ class RecoveryFolder:
             "images": refitted.images,
             "held_out": refitted.held_out,
             "seconds": refitted.seconds,
-            "stream": _number(refitted.stream),
+            "stream": finite(refitted.stream),
             "refit_notes": list(refitted.notes),
             "nearness": nearness.to_dict(),
             "step_seconds": seconds,
@@ -279,8 +279,4 @@ def _finite(content: Any) -> Any:
         return {name: _finite(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
-    return _number(content) if isinstance(content, float) else content
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return finite(content) if isinstance(content, float) else content

@@ -1,6 +1,5 @@
 """What `recover` leaves: the model, and how near each step brought it to its teacher."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from softless.convert.refit.refit import Refitted
+from softless.convert.refit.refit import Refitted, finite
 from softless.convert.swap import Swapped
 from softless.measure.findings import Audit
 from softless.recovery.answers import Nearness
@@ -42,7 +41,7 @@ class Recovered:
             "left": None if self.swapped is None else dict(self.swapped.kept),
             "lost": None if self.swapped is None else dict(self.swapped.lost),
             "layers": [] if self.refit is None else self.refit.rows(),
-            "stream": None if self.refit is None else number(self.refit.stream),
+            "stream": None if self.refit is None else finite(self.refit.stream),
             "images": None if self.refit is None else self.refit.images,
             "steps": {step: near.to_dict() for step, near in self.nearness.items()},
             "seconds": dict(self.seconds),
@@ -79,8 +78,3 @@ class Recovered:
 
     def _taken(self, step: str) -> str:
         return f", {self.seconds[step]:.1f} s" if step in self.seconds else ""
-
-
-def number(value: float) -> float | None:
-    """A number that JSON has; None of one that is not finite."""
-    return value if math.isfinite(value) else None

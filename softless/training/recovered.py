@@ -8,7 +8,6 @@ checkpoint, and none of this is done again.
 """
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from softless import ranks
-from softless.convert.refit.refit import LEAST, Refitted, refit
+from softless.convert.refit.refit import LEAST, Refitted, finite, refit
 from softless.data.loader import eval_loader, generators_restored
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
@@ -109,20 +108,13 @@ def _fitted(
 
 def _told(done: Refitted) -> dict[str, Any]:
     """A report as JSON has it: a number that is none is null."""
-    layers = [
-        {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in vars(layer).items()
-        }
-        for layer in done.layers
-    ]
     return {
         "images": done.images,
         "held_out": done.held_out,
         "seconds": done.seconds,
-        "stream_error": None if math.isnan(done.stream) else done.stream,
+        "stream_error": finite(done.stream),
         "layers_fitted": sum(layer.fitted for layer in done.layers),
-        "layers": layers,
+        "layers": done.rows(),
         "notes": list(done.notes),
     }
 

@@ -89,7 +89,7 @@ class Refitted:
         """The layers as JSON has them: None in place of what was not measured."""
         return [
             {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                name: finite(value) if isinstance(value, float) else value
                 for name, value in asdict(layer).items()
             }
             for layer in self.layers
@@ -116,6 +116,11 @@ class Refitted:
             )
             lines.append(f"  {layer.path}: {state}")
         return "\n".join([*lines, *self.notes])
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON has it: None where it is none."""
+    return value if math.isfinite(value) else None
 
 
 def refit(
