@@ -82,7 +82,9 @@ class Refitted:
     images: int
     held_out: int
     seconds: float  # of the processor
-    stream: float = math.nan  # relative error behind the last block, on held-out images
+    # relative error behind the last block, on held-out images; no number where those were fitted
+    # on too
+    stream: float = math.nan
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -361,7 +363,8 @@ class _Fitting:
         if self.refit_mlp:
             yield mlp
         self.student.leave(path, self._advanced(self.student, block))
-        self.stream_error = self._distance()
+        # of held-out images that were fitted on it would be no error of new ones
+        self.stream_error = math.nan if self.on_all else self._distance()
 
     def _own(self, block: nn.Module, parts: Structure) -> Structure:
         """What can be fitted without moving a layer elsewhere, which would have its weight too."""

@@ -1,6 +1,7 @@
 """The refit: what it must find, what it must leave, and controls that fail where it passes."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def test_softmax_for_softmax_is_the_identity(name: str, ridge: Any):
     teacher = lively(timm.create_model(name, num_classes=5, **args))
     student = exchanged(teacher, "softmax")
     x = images(12, 3, (size, size))
-    refitted = refit(student, teacher, x, ridge=ridge)
+    refitted = refit(student, teacher, x, ridge=ridge, on_all=False)
     assert refitted.layers
     assert {layer.part for layer in refitted.layers} == {"attention", "mlp"}
     torch.testing.assert_close(student(x), teacher(x), rtol=1e-5, atol=1e-5)
@@ -372,3 +373,9 @@ def test_swap_is_what_refit_reads_and_calibrated_students_too():
     bare = error(student, teacher, "blocks.1", images(32, seed=3))
     refit(student, teacher, x)
     assert error(student, teacher, "blocks.1", images(32, seed=3)) < bare
+
+
+def test_no_error_is_told_of_images_that_were_fitted_on():
+    teacher = vit(2)
+    refitted = refit(exchanged(teacher, "sima"), teacher, images(24))
+    assert math.isnan(refitted.stream)
