@@ -30,13 +30,19 @@ class LowRank(nn.Module):
         seed: that `down` is drawn from.
 
     Raises:
-        UsageError: a path that is no linear layer, or a rank that does not lie below its widths.
+        UsageError: a path that is no linear layer, a rank that does not lie below its widths, or a
+            model that computes its activations twice, the second time without the updates.
     """
 
     def __init__(
         self, model: nn.Module, paths: Sequence[str], *, rank: int = 8, seed: int = 0
     ) -> None:
         super().__init__()
+        if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
+            raise UsageError(
+                f"{type(model).__name__} computes its activations twice, and updates of low rank "
+                "are there the first time alone: model.set_grad_checkpointing(False) first"
+            )
         self.model, self.paths, self.stale = model, tuple(paths), False
         model.requires_grad_(requires_grad=False)
         generator = torch.Generator().manual_seed(seed)

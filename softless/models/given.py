@@ -7,20 +7,31 @@ teacher it holds neither: its class, its outline and a digest of its weights are
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from softless.errors import UsageError, need_module
 from softless.models.digests import of_tensor, of_texts
 
+Held = TypeVar("Held")
 GIVEN = "given"  # stands for its name in a recipe and in best.json
 LONGEST = 160  # characters of a class's name that are noted
 _given: ContextVar[nn.Module | None] = ContextVar("softless_given_model", default=None)
 _teacher: ContextVar[nn.Module | None] = ContextVar("softless_given_teacher", default=None)
+
+
+@contextmanager
+def held_in(variable: ContextVar[Held], value: Held) -> Iterator[None]:
+    """Within it, a variable has this value; afterwards the one that it had."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 @contextmanager
@@ -32,11 +43,8 @@ def model_given(model: nn.Module | None) -> Iterator[None]:
         yield
         return
     need_module(model, "train")
-    token = _given.set(model)
-    try:
+    with held_in(_given, model):
         yield
-    finally:
-        _given.reset(token)
 
 
 def noted(model: nn.Module) -> dict[str, str]:
@@ -84,14 +92,9 @@ def given_model(note: Mapping[str, Any], *, copied: bool = True) -> nn.Module:
     return deepcopy(model) if copied else model
 
 
-@contextmanager
-def teacher_given(teacher: nn.Module) -> Iterator[None]:
+def teacher_given(teacher: nn.Module) -> AbstractContextManager[None]:
     """Within it, this is the teacher of runs that learn from one."""
-    token = _teacher.set(teacher)
-    try:
-        yield
-    finally:
-        _teacher.reset(token)
+    return held_in(_teacher, teacher)
 
 
 def noted_teacher(teacher: nn.Module) -> dict[str, str]:

@@ -105,3 +105,7 @@ def test_what_cannot_be_is_refused():
         UsageError, match=r"heads\.0 of VisionTransformer is no plain .*: there is none"
     ):
         LowRank(vit(), ["heads.0"])
+    twice = vit()
+    twice.set_grad_checkpointing()  # type: ignore[operator]
+    with pytest.raises(UsageError, match=r"computes its activations twice.*\(False\) first"):
+        LowRank(twice, EIGHT)

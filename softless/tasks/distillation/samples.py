@@ -3,8 +3,8 @@ both models. Labels, where there are any, tell the accuracy and may teach too.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from softless.data.pictures import Picture
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError
 from softless.experiment.groups import DataSpec
+from softless.models.given import held_in
 from softless.tasks.dino.samples import open_unlabelled
 from softless.tasks.distillation.settings import DistillationSpec
 
@@ -37,14 +38,9 @@ class GivenImages:
 _given: ContextVar[GivenImages | None] = ContextVar("softless_given_images", default=None)
 
 
-@contextmanager
-def images_given(images: GivenImages | None) -> Iterator[None]:
+def images_given(images: GivenImages | None) -> AbstractContextManager[None]:
     """Within it, these are the images of distillations whose data were given."""
-    token = _given.set(images)
-    try:
-        yield
-    finally:
-        _given.reset(token)
+    return held_in(_given, images)
 
 
 class TensorSamples(Samples):
