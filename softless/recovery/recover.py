@@ -535,7 +535,6 @@ class _Student:
         they cannot be had.
         """
         if self.swapped is None:
-            self.reset()
             return None
         model = copy.deepcopy(teacher)
         few = gathered.fit[0][:CALIBRATED].to(next(model.parameters()))
@@ -548,7 +547,6 @@ class _Student:
             if rest:
                 swap(model, record, layers=rest, force=self.force, **self.options)
         except UsageError:
-            self.reset()
             return None
         swapped = replace(self.swapped, gains=numbers.gains, errors=numbers.errors)
         return _Student(

@@ -303,3 +303,34 @@ def test_hooks_of_the_caller_stay_and_see_nothing_of_the_copy():
     assert hooks_of(teacher) == 1
     hook.remove()
     assert recovered.refit is not None
+
+
+def test_a_model_that_came_exchanged_keeps_its_fit_where_some_attention_cannot_be_fitted():
+    """CaiT's class attention is left as it is; the layers ahead of it are fitted all the same."""
+    torch.manual_seed(0)
+    teacher = timm.create_model(
+        "cait_xxs24_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
+        in_chans=1,
+        init_values=0.5,
+    ).eval()
+    student = exchanged(teacher, "sima", force="*", token_scale="tokens")
+    x = torch.randn(32, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    recovered = softless.recover(student, teacher=teacher, images=x, views=1, **QUIET)
+    assert recovered.refit is not None
+    left = [
+        layer.path for layer in recovered.refit.layers if layer.kept and "token_only" in layer.path
+    ]
+    assert left == ["blocks_token_only.0.attn", "blocks_token_only.1.attn"]
+    near = recovered.nearness
+    assert near["refit"] != near["bare"]
+    fitted = [layer for layer in recovered.refit.layers if layer.fitted]
+    assert fitted
+    for layer in fitted:
+        before = student.get_parameter(f"{layer.path}.weight")
+        assert not torch.equal(recovered.model.get_parameter(f"{layer.path}.weight"), before)
