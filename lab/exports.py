@@ -4,12 +4,14 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lab.kept import answer_in
 from softless.compare.record import record_path, write_csv
 from softless.data.progress import track
 from softless.errors import UsageError, located
@@ -183,10 +185,14 @@ def _measured(run: Path, name: str, kind: Int8, folder: Path, *, resume: bool) -
     data = Path(recipe.data.path).stem if recipe.data.path else recipe.data.source
     op = str(recipe.model.op or source.best["operators"])
     path = folder / f"{data}-{op}-{recipe.seed}-{name}-{kind}" / ANSWERS
-    if path.exists():
-        if not resume:
-            raise UsageError(f"{path} is there already: choose another --out, or --resume")
-        return Answers(**json.loads(path.read_text(encoding="utf-8")))
+    measure = partial(_exported, run, name, kind, data, op, recipe.seed, folder)
+    return answer_in(path, Answers, measure, resume=resume)
+
+
+def _exported(
+    run: Path, name: str, kind: Int8, data: str, op: str, seed: int, folder: Path
+) -> Answers:
+    """What a run's file answers."""
     with tempfile.TemporaryDirectory() as place:
         (file,) = export(run, name, place, int8=kind).files
     found = file.measured
@@ -194,12 +200,11 @@ def _measured(run: Path, name: str, kind: Int8, folder: Path, *, resume: bool) -
     assert found.right is not None
     assert found.agreement is not None
     assert found.difference is not None
-    assert found.difference is not None
     right, right_plain = (of_each.tolist() for of_each in found.right)
-    answers = Answers(
+    return Answers(
         data,
         op,
-        recipe.seed,
+        seed,
         name,
         kind,
         file.int8,
@@ -213,9 +218,6 @@ def _measured(run: Path, name: str, kind: Int8, folder: Path, *, resume: bool) -
         file.bytes,
         _float_bytes(run, name, folder / f"{data}-{op}-{name}-float.json"),
     )
-    make_folder(path.parent)
-    write_text(path, json.dumps(asdict(answers)))
-    return answers
 
 
 def _float_bytes(run: Path, name: str, path: Path) -> int:

@@ -6,12 +6,11 @@ stays as it is, so what is measured is how near the features come back.
 """
 
 import copy
-import json
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lab.kept import answer_in
 from lab.recover import OPTIONS, agreement, cosine, divergence
 from softless.attention.registry import registered
 from softless.compare.record import record_path, write_csv
@@ -32,7 +32,6 @@ from softless.evaluation.intervals import paired_bootstrap
 from softless.experiment.groups import DataSpec
 from softless.exporting.source import tensors
 from softless.models.create import create_model
-from softless.models.durable import make_folder, write_text
 from softless.recovery.distil import distil
 from softless.words import table
 
@@ -118,19 +117,13 @@ def probes(
         if step not in STEPS:
             raise unknown("step", step, STEPS)
     torch.set_num_threads(threads)
-    folder = make_folder(located(out))
+    folder = located(out)
     bench = Bench(located(backbone), located(data), images, epochs)
     planned = [(registered(op).name, step) for op in ops for step in STEPS if step in steps]
     rows = []
     for op, step in track(planned, len(planned), "probing"):
         path = folder / f"{bench.name}-{op}-{step}-{images}.json"
-        if path.exists():
-            if not resume:
-                raise UsageError(f"{path} is there already: choose another --out, or --resume")
-            rows.append(Probed(**json.loads(path.read_text(encoding="utf-8"))))
-            continue
-        rows.append(bench.measured(op, step))
-        write_text(path, json.dumps(asdict(rows[-1])))
+        rows.append(answer_in(path, Probed, partial(bench.measured, op, step), resume=resume))
     if target is not None:
         write_csv(target, [asdict(row) for row in rows])
     return Probes(tuple(rows), target)

@@ -7,8 +7,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lab.kept import answer_in
 from softless.attention.registry import registered
 from softless.compare.record import record_path, write_csv
 from softless.convert.calibrate import branches, fitted, multiplied
@@ -285,35 +286,40 @@ class _Cells:
     """The answers of each run, operator and step, measured where they are not kept."""
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
-        self.folder, self.resume = folder, resume
-        self.bench: Bench | None = None
+        self.folder, self.resume, self.benches = folder, resume, Benches()
 
     def path(self, run: Path, op: str, step: str) -> Path:
         """Where the answers of a step are kept."""
         return self.folder / f"{run.parent.name}-{run.name}-{op}-{step}.json"
 
     def answers(self, run: Path, op: str, step: str) -> Answers:
-        path = self.path(run, op, step)
-        if path.exists():
-            if not self.resume:
-                raise UsageError(f"{path} is there already: choose another --out, or --resume")
-            return Answers(**json.loads(path.read_text(encoding="utf-8")))
+        measure = partial(self._measured, run, op, step)
+        return answer_in(self.path(run, op, step), Answers, measure, resume=self.resume)
+
+    def _measured(self, run: Path, op: str, step: str) -> Answers:
+        bench = self.benches.of(run)
+        return bench.measured(op, step, self._training_seconds(bench) if step in TIMED else None)
+
+    def _training_seconds(self, bench: "Bench") -> float:
+        """What the teacher's training takes, from one epoch of it on this machine."""
+        path = self.folder / f"{bench.path.parent.name}-{bench.path.name}-teacher.json"
+        if not path.exists():
+            make_folder(self.folder)
+            write_text(path, json.dumps(bench.training_seconds()))
+        return float(json.loads(path.read_text(encoding="utf-8")))
+
+
+class Benches:
+    """The run under way; each is opened once, where runs come one after the other."""
+
+    def __init__(self) -> None:
+        self.bench: Bench | None = None
+
+    def of(self, run: Path) -> "Bench":
+        """That of a run."""
         if self.bench is None or self.bench.path != run:
             self.bench = Bench(run)
-        training = self._training_seconds(run) if step in TIMED else None
-        measured = self.bench.measured(op, step, training)
-        make_folder(self.folder)
-        write_text(path, json.dumps(asdict(measured)))
-        return measured
-
-    def _training_seconds(self, run: Path) -> float:
-        """What the teacher's training takes, from one epoch of it on this machine."""
-        path = self.folder / f"{run.parent.name}-{run.name}-teacher.json"
-        if not path.exists():
-            assert self.bench is not None
-            make_folder(self.folder)
-            write_text(path, json.dumps(self.bench.training_seconds()))
-        return float(json.loads(path.read_text(encoding="utf-8")))
+        return self.bench
 
 
 class Bench:

@@ -6,11 +6,11 @@ told beside it, and nothing is chosen by them.
 """
 
 import copy
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lab.kept import answer_in
 from lab.recover import (
     EPOCHS,
     Bench,
+    Benches,
     agreement,
     calibrate,
     divergence,
@@ -36,7 +38,6 @@ from softless.convert.refit.ridge import Moments, solve
 from softless.data.progress import track
 from softless.errors import UsageError, located, unknown
 from softless.layers.attention import Attention
-from softless.models.durable import make_folder, write_text
 from softless.recovery.distil import distil
 from softless.recovery.light import AS_THEY_ARE
 from softless.words import table
@@ -154,27 +155,24 @@ def routes(
         if name not in ROUTES:
             raise unknown("route", name, ROUTES)
     torch.set_num_threads(threads)
-    folder = make_folder(located(out))
+    folder = located(out)
     names = [registered(op).name for op in ops]
     chosen = [route for route in ROUTES.values() if not only or route.name in only]
     planned = [(run, op, route) for run in map(located, runs) for op in names for route in chosen]
     walked: list[Walked] = []
-    bench: Bench | None = None
+    benches = Benches()
     for run, op, route in track(planned, len(planned), "walking"):
         path = folder / f"{run.parent.name}-{run.name}-{op}-{route.name.replace(' ', '_')}.json"
-        if path.exists():
-            if not resume:
-                raise UsageError(f"{path} is there already: choose another --out, or --resume")
-            walked.append(Walked(**json.loads(path.read_text(encoding="utf-8"))))
-            continue
-        if bench is None or bench.path != run:
-            bench = Bench(run)
-        walked.append(_walked(bench, op, route))
-        write_text(path, json.dumps(asdict(walked[-1])))
+        measure = partial(_opened_and_walked, benches, run, op, route)
+        walked.append(answer_in(path, Walked, measure, resume=resume))
     result = Routes(tuple(walked), target)
     if target is not None:
         write_csv(target, result.rows())
     return result
+
+
+def _opened_and_walked(benches: Benches, run: Path, op: str, route: Route) -> Walked:
+    return _walked(benches.of(run), op, route)
 
 
 def _walked(bench: Bench, op: str, route: Route) -> Walked:
