@@ -20,6 +20,7 @@ from softless.data.notices import notice
 from softless.data.places import by_part, class_splits, folders_in
 from softless.data.readable import sift
 from softless.data.samples import FileSamples, Samples
+from softless.data.turns import in_turn
 from softless.errors import DataError, UsageError, located
 from softless.evaluation.run import LoadedRun
 from softless.experiment.groups import DataSpec
@@ -341,13 +342,5 @@ def _cut(samples: FileSamples, share: float, seed: int) -> tuple[np.ndarray, np.
 
 def drawn(files: Sequence[str]) -> list[int]:
     """The files in an order from a fixed seed, in turn from each folder."""
-    folders: dict[str, list[int]] = {}
-    for index in random.Random(0).sample(range(len(files)), len(files)):
-        folders.setdefault(Path(files[index]).parent.as_posix(), []).append(index)
-    turns = [indices for _, indices in sorted(folders.items())]
-    return [
-        indices[turn]
-        for turn in range(max(map(len, turns), default=0))
-        for indices in turns
-        if turn < len(indices)
-    ]
+    order = random.Random(0).sample(range(len(files)), len(files))
+    return in_turn(order, [Path(file).parent.as_posix() for file in files])

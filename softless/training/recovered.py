@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from softless import ranks
 from softless.convert.refit.refit import LEAST, Refitted, finite, refit
 from softless.data.loader import eval_loader, generators_restored
+from softless.data.turns import in_turn
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
 from softless.experiment.started import EXCHANGED, REFITTED, TAKEN
@@ -141,14 +142,7 @@ def drawn(targets: np.ndarray, number: int, seed: int) -> list[int]:
     order = np.random.default_rng(seed).permutation(len(targets))
     if targets.ndim > 1:
         return sorted(order[:number].tolist())
-    turns: dict[int, int] = {}
-    rounds = []
-    for index in order.tolist():
-        kind = int(targets[index])
-        rounds.append((turns.get(kind, 0), index))
-        turns[kind] = turns.get(kind, 0) + 1
-    rounds.sort(key=lambda entry: entry[0])
-    return sorted(index for _, index in rounds[:number])
+    return sorted(in_turn(order.tolist(), targets.tolist())[:number])
 
 
 def _share(model: nn.Module) -> None:
