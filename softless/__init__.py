@@ -45,6 +45,7 @@ _VERBS = {
     "export": "softless.exporting.export",
     "load_exported": "softless.exporting.loaded",
     "edge": "softless.exporting.edge",
+    "completion": "softless.cli.completion",
 }
 
 # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=

@@ -193,6 +193,7 @@ EXTRAS = {  # what is imported -> (package, extra)
     "pydicom": ("pydicom", "dicom"),
     "pycocotools": ("pycocotools", "detect"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
+    "shtab": ("shtab", "completion"),
     "sklearn": ("scikit-learn", "train"),
     "onnx": ("onnx", "export"),
     "onnxscript": ("onnxscript", "export"),
