@@ -41,6 +41,9 @@ class TaskSettings:
     sized: ClassVar[str] = ""
     # whether its images come with classes and its answers are some of these, as a classifier's
     classifies: ClassVar[bool] = False
+    # whether a table may list its samples, which folds can be cut of, as of a classifier's images
+    listed: ClassVar[bool] = False
+    called: ClassVar[str] = "images"  # what its samples are
 
     def check(self, recipe: Any) -> None:
         """Whether the fields of the task, and those of `augment`, go together and with the images.

@@ -32,6 +32,8 @@ CLASSIFIES = frozenset({
     CLASSIFICATION,
     *(name for name, group in GROUPS.items() if group.classifies),
 })
+# those whose samples a table may list, and folds are cut of
+LISTED = frozenset({*CLASSIFIES, *(name for name, group in GROUPS.items() if group.listed)})
 
 
 @dataclass(frozen=True)
@@ -371,6 +373,11 @@ class RunFields(TaskFields, LeadingFields):
         """The group of the task; classification has none."""
         group = None if self.task == CLASSIFICATION else getattr(self, self.task)
         return cast("TaskSettings | None", group)
+
+    @property
+    def unit(self) -> str:
+        """What the samples are called: images, or what the task says."""
+        return "images" if self.settings is None else self.settings.called
 
     @property
     def effective_lr(self) -> float:

@@ -46,9 +46,10 @@ class Recipe(RunFields):
         shrunk: Recipe = SHRINK[self.task](
             self, Path(folder or tempfile.mkdtemp(prefix="softless-quick-"))
         )
-        # generated images have 8 bits, and no groups
+        # generated images have 8 bits, and no groups; a table lists them where the task wrote one
         data = replace(shrunk.data, range=None, group=None, folds=None, fold=None)
-        return replace(shrunk, data=data, table=None)
+        written = None if shrunk.table == self.table else shrunk.table
+        return replace(shrunk, data=data, table=written)
 
     def with_fields(self, **fields: Any) -> "Recipe":
         """A copy with dotted fields replaced (`optim.lr`), values given as text or typed, in any
