@@ -107,10 +107,15 @@ class SurvivalEvaluation:
         risks, times = torch.from_numpy(self.risks), torch.from_numpy(self.times)
         return float(cox_loss(risks, times, torch.from_numpy(self.events)))
 
+    @property
+    def concordance_value(self) -> float | None:
+        """Harrell's; None without a pair."""
+        return concordance(self.risks, self.times, self.events)
+
     @cached_property
     def concordance(self) -> Estimate:
-        """Harrell's, with an interval of a bootstrap over patients."""
-        value = concordance(self.risks, self.times, self.events)
+        """The same, with an interval of a bootstrap over patients."""
+        value = self.concordance_value
         if value is None:
             return Estimate(None, why="no patient with an event has one who lived longer")
         groups = self.units.groups

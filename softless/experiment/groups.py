@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from softless.errors import UsageError
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.fields import (
     CHANCE,
     COUNT,
@@ -308,7 +309,7 @@ class LeadingFields:
     summary: str
     model: ModelSpec = field(default_factory=ModelSpec)
     data: DataSpec = field(default_factory=DataSpec)
-    table: TableSpec | None = None
+    table: TableSpec | BagTableSpec | None = None
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)

@@ -211,7 +211,7 @@ def _from_json(kind: Any, content: Mapping[str, Any], prefix: str, *, strict: bo
             if not strict:
                 continue
             raise no_field(prefix + name, (prefix + field_name for field_name in abouts))
-        inner = group_of(hints[name])
+        inner = group_of(hints[name], value)
         if inner is not None and value is not None:
             values[name] = _from_json(inner, value, f"{prefix}{name}.", strict=strict)
         else:

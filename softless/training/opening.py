@@ -91,10 +91,11 @@ class Opening:
         several = f", {self.processes} processes of" if self.processes > 1 else ","
         total, ahead = self.epochs * self.steps, self.epochs * self.steps - self.done
         remaining = f"; {self.done:,} are done, {ahead:,} ahead" if self.done else ""
+        size = f"; {self.extent}" if self.extent else f" at {height} x {width}"
         return [
             (
                 f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, "
-                f"{test} {self.unit}{(self.extent and f'; {self.extent}') or f' at {height} x {width}'}"
+                f"{test} {self.unit}{size}"
             ),
             (
                 f"model    {self.model}, {self.parameters:,} parameters{several} "
