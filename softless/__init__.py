@@ -11,6 +11,7 @@ from softless.attention import OPERATORS, attend, use_backend
 from softless.convert import swap
 from softless.errors import (
     BackendRefused,
+    CoordinateError,
     DataError,
     DivergedError,
     MissingExtra,
@@ -27,9 +28,10 @@ from softless.moved import find_moved_modules as _find_moved_modules
 
 __version__ = "0.1.0"
 
-# Functions whose modules are imported when first used; most are verbs of the command line, with the
+# Names whose modules are imported when first used; most are verbs of the command line, with the
 # same name and arguments.
 _VERBS = {
+    "Bag": "softless.bags.bag",
     "train": "softless.cli.train",
     "eval": "softless.cli.eval",
     "predict": "softless.cli.predict",
@@ -54,6 +56,7 @@ __all__ = [
     "OPERATORS",
     "Attention",
     "BackendRefused",
+    "CoordinateError",
     "DataError",
     "DivergedError",
     "MissingExtra",
