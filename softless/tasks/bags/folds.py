@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from softless.errors import DataError
+from softless.evaluation.details import share
 from softless.evaluation.patients import PatientEvaluation
 from softless.experiment.files import read_result
 from softless.experiment.folder import RESULT
 from softless.models.durable import write_text
 from softless.tasks.bags.measure import PREDICTIONS, read_predictions
-from softless.evaluation.details import share
 
 
 def together(folder: Path, runs: Sequence[Path]) -> dict[str, Any]:

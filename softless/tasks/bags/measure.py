@@ -259,7 +259,9 @@ def evaluate_bags(
             with autocast(device, amp):
                 logits.append(answered(model, bags, device).float().cpu())
             targets += truth
-    rows = list(zip(loader.positions, torch.cat(logits).numpy() if logits else [], targets, strict=True))
+    rows = list(
+        zip(loader.positions, torch.cat(logits).numpy() if logits else [], targets, strict=True)
+    )
     if loader.rounds is not None:
         rows = sorted((row for part in ranks.gather(rows) for row in part), key=lambda row: row[0])
     answers = np.stack([row[1] for row in rows])

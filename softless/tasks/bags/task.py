@@ -221,9 +221,7 @@ class Bags(Task):
     ) -> BagEvaluation:
         classes = self.splits.classes or ("risk",)
         fold = self.recipe.data.fold
-        return evaluate_bags(
-            model, loader, classes, self.kind, amp=amp, label=label, fold=fold
-        )
+        return evaluate_bags(model, loader, classes, self.kind, amp=amp, label=label, fold=fold)
 
     def decided(self, outcome: Any, validated: Mapping[str, Any]) -> BagEvaluation:
         return with_thresholds(outcome, validated)
