@@ -28,6 +28,7 @@ from softless.evaluation.patients import PatientEvaluation, averaged
 from softless.evaluation.survival import SurvivalEvaluation, cox_loss
 from softless.models.durable import write_text
 from softless.modes import evaluating
+from softless.tasks.bags.tiles import SLIDES, TileNotes, write_tiles
 from softless.tasks.bags.transforms import padded
 from softless.words import as_cell, counted
 
@@ -49,6 +50,7 @@ class BagEvaluation:
         expected: slides that there are.
         thresholds: of each class, as validation chose them.
         fold: which fold the slides were tested in, where there are folds.
+        tiles: for notes of what tiles weigh.
     """
 
     names: tuple[str, ...]
@@ -60,6 +62,7 @@ class BagEvaluation:
     expected: int
     thresholds: tuple[float | None, ...] = ()
     fold: tuple[int | None, ...] = ()
+    tiles: TileNotes | None = None
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -131,8 +134,49 @@ class BagEvaluation:
         }
 
     def write(self, folder: Path, samples: Samples) -> None:  # noqa: ARG002
-        """predictions.csv."""
+        """predictions.csv; and tiles.csv of a model that weighs tiles."""
         write_text(folder / PREDICTIONS, self.table())
+        if self.tiles is not None and len(self.names) == len(self.tiles.dataset):
+            rows = [(place, *self._said(place)) for place in self._telling()]
+            whose = [self._patient(place) for place in self._telling()]
+            write_tiles(folder, self.tiles, rows, whose)
+
+    def _patient(self, row: int) -> str:
+        return self.names[row] if self.patients is None else self.patients[row]
+
+    def _said(self, row: int) -> tuple[str, str]:
+        """What is true of a slide, and what is answered, in words."""
+        answers = self.probabilities[row]
+        if self.kind == "survival":
+            time, event = self.targets[row]
+            truth = f"{'event' if event else 'no event'} at {time:g}"
+            return truth, f"logarithm of the risk {answers[0]:.2f}"
+        if self.kind == "several":
+            present = [
+                name for name, there in zip(self.classes, self.targets[row], strict=True) if there
+            ]
+            likeliest = int(answers.argmax())
+            return (
+                ", ".join(present) or "no label",
+                f"{self.classes[likeliest]} {answers[likeliest]:.0%}",
+            )
+        answer = self.classes.index(self._answered(self.probabilities)[row])
+        return self.classes[int(self.targets[row])], f"{self.classes[answer]} {answers[answer]:.0%}"
+
+    def _telling(self) -> list[int]:
+        """Slides to be looked at: first those that are wrong with most confidence, then right ones;
+        of survival those of the highest and the lowest risk.
+        """
+        chances = self.probabilities
+        if self.kind == "class":
+            own = chances[np.arange(len(chances)), self.targets.astype(int)]
+        elif self.kind == "several":
+            own = np.where(self.targets > 0, chances, 1 - chances).mean(1)
+        else:
+            own = chances[:, 0]
+        order = np.argsort(own, kind="stable").tolist()
+        first = order[: min(SLIDES // 2, len(order))]
+        return [*first, *[row for row in reversed(order) if row not in first][: SLIDES // 2]]
 
     def table(self) -> str:
         """The rows of predictions.csv, with its header."""
@@ -142,7 +186,7 @@ class BagEvaluation:
         chances = self.probabilities
         answered = self._answered(chances)
         for row, name in enumerate(self.names):
-            patient = name if self.patients is None else self.patients[row]
+            patient = self._patient(row)
             fold = self.fold[row] if self.fold else None
             writer.writerow([
                 as_cell(name),
@@ -283,6 +327,7 @@ def evaluate_bags(
         kind=kind,
         expected=len(samples),
         fold=() if fold is None else (fold,) * len(rows),
+        tiles=TileNotes(model, loader.dataset),
     )
 
 
