@@ -188,10 +188,12 @@ def need_module(model: object, function: str) -> None:
 
 ROOT = Path(__file__).resolve().parents[1]  # of a checkout, which holds pyproject.toml
 EXTRAS = {  # what is imported -> (package, extra)
+    "h5py": ("h5py", "bags"),
     "lightly": ("lightly", "ssl"),
     "matplotlib": ("matplotlib", "train"),
     "pydicom": ("pydicom", "dicom"),
     "pycocotools": ("pycocotools", "detect"),
+    "shapely": ("shapely", "slides"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
     "sklearn": ("scikit-learn", "train"),
     "onnx": ("onnx", "export"),
