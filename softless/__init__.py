@@ -11,6 +11,7 @@ from softless.attention import OPERATORS, attend, use_backend
 from softless.convert import swap
 from softless.errors import (
     BackendRefused,
+    CoordinateError,
     DataError,
     DivergedError,
     MissingExtra,
@@ -27,9 +28,10 @@ from softless.moved import find_moved_modules as _find_moved_modules
 
 __version__ = "0.1.0"
 
-# Functions whose modules are imported when first used; most are verbs of the command line, with the
+# Names whose modules are imported when first used; most are verbs of the command line, with the
 # same name and arguments.
 _VERBS = {
+    "Bag": "softless.bags.bag",
     "train": "softless.cli.train",
     "eval": "softless.cli.eval",
     "predict": "softless.cli.predict",
@@ -46,6 +48,7 @@ _VERBS = {
     "export": "softless.exporting.export",
     "load_exported": "softless.exporting.loaded",
     "edge": "softless.exporting.edge",
+    "completion": "softless.cli.completion",
 }
 
 # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=
@@ -55,6 +58,7 @@ __all__ = [
     "OPERATORS",
     "Attention",
     "BackendRefused",
+    "CoordinateError",
     "DataError",
     "DivergedError",
     "MissingExtra",

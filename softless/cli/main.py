@@ -42,6 +42,7 @@ VERBS = {
     "recover": "softless.cli.recover:recover",
     "export": "softless.exporting.export:export",
     "data": "softless.cli.data:data",
+    "completion": "softless.cli.completion:completion",
 }
 
 
@@ -185,7 +186,7 @@ def overview() -> str:
         "",
     ]
     lines += [
-        f"  {name:<9} {(load(name).__doc__ or '').strip().partition(chr(10))[0]}" for name in VERBS
+        f"  {name:<10} {(load(name).__doc__ or '').strip().partition(chr(10))[0]}" for name in VERBS
     ]
     return "\n".join([
         *lines,
