@@ -39,6 +39,7 @@ _VERBS = {
     "explain": "softless.tasks.opened",
     "stream": "softless.slides",
     "slide": "softless.cli.slide",
+    "tiles": "softless.cli.tiles",
     "recover": "softless.recovery.recover",
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",

@@ -205,6 +205,7 @@ EXTRAS = {  # what is imported -> (package, extra)
     "matplotlib": ("matplotlib", "train"),
     "pydicom": ("pydicom", "dicom"),
     "pycocotools": ("pycocotools", "detect"),
+    "shapely": ("shapely", "slides"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
     "shtab": ("shtab", "completion"),
     "sklearn": ("scikit-learn", "train"),
