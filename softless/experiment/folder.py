@@ -27,6 +27,7 @@ from softless.models.durable import (
 from softless.words import counted, few
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
+RECIPE_YAML = "recipe.yaml"  # its fields for people and `--config`
 CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
 DUMPS = "diverged-*.json"
 RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"
@@ -37,6 +38,7 @@ LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=
 SPLITS = "splits.csv"  # file, part and group of each image
 FILES = (
     RECIPE,
+    RECIPE_YAML,
     CLASSES,
     LOG,
     WEIGHTS,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+from timm.models import is_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
@@ -18,6 +19,7 @@ from softless.errors import DataError, UsageError, located, unknown
 from softless.layers.attention import Attention
 from softless.models import config, digests, vit
 from softless.models.arguments import arguments
+from softless.models.bag import create_bag_model, is_bag_name
 from softless.models.construction import constructed
 from softless.models.download import downloaded
 from softless.models.exchanges import exchanged_again
@@ -124,6 +126,10 @@ def _unknown_option(
 
 def _named(name: str, op: str | None, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
     """A model by a name that is known."""
+    if is_bag_name(name) and not is_model(name):
+        if pretrained:
+            raise UsageError(f"'{name}' has no released weights: pass pretrained=False")
+        return create_bag_model(name, **kwargs)
     if name in ENTRIES and ENTRIES[name].name != ENTRIES[name].variant.name:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     if name in ENTRIES and op is None:  # a host of ours with its own operator

@@ -1,0 +1,152 @@
+"""The streaming form of an attention module: what some of its tokens add to the summaries, and what
+the finished summary does to them.
+"""
+
+# B batch, H heads, N tokens, n of a chunk, D width of the tokens, d width of a head
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from softless.attention.call import HALF, Call, autocast_off, extras_of, widen
+from softless.attention.checks import check_options
+from softless.attention.chunks import wide
+from softless.attention.record import Dims, Grid, Operator
+from softless.attention.streaming import ChunkPosition, Summary, Tokens
+from softless.errors import UsageError
+from softless.layers.attention import Attention
+from softless.layers.plain import weights_of
+
+
+class StreamedAttention:
+    """An attention module over so many tokens, in chunks.
+
+    Args:
+        attention: The module.
+        name: What errors call it.
+        like: A tensor of the dtype and on the device of its tokens.
+        tokens: How many there are in all.
+        grid: Where they stand, for an operator that asks.
+
+    Raises:
+        UsageError: the operator has no streaming form (the reason is given), or not for these
+            tokens.
+    """
+
+    def __init__(
+        self, attention: Attention, name: str, like: Tensor, tokens: int, grid: Grid | None = None
+    ) -> None:
+        self.attention, self.record, self.total, self.grid = attention, attention.op, tokens, grid
+        if self.record.streaming is None:
+            raise UsageError(
+                f"{name}: operator '{self.record.name}' cannot be streamed: {self.record.no_stream}"
+            )
+        self.streaming = self.record.streaming
+        # shape and dtype of all keys, and no memory
+        long = like.new_zeros(()).expand(1, attention.num_heads, tokens, attention.head_dim)
+        settings = attention.extras(
+            tokens, grid if self.record.wants("grid", attention.options) else None
+        )
+        place, learned = settings.pop("grid", None), settings.pop("learned", None)
+        options = check_options(self.record, settings)
+        call = Call(self.record, long, long, long, options, grid=place, learned=learned)
+        self.fixed = extras_of(call)
+        self.own = learned is not None
+        dims = Dims.of(long, long, long, place, self.record.filled(attention.options))
+        if why := self.streaming.refuses(**self.fixed) or self.record.limits(dims, **self.fixed):
+            raise UsageError(f"{name}: operator '{self.record.name}' cannot be streamed: {why}")
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What the operator takes beside tokens: its own tensors are read anew, so that a gradient
+        reaches them.
+        """
+        if not self.own:
+            return self.fixed
+        return self.fixed | {"learned": widen(self.attention.learned())}
+
+    def tokens(
+        self, h: Tensor, mask: Tensor | None, position: ChunkPosition, parts: str = "qkv"
+    ) -> Tokens:
+        """q, k and v of normalised tokens h (B,n,D), told where they stand; of those that nobody
+        looks at, the numbers of another.
+        """
+        q, k, v = self._projected(h, parts)
+        return wide(Tokens(q, q if k is None else k, v, mask, mask, position, position))
+
+    def _projected(self, h: Tensor, parts: str) -> tuple[Tensor, Tensor | None, Tensor]:
+        attention = self.attention
+        weights = None
+        if attention.reads_the_buffer and not attention.rotary and parts != "qkv":
+            weights = weights_of(attention.qkv, h.device)
+        if weights is None:
+            return attention.placed(h, self.grid, None)
+        inner = attention.num_heads * attention.head_dim
+        first, last = "qkv".index(parts[0]), "qkv".index(parts[-1]) + 1
+        rows = slice(first * inner, last * inner)
+        bias = None if weights.b is None else weights.b[rows]
+        projected = attention._heads(F.linear(h, weights.W[rows], bias), last - first)
+        by_name = dict(zip("qkv"[first:last], projected, strict=True))
+        q, k, v = (by_name.get(name, projected[0]) for name in "qkv")
+        return q, k, v
+
+    def summarise(
+        self, h: Tensor, mask: Tensor | None, position: ChunkPosition, sweep: int, reader: Any
+    ) -> Summary:
+        """What normalised tokens h (B,n,D) add to a sweep's summary."""
+        tokens = self.tokens(h, mask, position, self.looks[sweep])
+        with autocast_off(h.device.type):
+            return self.streaming.sweeps[sweep].summarise(tokens, reader, **self.extras)
+
+    def finish(self, summary: Summary, sweep: int) -> Any:
+        """The reader of a sweep."""
+        with autocast_off(next(iter(summary.values())).device.type):
+            return self.streaming.sweeps[sweep].finish(summary, **self.extras)
+
+    def read(self, h: Tensor, mask: Tensor | None, position: ChunkPosition, reader: Any) -> Tensor:
+        """The module's output for normalised tokens h (B,n,D)."""
+        tokens = self.tokens(h, mask, position, self.looks[-1])
+        with autocast_off(h.device.type):
+            o = self.streaming.read(tokens, reader, **self.extras)
+        if h.dtype in HALF:
+            o = o.to(h.dtype)
+        return self.attention._project_out(h, o.transpose(1, 2).flatten(2), in_float32=False)
+
+    @cached_property
+    def looks(self) -> tuple[str, ...]:
+        """Which of q, k and v each sweep looks at, and last what reads."""
+        return looked_at(self.record, tuple(sorted(self.attention.options.items())))
+
+
+@cache
+def looked_at(record: Operator, options: tuple[tuple[str, Any], ...]) -> tuple[str, ...]:
+    """Which of q, k and v each sweep of an operator looks at, and last what reads: found with
+    tokens that hold NaN.
+    """
+    streaming = record.streaming
+    assert streaming is not None
+    q, k, v = torch.linspace(0.1, 1, 3 * 2 * 3 * 4, device="cpu").view(3, 1, 2, 3, 4)
+    call = Call(record, q, k, v, dict(options))
+    extras = extras_of(call)
+
+    def seen(function: Callable[[Tokens], Any]) -> str:
+        """The parts without which a function has no numbers."""
+        parts = ""
+        for name in "qkv":
+            holed = {name: torch.full_like(q, torch.nan)}
+            flat = pytree.tree_leaves(function(replace(clean, **holed)))
+            if not all(bool(x.isfinite().all()) for x in flat if x.is_floating_point()):
+                parts += name
+        return parts or "q"
+
+    clean, reader, stages = Tokens(q, k, v), None, []
+    for sweep in streaming.sweeps:
+        stages.append(seen(lambda x, s=sweep, r=reader: s.summarise(x, r, **extras)))
+        reader = sweep.finish(sweep.summarise(clean, reader, **extras), **extras)
+    return *stages, seen(lambda x: streaming.read(x, reader, **extras))
