@@ -6,7 +6,6 @@ Examples run in a folder that holds a run (`runs/digits`) and two pictures (`pho
 """
 
 import ast
-import dataclasses
 import doctest
 import importlib
 import importlib.util
@@ -15,6 +14,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,7 @@ def faults(thing: Callable[..., Any]) -> Iterator[str]:
 
 def raises(thing: Callable[..., Any]) -> bool:
     """Whether a function, or the constructor of a class, raises; a call may do it for it."""
-    function = thing.__init__ if inspect.isclass(thing) else thing
-    if dataclasses.is_dataclass(thing) and "__init__" in vars(thing):
-        return hasattr(thing, "__post_init__")  # a constructor that Python wrote
+    function = thing.__init__ if inspect.isclass(thing) and not is_dataclass(thing) else thing
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return any(isinstance(node, ast.Raise | ast.Call) for node in ast.walk(tree))
 
