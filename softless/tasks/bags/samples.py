@@ -161,6 +161,15 @@ def open_splits(recipe: Recipe) -> BagSplits:
     return BagSplits(splits, opened.kind, opened.samples.width)
 
 
+def all_of(opened: OpenedBags, split: str) -> BagSplits:
+    """Bags that a model is measured on: those of a declared part where it has that, or all."""
+    parts = _parts(opened.samples, opened.table) if opened.table.declared else {}
+    samples = parts.get(split, opened.samples)
+    identity = fingerprint("bags", opened.classes, {"train": None, "test": samples})
+    splits = Splits(samples, samples, samples, opened.classes, 1, (0.0,), (1.0,), identity)
+    return BagSplits(splits, opened.kind, opened.samples.width)
+
+
 def _joined(opened: OpenedBags, samples: Samples) -> str:
     """The digest of the features of a part."""
     lines = "".join(opened.digests[samples.name(index)] for index in range(len(samples)))
