@@ -39,6 +39,7 @@ _VERBS = {
     "explain": "softless.tasks.opened",
     "stream": "softless.slides",
     "slide": "softless.cli.slide",
+    "tiles": "softless.cli.tiles",
     "recover": "softless.recovery.recover",
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",
@@ -47,6 +48,7 @@ _VERBS = {
     "export": "softless.exporting.export",
     "load_exported": "softless.exporting.loaded",
     "edge": "softless.exporting.edge",
+    "completion": "softless.cli.completion",
 }
 
 # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=
