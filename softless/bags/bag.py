@@ -40,6 +40,10 @@ class Bag:
         >>> bag = softless.Bag.of(torch.ones(9, 4), grid, tile_um=256, mpp0=0.5)
         >>> len(bag), bag.features[2:5].shape, bag.coords_px0[1], bag.tile_px0
         (9, (3, 4), array([  0., 512.]), 512.0)
+
+    Raises:
+        DataError: features that are read are not finite, or the file is damaged.
+        CoordinateError: `coords_um` is asked for, and the unit of the coordinates is not known.
     """
 
     features: Rows
@@ -82,8 +86,8 @@ class Bag:
             CoordinateError: units or sizes that contradict each other.
             UsageError: a unit or layout that does not exist.
         """
-        given = Given(unit, slide_mpp, tile, overlap)
-        given.check()
+        hints = Given(unit, slide_mpp, tile, overlap)
+        hints.check()
         file = located(os.fspath(path))
         source = source_of(file)
         kind = layout_of(source, layout)
@@ -91,7 +95,7 @@ class Bag:
         if coords is not None:
             described = _with_coordinates(described, located(os.fspath(coords)))
         return cls._described(
-            described, source, given, described.slide or slide_name(file), kind.name
+            described, source, hints, described.slide or slide_name(file), kind.name
         )
 
     @classmethod
@@ -132,15 +136,15 @@ class Bag:
                     "and y of each tile"
                 )
         described = Described("features", coordinates, Frame(um=1.0, tile=tile_um), encoder=encoder)
-        given = Given(slide_mpp=mpp0)
-        return cls._described(described, source, given, slide or "a bag in memory", MEMORY, slide)
+        hints = Given(slide_mpp=mpp0)
+        return cls._described(described, source, hints, slide or "a bag in memory", MEMORY, slide)
 
     @classmethod
     def _described(
         cls,
         described: Described,
         source: Source,
-        given: Given,
+        hints: Given,
         name: str,
         layout: str,
         slide: str | None = None,
@@ -153,9 +157,9 @@ class Bag:
         coordinates, remarks = described.coords, list(described.remarks)
         if coordinates is None:
             frame = described.frame
-            remarks += _useless(given)
+            remarks += _useless(hints)
         else:
-            frame = described.frame.with_given(given, called)
+            frame = described.frame.with_given(hints, called)
             if coordinates.count != len(features):
                 raise DataError(
                     f"{called}: it has {counted(len(features), 'row')} of features and "
@@ -309,13 +313,13 @@ def _with_coordinates(described: Described, path: Path) -> Described:
     return replace(described, coords=coordinates, frame=frame)
 
 
-def _useless(given: Given) -> list[str]:
+def _useless(hints: Given) -> list[str]:
     """Remarks on what was said of coordinates that are not there."""
-    said = [
+    names = [
         name
         for name in ("unit", "slide_mpp", "tile", "overlap")
-        if getattr(given, name) is not None
+        if getattr(hints, name) is not None
     ]
-    if given.unit is not None or given.tile is not None or given.overlap is not None:
-        return [f"it has no coordinates, so {' and '.join(said)} say nothing"]
+    if hints.unit is not None or hints.tile is not None or hints.overlap is not None:
+        return [f"it has no coordinates, so {' and '.join(names)} say nothing"]
     return []

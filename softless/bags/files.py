@@ -48,7 +48,7 @@ class Source(ABC):
 
     @abstractmethod
     def opened(self, key: str) -> Any:
-        """A context in which the array can be sliced; what is read there is copied."""
+        """A context in which an array (N, …) can be sliced; what is read there is copied."""
 
     @property
     def called(self) -> str:
@@ -56,7 +56,7 @@ class Source(ABC):
         return "the bag" if self.path is None else str(self.path)
 
     def read(self, key: str, which: Any = ()) -> np.ndarray:
-        """A part of an array as numpy.
+        """A part of an array (N, …) as numpy.
 
         Raises:
             DataError: the file is damaged.
@@ -294,7 +294,7 @@ def _tensors(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         mapped = file.read(4) == b"PK\x03\x04"  # torch maps only what it saves as an archive
-    reconstruct = np.empty(0).__reduce__()[0]
+    reconstruct: Any = np.empty(0).__reduce__()[0]
     with warnings.catch_warnings(), torch.serialization.safe_globals([reconstruct, *PLAIN_CLASSES]):
         warnings.simplefilter("ignore")
         try:

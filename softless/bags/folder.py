@@ -29,9 +29,14 @@ from softless.words import counted, few
 
 # folders of tools that hold other things than features
 OTHERS = frozenset({
-    "patches", "masks", "stitches", "tiles", "slide_embeddings", "patient_embeddings",
+    "patches",
+    "masks",
+    "stitches",
+    "tiles",
+    "slide_embeddings",
+    "patient_embeddings",
     "hierarchical_embeddings",
-})  # fmt: skip
+})
 OF_SLIDES = "slide_features_"  # begins TRIDENT's folders of one vector a slide
 
 
@@ -100,25 +105,25 @@ class BagSamples(Samples):
         """The slides at these positions, `indices` (m,), in this order; nothing is read."""
         chosen = np.asarray(indices, dtype=np.int64)
         subset = copy(self)
-        subset.bags = tuple(self.bags[place] for place in chosen.tolist())
+        subset.bags = tuple(self.bags[index] for index in chosen.tolist())
         subset.targets = self.targets[chosen]
         subset.groups = None if self.groups is None else self.groups[chosen]
         subset.times = None if self.times is None else self.times[chosen]
         return subset
 
 
-def open_bags(folder: str | Path, table: BagTable | None = None, **given: Any) -> BagSamples:
+def open_bags(folder: str | Path, table: BagTable | None = None, **options: Any) -> BagSamples:
     """The bags of a folder, or of one file of many, in the order of the table.
 
     Args:
         folder: of the files, at any depth; or an npz of many bags (`features`, `offsets`, `bag_id`).
         table: slides and what is to be learnt of them; without it all bags, with targets of 0.
-        given: what `Bag.open` takes, for all bags: unit, slide_mpp, tile, overlap, layout.
+        options: what `Bag.open` takes, for all bags: unit, slide_mpp, tile, overlap, layout.
 
     Raises:
         DataError: bags cannot be read or do not fit together (all in one error).
     """
-    samples, faults, remarks = gathered_bags(folder, table, **given)
+    samples, faults, remarks = gathered_bags(folder, table, **options)
     root = located(folder)
     for remark in remarks:
         notice(f"{root}: {remark}")
@@ -132,7 +137,7 @@ def open_bags(folder: str | Path, table: BagTable | None = None, **given: Any) -
 
 
 def gathered_bags(
-    folder: str | Path, table: BagTable | None = None, **given: Any
+    folder: str | Path, table: BagTable | None = None, **options: Any
 ) -> tuple[BagSamples | None, list[Fault], list[str]]:
     """The bags that can be used, what is wrong with the others, and what should be known.
 
@@ -144,29 +149,29 @@ def gathered_bags(
     names = list(openers) if table is None else list(table.slides)
     faults: list[Fault] = []
     bags: list[Bag] = []
-    kept: list[int] = []
-    for place, slide in enumerate(track(names, len(names), "opening bags")):
+    usable: list[int] = []
+    for index, slide in enumerate(track(names, len(names), "opening bags")):
         files = _of_slide(openers, slide, root)
         if table is not None and not files:
-            faults.append(_without_file(table, place, root))
+            faults.append(_without_file(table, index, root))
             continue
         if len(files) > 1:
-            where = few((_below(file, root) for file in files), 3)
+            listed = few((_below(file, root) for file in files), 3)
             faults.append(
                 Fault(
                     slide,
-                    f"{len(files)} files are of this slide ({where}): keep one, or name the "
+                    f"{len(files)} files are of this slide ({listed}): keep one, or name the "
                     "folder of one encoder",
                     "two files",
                 )
             )
             continue
-        said = dict(given)
+        settings = dict(options)
         if table is not None and table.mpp is not None:
-            said["slide_mpp"] = float(table.mpp[place])
+            settings["slide_mpp"] = float(table.mpp[index])
         try:
-            bags.append(_opened(files[0], slide, said))
-            kept.append(place)
+            bags.append(_opened(files[0], slide, settings))
+            usable.append(index)
         except DataError as error:
             faults.append(Fault(_below(files[0], root), str(error), "unreadable"))
     faults += _different(bags, root)
@@ -176,7 +181,7 @@ def gathered_bags(
     if table is None:
         targets = np.zeros(len(bags), dtype=np.int64)
         return BagSamples(root, bags, targets), faults, remarks
-    listed = table.take(kept)
+    listed = table.take(usable)
     samples = BagSamples(
         root,
         bags,
@@ -204,7 +209,7 @@ def _openers(root: Path) -> dict[str, list[Path]]:
 
 def _files(root: Path) -> Iterator[Path]:
     """Files that may hold bags, sorted; a zarr is one of them, and is not looked into."""
-    for place, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root):
         folders[:] = sorted(
             name
             for name in folders
@@ -214,7 +219,7 @@ def _files(root: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name not in stores]
         for name in sorted([*names, *stores]):
             if name.lower().endswith(ENDINGS) and name[0] != ".":
-                yield Path(place, name)
+                yield Path(folder, name)
 
 
 def _many(file: Path) -> tuple[str, ...]:
@@ -222,10 +227,10 @@ def _many(file: Path) -> tuple[str, ...]:
     return tuple(names_in(file)) if holds_many(file) else ()
 
 
-def _opened(file: Path, slide: str, given: Mapping[str, Any]) -> Bag:
+def _opened(file: Path, slide: str, options: Mapping[str, Any]) -> Bag:
     if holds_many(file):
         return bag_in(file, slide)
-    return replace(Bag.open(file, **given), slide=slide)
+    return replace(Bag.open(file, **options), slide=slide)
 
 
 def _of_slide(openers: Mapping[str, list[Path]], slide: str, root: Path) -> list[Path]:
@@ -247,9 +252,9 @@ def _without_twins(files: list[Path]) -> list[Path]:
     return files
 
 
-def _without_file(table: BagTable, place: int, root: Path) -> Fault:
+def _without_file(table: BagTable, index: int, root: Path) -> Fault:
     return Fault(
-        f"row {table.rows[place]}, {table.slides[place]}",
+        f"row {table.rows[index]}, {table.slides[index]}",
         f"no file below {root} is of this slide: a file is called as its slide, with one of the "
         f"endings {', '.join(ENDINGS)}",
         "missing file",
@@ -258,7 +263,7 @@ def _without_file(table: BagTable, place: int, root: Path) -> Fault:
 
 def _different(bags: Sequence[Bag], root: Path) -> Iterator[Fault]:
     """A fault for each bag whose features are not those of most others."""
-    for kind, what, of in (
+    for kind, phrase, of in (
         ("width", "features a tile", lambda bag: bag.features.shape[1]),
         ("encoder", "as encoder", lambda bag: bag.encoder),
     ):
@@ -271,8 +276,8 @@ def _different(bags: Sequence[Bag], root: Path) -> Iterator[Fault]:
                 name = bag.slide if bag.path is None else _below(bag.path, root)
                 yield Fault(
                     name,
-                    f"it has {of(bag)} {what}, and {counted(count, 'other bag')} {usual}: all bags "
-                    "of a run are of one encoder",
+                    f"it has {of(bag)} {phrase}, and {counted(count, 'other bag')} {usual}: all "
+                    "bags of a run are of one encoder",
                     kind,
                 )
 
@@ -282,11 +287,11 @@ def _unlisted(openers: Mapping[str, list[Path]], table: BagTable | None) -> list
     if table is None:
         return []
     listed = {Path(slide).name for slide in table.slides}
-    others = [name for name in openers if name not in listed]
-    if not others:
+    unlisted = [name for name in openers if name not in listed]
+    if not unlisted:
         return []
-    counts = f"{counted(len(others), 'bag')} of {len(openers):,}"
-    return [f"{counts} are in no row of {table.path.name} and are left out: {few(others, 5)}"]
+    counts = f"{counted(len(unlisted), 'bag')} of {len(openers):,}"
+    return [f"{counts} are in no row of {table.path.name} and are left out: {few(unlisted, 5)}"]
 
 
 def _below(file: Path, root: Path) -> str:

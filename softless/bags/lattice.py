@@ -34,8 +34,8 @@ class Spacing:
         pieces = []
         for along, across in ((0, 1), (1, 0)):
             order = np.lexsort((rounded[:, along], rounded[:, across]))
-            line, place = rounded[order, across], rounded[order, along]
-            pieces.append(np.diff(place)[np.diff(line) == 0])
+            line, position = rounded[order, across], rounded[order, along]
+            pieces.append(np.diff(position)[np.diff(line) == 0])
         gaps = np.concatenate(pieces)
         return cls(gaps[gaps > 0])
 
@@ -46,7 +46,7 @@ class Spacing:
         return float(values[counts.argmax()])
 
     def contradicts(self, step: float) -> float | None:
-        """The spacing that is seen, where a lattice of this step cannot be; None where it can."""
+        """The usual gap, where a lattice of this step cannot be; None where it can."""
         if len(self.gaps) < FEW:
             return None
         short = self.gaps[self.gaps <= REACH * step]
@@ -81,12 +81,12 @@ def check_lattice(coords: np.ndarray, frame: Frame, name: str) -> None:
     if frame.tile is None:
         return
     step = frame.tile - (frame.overlap or 0.0)
-    seen = Spacing.of(coords).contradicts(step)
-    if seen is None:
+    spacing = Spacing.of(coords).contradicts(step)
+    if spacing is None:
         return
     overlap = f", which overlap by {frame.overlap:g}" if frame.overlap else ""
     raise CoordinateError(
-        f"{name}: neighbouring tiles stand {seen:g} apart, and tiles of {frame.tile:g} "
+        f"{name}: neighbouring tiles stand {spacing:g} apart, and tiles of {frame.tile:g} "
         f"{frame.unit}{overlap} stand {step:g} apart: one of the two is in another unit; give the "
         "right unit=, tile= or overlap="
     )
