@@ -36,6 +36,7 @@ from softless.tasks.bags.samples import (
     lengths_of,
     open_splits,
     open_whole,
+    positions_of,
 )
 from softless.tasks.bags.settings import BagsSpec
 from softless.tasks.bags.transforms import BagPipeline, bag_pipeline, padded
@@ -172,7 +173,7 @@ class Bags(Task):
     @property
     def _positions(self) -> bool:
         """Whether the model sees where tiles lie."""
-        return self.recipe.model.args.get("position", self.spec.position) != "none"
+        return positions_of(self.recipe)
 
     def surround(self, model: nn.Module) -> nn.Module:
         """The model, which knows mean and deviation of the training tiles."""
@@ -213,8 +214,11 @@ class Bags(Task):
         return self
 
     def transform(self, *, train: bool) -> BagPipeline:
-        """A bag to its tiles; in training at most `bags.tiles` of them, drawn each time."""
-        return bag_pipeline(positions=self._positions, tiles=self.spec.tiles if train else None)
+        """A bag to its tiles; in training some of them, drawn each time."""
+        if not train:
+            return bag_pipeline(positions=self._positions)
+        spec = self.spec
+        return bag_pipeline(positions=self._positions, tiles=spec.tiles, keep=spec.keep)
 
     def prepare(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 WIDTH = 5
 SMALL = [
     "model.args.width=16",
-    "schedule.epochs=6",
+    "schedule.epochs=12",
     "schedule.warmup_epochs=0",
     "schedule.min_steps=none",
     "schedule.min_epoch_steps=none",
@@ -20,7 +20,7 @@ SMALL = [
 ]
 
 
-def bags(root: Path, patients: int = 24, *, seed: int = 0, shift: float = 3.0, gain: float = 1.0):
+def bags(root: Path, patients: int = 24, *, seed: int = 0, shift: float = 8.0, gain: float = 1.0):
     """Two slides a patient, 3 to 12 tiles; one tile's first feature says the class.
 
     Returns:
