@@ -1,6 +1,8 @@
 """`softless.Bag`: the features of a slide's tiles and where the tiles lie."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from softless.bags.files import MemorySource, Source, source_of
+from softless.bags.files import H5, MemorySource, Source, h5_held, source_of
 from softless.bags.lattice import check_lattice
 from softless.bags.layouts.layout import Coordinates, Described
 from softless.bags.layouts.plain import PAIRS
@@ -19,7 +21,7 @@ from softless.bags.units import Frame, Given
 from softless.errors import CoordinateError, DataError, located
 from softless.words import counted, few
 
-TRIED = 4096  # tiles whose spacing is looked at when a bag is opened
+TRIED = 1024  # tiles whose spacing is looked at when a bag is opened
 MEMORY = "memory"  # the layout of a bag that is in no file
 
 
@@ -251,6 +253,19 @@ class Bag:
     def mpp0(self) -> float | None:
         """Micrometres of a level-0 pixel, where they are known."""
         return self.frame.mpp0
+
+    @contextmanager
+    def held_open(self) -> Iterator["Bag"]:
+        """Within it an HDF5 file stays open in this thread, so that many small reads cost less.
+
+        Outside it no file is open: a bag may be written anew at any time.
+        """
+        source = self.features.source
+        if source.path is None or source.path.suffix.lower() not in H5:
+            yield self
+            return
+        with h5_held(source.path):
+            yield self
 
     def part(self, start: int, stop: int, slide: str) -> "Bag":
         """The rows of a span as a bag of their own: several slides may share a file.

@@ -7,7 +7,7 @@ is said at once.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from softless.bags.bag import Bag
 from softless.bags.files import ENDINGS
 from softless.bags.many import bag_in, holds_many, names_in
 from softless.bags.names import bare
-from softless.bags.table import BagTable
+from softless.bags.table import ALONE, BagTable
 from softless.data.findings import Fault, refusal
 from softless.data.notices import notice
 from softless.data.progress import track
@@ -49,6 +49,7 @@ class BagSamples(Samples):
         times: (n,) float64 of survival, else None.
         classes: names in index order; of survival none.
         kind: "class", "several" or "survival".
+        parts: (n,) that the table declares, or None.
         width: D of the features.
         encoder: that made all of them, where they say it.
     """
@@ -65,9 +66,11 @@ class BagSamples(Samples):
         times: np.ndarray | None = None,
         classes: tuple[str, ...] = (),
         kind: str = "class",
+        parts: Sequence[str] | None = None,
     ) -> None:
         self.root, self.bags, self.targets = root, tuple(bags), targets
         self.groups, self.times, self.classes, self.kind = groups, times, classes, kind
+        self.parts = None if parts is None else np.array(parts, dtype=object)
 
     @property
     def width(self) -> int:
@@ -109,7 +112,12 @@ class BagSamples(Samples):
         subset.targets = self.targets[chosen]
         subset.groups = None if self.groups is None else self.groups[chosen]
         subset.times = None if self.times is None else self.times[chosen]
+        subset.parts = None if self.parts is None else self.parts[chosen]
         return subset
+
+    def part_of(self, index: int) -> str:
+        """The part that the table declares for a slide, or "all"."""
+        return ALONE if self.parts is None else str(self.parts[index])
 
 
 def open_bags(folder: str | Path, table: BagTable | None = None, **options: Any) -> BagSamples:
@@ -190,6 +198,7 @@ def gathered_bags(
         times=listed.times,
         classes=table.classes,
         kind=table.kind,
+        parts=listed.parts,
     )
     return samples, faults, remarks
 
@@ -201,14 +210,17 @@ def _openers(root: Path) -> dict[str, list[Path]]:
     if not root.is_dir():
         raise DataError(f"no folder at {root}: name the folder of the bags with --data")
     by_name: dict[str, list[Path]] = {}
-    for file in _files(root):
+    for file in bag_files(root):
         for name in _many(file) or (bare(file.name),):
             by_name.setdefault(name, []).append(file)
     return by_name
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Files that may hold bags, sorted; a zarr is one of them, and is not looked into."""
+def bag_files(root: Path, also: Collection[str] = ()) -> Iterator[Path]:
+    """Files below a folder that may hold bags, sorted, and those of some endings more; a zarr is
+    one of them, and is not looked into.
+    """
+    endings = (*ENDINGS, *also)
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(
             name
@@ -218,7 +230,7 @@ def _files(root: Path) -> Iterator[Path]:
         stores = [name for name in folders if name.lower().endswith(".zarr")]
         folders[:] = [name for name in folders if name not in stores]
         for name in sorted([*names, *stores]):
-            if name.lower().endswith(ENDINGS) and name[0] != ".":
+            if name.lower().endswith(endings) and name[0] != ".":
                 yield Path(folder, name)
 
 

@@ -17,6 +17,7 @@ REACH = 8.5  # steps: rounding adds up over longer gaps
 PIXEL, SHARE, MOST = 1.0, 0.004, 0.1  # by how much a gap of so many steps may miss
 FITTING = 0.7  # of the gaps: contours of one slide may have lattices of their own
 WITHIN = 0.2  # of the gaps must be short
+PARTS = 12  # of the usual gap that are tried
 COARSE, COARSER = 0.98, 8  # share of gaps that a multiple of the step explains, and which
 SURE = 8  # gaps, from which a multiple is no chance
 
@@ -45,17 +46,26 @@ class Spacing:
         values, counts = np.unique(np.round(self.gaps, ROUND), return_counts=True)
         return float(values[counts.argmax()])
 
+    @property
+    def step(self) -> float | None:
+        """The step of the lattice that the gaps show: the usual gap, or a whole part of it where
+        few tiles have a neighbour. None where they lie on no lattice.
+        """
+        near = self.gaps[self.gaps <= REACH * self.usual]
+        steps = (self.usual / part for part in range(1, PARTS + 1))
+        return next((step for step in steps if _fitting(near, step) >= FITTING), None)
+
     def contradicts(self, step: float) -> float | None:
         """The usual gap, where a lattice of this step cannot be; None where it can."""
         if len(self.gaps) < FEW:
             return None
         short = self.gaps[self.gaps <= REACH * step]
         if len(short) < max(1, WITHIN * len(self.gaps)) or _fitting(short, step) < FITTING:
-            return self.usual
+            return self.step
         if len(short) >= SURE:
             for multiple in range(COARSER, 1, -1):
                 if _fitting(short, multiple * step, slack=step) >= COARSE:
-                    return self.usual
+                    return self.step
         return None
 
 
@@ -76,6 +86,11 @@ def check_lattice(coords: np.ndarray, frame: Frame, name: str) -> None:
         row = int(np.flatnonzero(~np.isfinite(coords).all(1))[0])
         raise CoordinateError(
             f"{name}: the coordinates of tile {row} are not finite: make its coordinates again"
+        )
+    if len(coords) > 1 and (coords == coords[0]).all():
+        raise CoordinateError(
+            f"{name}: all {len(coords):,} tiles stand at ({coords[0, 0]:g}, {coords[0, 1]:g}): "
+            "make its coordinates again"
         )
     _check_size(coords, frame, name)
     if frame.tile is None:

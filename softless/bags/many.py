@@ -49,7 +49,7 @@ def bag_in(file: Path, slide: str) -> Bag:
     index = names.index(slide)
     span = int(offsets[index]), int(offsets[index + 1])
     rows = Rows.of(source, FEATURES, f"{file}, slide {slide}", span)
-    return Bag(rows, slide, LAYOUT, path=file, remarks=("it has no coordinates",))
+    return Bag(rows, slide, LAYOUT, path=file)
 
 
 def _stamped(file: Path) -> tuple[Path, int, int]:

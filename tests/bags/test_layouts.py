@@ -137,13 +137,21 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a tile in micrometres": ("mopadi", {"tile": 128}, "stand 512 apart, and tiles of 128"),
     "a tile in pixels": ("npz", {"tile": 512}, "stand 128 apart, and tiles of 512"),
     "another tile than the file's": ("stamp", {"tile": 256}, "is 128 .* tile=256"),
-    "another resolution than the file's": ("slide2vec", {"slide_mpp": 0.5}, "0.25 .* slide_mpp=0.5"),
-    "a resolution of another level": ("trident", {"slide_mpp": 1.0}, "40 times, .* 0.25 .* slide_mpp=1"),
+    "another resolution than stored": ("slide2vec", {"slide_mpp": 0.5}, "0.25 .* slide_mpp=0.5"),
+    "a resolution of another level": (
+        "trident",
+        {"slide_mpp": 1.0},
+        "40 times, .* 0.25 .* slide_mpp=1",
+    ),
     "nanometres": ("trident", {"slide_mpp": 250.0}, "between 0.01 and 100"),
-    "level 0 for half a micrometre": ("gigapath", {"layout": None, "unit": "px0", "tile": 512}, "stand 256 apart, and tiles of 512"),
+    "level 0 for half a micrometre": (
+        "gigapath",
+        {"layout": None, "unit": "px0", "tile": 512},
+        "stand 256 apart, and tiles of 512",
+    ),
     "a unit that is none": ("mopadi", {"unit": "px"}, "no unit of coordinates named 'px'"),
     "a side below 0": ("mopadi", {"tile": -1}, "tile=-1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -176,10 +184,8 @@ def another_downsample(root):
 def another_order(root):
     """x and y in turn: the slide is wider than high."""
     slide = tiles(270)
-    return writers.trident(
-        root, writers.replace(slide, px0=slide.px0[:, ::-1] + [8000, 0]), level0_height=9_000,
-        level0_width=15_000,
-    )  # fmt: skip
+    turned = writers.replace(slide, px0=slide.px0[:, ::-1] + [8000, 0])
+    return writers.trident(root, turned, level0_height=9_000, level0_width=15_000)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ which is read here only where layout="stamp-historic" is given. Kronos writes `p
 without coordinates.
 """
 
-import numpy as np
-
 from softless.bags.files import Source
 from softless.bags.lattice import Spacing
 from softless.bags.layouts.layout import Described, Layout, feature_key, number, pairs
@@ -64,9 +62,9 @@ def _historic(source: Source, *, named: bool) -> Described:  # noqa: ARG001
     coords = pairs(source, "coords")
     if coords is not None:
         spacing = Spacing.of(coords.read(0, min(coords.count, 4096)))
-        if len(spacing.gaps) and not np.isclose(spacing.usual, STEP, atol=1.0):
+        if spacing.contradicts(STEP) is not None:
             raise CoordinateError(
-                f"{source.called}: neighbouring tiles stand {spacing.usual:g} apart, and those of "
+                f"{source.called}: neighbouring tiles stand {spacing.step:g} apart, and those of "
                 f"historic STAMP files {STEP:g}: give unit= and tile= in the place of layout="
             )
     return Described(key, coords, Frame(um=SIDE_UM / STEP, tile=STEP))
