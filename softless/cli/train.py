@@ -201,6 +201,9 @@ def _write_page(recipe: Recipe, run_dir: Path, *, device: str) -> None:
     """The page of one run, with its speed here."""
     # whole images are large, and of several sizes
     batch = 1 if recipe.task in DENSE else 16
+    if recipe.unit != "images":
+        page.write([run_dir], run_dir / "report.html")
+        return
     speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
     page.write([run_dir], run_dir / "report.html", speeds=speeds)
 

@@ -77,7 +77,7 @@ def open_splits(spec: DataSpec, seed: int, table: TableSpec | None = None) -> Sp
     cut = cut_parts(parts, classes, spec, seed)
     train, val, test = cut["train"], cut["val"], cut.get("test")
     if spec.limit is not None:
-        train = train.take(_thinned(strata(train.targets), spec.limit, seed))
+        train = train.take(thinned(strata(train.targets), spec.limit, seed))
     mean, std = scaling(spec, train)
     identity = fingerprint(
         spec.source if table is None else "table",
@@ -144,7 +144,12 @@ def open_parts(
 
 
 def cut_parts(
-    parts: Mapping[str, Samples], classes: Sequence[str], spec: DataSpec, seed: int
+    parts: Mapping[str, Samples],
+    classes: Sequence[str],
+    spec: DataSpec,
+    seed: int,
+    *,
+    places: np.ndarray | None = None,
 ) -> dict[str, Samples]:
     """The training, validation and test part of what a source holds, drawn by `seed`; "test" may
     be absent.
@@ -152,14 +157,14 @@ def cut_parts(
     Where there is no validation part, `spec.val_fraction` of the training part is cut off per
     class. With `spec.folds` the images are cut into so
     many folds: number `spec.fold` is the test part, and the validation part is cut off the rest.
-    Groups stay whole.
+    Groups stay whole. `places` (n,) is the fold of each image, where it is declared.
 
     Raises:
         DataError: there are too few images or groups for the cut.
         UsageError: folds of a source that has parts already.
     """
     if spec.folds is not None:
-        return _fold(parts, classes, spec, seed)
+        return _fold(parts, classes, spec, seed, places)
     if "val" in parts:
         return dict(parts)
     train, val = _held_out(
@@ -174,7 +179,11 @@ def cut_parts(
 
 
 def _fold(
-    parts: Mapping[str, Samples], classes: Sequence[str], spec: DataSpec, seed: int
+    parts: Mapping[str, Samples],
+    classes: Sequence[str],
+    spec: DataSpec,
+    seed: int,
+    places: np.ndarray | None,
 ) -> dict[str, Samples]:
     """The parts of one fold; the first one also tries all others, so that none fails hours
     later.
@@ -188,7 +197,8 @@ def _fold(
             "(of a table: table.split=none)"
         )
     every = parts["all"]
-    places = folds_of(every.targets, every.groups, spec.folds, seed, classes)
+    if places is None:
+        places = folds_of(every.targets, every.groups, spec.folds, seed, classes)
     cut: dict[str, Samples] = {}
     for fold in [*(range(1, spec.folds) if spec.fold == 0 else ()), spec.fold]:
         train, val = _held_out(every.take(np.flatnonzero(places != fold)), spec.val_fraction, seed)
@@ -294,7 +304,7 @@ def scaling(spec: DataSpec, train: Samples) -> tuple[tuple[float, ...], tuple[fl
     return tuple(spec.mean), tuple(spec.std)
 
 
-def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
+def thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
     """At most `limit` positions, as even over the classes as their sizes allow: round by round, one
     of each class.
     """

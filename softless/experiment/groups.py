@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from softless.errors import UsageError
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.fields import (
     CHANCE,
     COUNT,
@@ -32,6 +33,8 @@ CLASSIFIES = frozenset({
     CLASSIFICATION,
     *(name for name, group in GROUPS.items() if group.classifies),
 })
+# those whose samples a table may list, and folds are cut of
+LISTED = frozenset({*CLASSIFIES, *(name for name, group in GROUPS.items() if group.listed)})
 
 
 @dataclass(frozen=True)
@@ -306,7 +309,7 @@ class LeadingFields:
     summary: str
     model: ModelSpec = field(default_factory=ModelSpec)
     data: DataSpec = field(default_factory=DataSpec)
-    table: TableSpec | None = None
+    table: TableSpec | BagTableSpec | None = None
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
@@ -371,6 +374,11 @@ class RunFields(TaskFields, LeadingFields):
         """The group of the task; classification has none."""
         group = None if self.task == CLASSIFICATION else getattr(self, self.task)
         return cast("TaskSettings | None", group)
+
+    @property
+    def unit(self) -> str:
+        """What the samples are called: images, or what the task says."""
+        return "images" if self.settings is None else self.settings.called
 
     @property
     def effective_lr(self) -> float:

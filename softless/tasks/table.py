@@ -9,7 +9,6 @@ from softless.errors import DataError, UsageError, need, unknown
 from softless.evaluation.run import LoadedRun
 from softless.experiment.recipe import Recipe
 from softless.tasks import folders, lengths
-from softless.tasks.classification.task import Classification
 from softless.tasks.folders import of_tasks
 from softless.tasks.task import Task
 
@@ -45,7 +44,7 @@ def open_task(recipe: Recipe) -> Task:
     kind = TASKS[recipe.task]
     if recipe.metric not in kind.measures:
         raise unknown(f"measure of {kind.name}", recipe.metric, kind.measures)
-    if recipe.class_weights != "none" and not issubclass(kind, Classification):
+    if recipe.class_weights != "none" and not kind.weighs:
         raise UsageError(
             f"class_weights={recipe.class_weights} is for classification; this recipe is for "
             f"{kind.name}"

@@ -54,7 +54,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
     if np.isfinite(candidate["loss"]) and not finite(candidate):
         raise UsageError(
             f"{run.recipe.metric} cannot be computed on this validation split of "
-            f"{line['val']['seen']} images, so no epoch "
+            f"{line['val']['seen']} {run.recipe.unit}, so no epoch "
             f"can be chosen by it: set {_usable_measures(run, line['val'])}"
         )
     line["kept"] = better(candidate, run.best)
@@ -215,5 +215,5 @@ def summary(run: Run, line: dict[str, Any]) -> str:
         return f"the start{loss}{chosen}"
     return (
         f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  "
-        f"{rate(line['images_per_second'])} images/s"
+        f"{rate(line['images_per_second'])} {run.recipe.unit}/s"
     )

@@ -12,6 +12,7 @@ from softless.data.given import has_labels
 from softless.data.notices import notice
 from softless.data.tables import label_count
 from softless.errors import UsageError, located, need_module
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.groups import CLASSIFIES, ModelSpec, TableSpec
 from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN, noted
@@ -32,6 +33,8 @@ def with_table(recipe: Recipe, path: str | Path | None) -> Recipe:
     """
     if path is None:
         return recipe
+    if recipe.settings is not None and recipe.settings.listed:
+        return replace(recipe, table=replace(recipe.table or BagTableSpec(), path=str(path)))
     if recipe.task != "classification" or recipe.data.source != "folder":
         raise UsageError(
             f"recipe '{recipe.name}' reads no image files with classes, so --table {path} has "

@@ -21,13 +21,15 @@ def confusion(group: Group) -> NDArray[np.int64]:
     return total
 
 
-def draw_confusion(group: Group, counts: NDArray[np.int64]) -> Html:
-    """One model's counts (K, K) as a matrix, or in words where there are many classes."""
+def draw_confusion(group: Group, counts: NDArray[np.int64], unit: str = "images") -> Html:
+    """One model's counts (K, K) as a matrix, or in words where there are many classes; `unit` is
+    what is counted.
+    """
     classes = group.first.classes
     heading = tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label)
     if not counts.sum():
         return tag("div", heading, tag("p", "No test predictions.", class_="note"))
-    body = _matrix(classes, counts, group) if len(classes) <= MOST else None
+    body = _matrix(classes, counts, group, unit) if len(classes) <= MOST else None
     return tag(
         "div",
         heading,
@@ -37,7 +39,7 @@ def draw_confusion(group: Group, counts: NDArray[np.int64]) -> Html:
     )
 
 
-def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -> Html:
+def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group, unit: str) -> Html:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     rows = []
     for truth, name in enumerate(classes):
@@ -48,7 +50,7 @@ def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -
             "td",
             percent(shares[truth, truth], 0),
             class_="recall",
-            title=f"of {counts[truth].sum()} images of {name}",
+            title=f"of {counts[truth].sum()} {unit} of {name}",
         )
         rows.append(tag("tr", tag("th", name, scope="row"), cells, recall))
     long_names = max(map(len, classes)) > 3

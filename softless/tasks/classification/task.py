@@ -56,6 +56,7 @@ class Classification(Task):
     name = "classification"
     needs: ClassVar[tuple[str, ...]] = ()
     measures: ClassVar[tuple[str, ...]] = ("top1", "balanced_accuracy", "auc", "loss")
+    weighs = True
 
     def __init__(
         self, recipe: Recipe, classes: Sequence[str], class_counts: Sequence[int] | np.ndarray
