@@ -40,6 +40,7 @@ _VERBS = {
     "stream": "softless.slides",
     "slide": "softless.cli.slide",
     "tiles": "softless.cli.tiles",
+    "heat": "softless.cli.heat",
     "recover": "softless.recovery.recover",
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",
