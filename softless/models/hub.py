@@ -75,10 +75,11 @@ def timms_model(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
         name, arguments = content["architecture"], content.get("model_args") or {}
         about = content.get("pretrained_cfg") or {}
         number = content.get("num_classes", about.get("num_classes"))
-        if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / CONFIG} names no model of timm") from error
+        sound = isinstance(name, str) and isinstance(arguments, dict) and isinstance(about, dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise DataError(f"{folder / CONFIG} names no model of timm")
     keys = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "label_names")
     prepared = {key: about[key] for key in keys if about.get(key) is not None}
     if number is not None:
