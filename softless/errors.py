@@ -207,6 +207,8 @@ EXTRAS = {  # what is imported -> (package, extra)
     "pycocotools": ("pycocotools", "detect"),
     "shapely": ("shapely", "slides"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
+    "mlflow": ("mlflow-skinny", "track"),
+    "wandb": ("wandb", "track"),
     "shtab": ("shtab", "completion"),
     "sklearn": ("scikit-learn", "train"),
     "onnx": ("onnx", "export"),
