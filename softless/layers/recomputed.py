@@ -63,7 +63,9 @@ class ChunkedFunction:
         """The output, and the summaries of each sweep's chunks."""
         reader, kept = None, []
         for sweep in self.sweeps:
-            summaries = [sweep.summarise(x[:, span], span, reader) for span in spans]
+            summaries = side_by_side(
+                (sweep.summarise(x[:, span], span, reader) for span in spans), len(spans)
+            )
             reader = sweep.finish(merged(summaries, sweep.merge))
             kept.append(summaries)
         if self.read is None:
@@ -82,6 +84,19 @@ class ChunkedFunction:
 def spans_of(tokens: int, chunk: int) -> list[slice]:
     """Consecutive chunks of so many tokens."""
     return [slice(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]
+
+
+def side_by_side(summaries: Iterable[Summary], number: int) -> list[Summary]:
+    """So many summaries, each entry of all of them in one tensor: what is small and stays would keep
+    the memory of the chunks apart that come and go between.
+    """
+    stacks: dict[str, Tensor] = {}
+    for i, summary in enumerate(summaries):
+        for name, x in summary.items():
+            if name not in stacks:
+                stacks[name] = x.new_empty((number, *x.shape))
+            stacks[name][i] = x
+    return [{name: stack[i] for name, stack in stacks.items()} for i in range(number)]
 
 
 def merged(summaries: Sequence[Summary], merge: Merge) -> Summary:
@@ -147,7 +162,9 @@ class _Back:
     ) -> None:
         self.function, self.spans, self.x, self.parameters = function, spans, x, parameters
         self.of_x = torch.zeros_like(x) if wants_x else None
-        self.of_parameters: list[Tensor | None] = [None] * len(parameters)
+        self.of_parameters = [
+            torch.zeros_like(p, memory_format=torch.contiguous_format) for p in parameters
+        ]
 
     def go(self, kept: Sequence[Sequence[Summary]], grad: Tensor) -> None:
         """From the gradient of the output to those of tokens and parameters."""
@@ -248,9 +265,9 @@ class _Back:
         self._add_parameters(got[len(own) + len(asked) :])
 
     def _add_parameters(self, gradients: Sequence[Tensor | None]) -> None:
-        self.of_parameters = [
-            _sum(a, b) for a, b in zip(self.of_parameters, gradients, strict=True)
-        ]
+        for total, gradient in zip(self.of_parameters, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
 
 
 class _Stage:
@@ -283,9 +300,9 @@ def _with_gradients(
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
+    if b is None:
+        return a
+    return b.clone() if a is None else a.add_(b)
 
 
 def _autocast(kind: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -176,7 +176,7 @@ class GatedPool(Pool):
     def __init__(self, norm: nn.Module, width: int, hidden: int) -> None:
         super().__init__(norm)
         self.tanh, self.sigmoid = nn.Linear(width, hidden), nn.Linear(width, hidden)
-        self.weight = nn.Linear(hidden, 1)
+        self.weight = nn.Linear(hidden, 1, bias=False)
 
     def scores(self, h: Tensor) -> Tensor:
         """Of normed tiles (B,n,W): (B,n,1), whose exponentials are the weights."""
