@@ -13,7 +13,6 @@ from softless.data.notices import notice
 from softless.errors import UsageError, located, need, unknown
 from softless.evaluation.run import LoadedRun
 from softless.exporting.names import refuse_file
-
 from softless.histology.heatmap import HeatMap
 from softless.histology.placed import placed
 from softless.histology.regions import collection
