@@ -1,4 +1,4 @@
-"""Numbers of patients drawn: cards, tables, ROC curves with a band, calibration, curves of survival."""
+"""Numbers of patients drawn: cards, tables, ROC curves with a band, calibration, survival."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -188,7 +188,7 @@ def _charts(measured: Sequence[Answered]) -> list[Html]:
         curve for number, shown in enumerate(measured) for curve in _roc(shown, banded=number == 0)
     ]
     if curves:
-        note = f"The band holds 95{THIN}% of the curves of patients that are drawn again, place by place."
+        note = f"The band holds 95{THIN}% of the curves of patients drawn again, place by place."
         if any(curve.ring for curve in curves):
             note += " The ring is the threshold that validation chose."
         if len(first.columns) > 1:

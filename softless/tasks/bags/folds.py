@@ -112,8 +112,8 @@ def _page(
     unit = f"{outcome.units.unit}s"
     facts = [("folds", str(len(results))), *((name, _percent(value)) for name, value in at.items())]
     chosen = (
-        "Each was answered by the model of the fold that knew neither it nor its patient. Accuracies "
-        "are of the answers as they are."
+        "Each was answered by the model of the fold that knew neither it nor its patient. "
+        "Accuracies are of the answers as they are."
     )
     head = tag(
         "div",

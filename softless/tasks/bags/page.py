@@ -170,7 +170,8 @@ def method(groups: Sequence[Group]) -> list[str]:
         measures = [
             (
                 "AUC is the share of pairs of patients that are ranked rightly. One interval is a "
-                "bootstrap over patients on the scale of the logit, the other has DeLong's variance."
+                "bootstrap over patients on the scale of the logit, the other has DeLong's "
+                "variance."
             ),
             (
                 "Balanced accuracy is the mean share of each class that is found. Shares have "
