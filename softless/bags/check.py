@@ -42,10 +42,9 @@ def is_bags(root: Path) -> bool:
         return False
     files = list(bag_files(root, also=IMAGE_TYPES))
     bags = [file for file in files if file.suffix.lower() not in IMAGE_TYPES]
-    certain = any(
-        file.suffix.lower() in ALWAYS or file.suffix.lower() != ".npz" or _has_features(file)
-        for file in bags
-    )
+    if len(bags) == len(files):  # else arrays may be labels of the images
+        return any(file.suffix.lower() != ".npz" or _has_features(file) for file in bags)
+    certain = any(file.suffix.lower() in ALWAYS for file in bags)
     return certain and 2 * len(bags) >= len(files)
 
 

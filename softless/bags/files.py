@@ -91,6 +91,7 @@ class MemorySource(Source):
 
     @contextmanager
     def opened(self, key: str) -> Iterator[np.ndarray]:
+        """The array (N, …)."""
         yield self.arrays[key]
 
 
@@ -289,6 +290,7 @@ class KeptSource(Source):
 
     @contextmanager
     def opened(self, key: str) -> Iterator[np.ndarray]:
+        """The array (N, …), read once."""
         if key not in self.kept:
             self.kept[key] = self.source.read(key)
         yield self.kept[key]

@@ -240,9 +240,14 @@ def _many(file: Path) -> tuple[str, ...]:
 
 
 def _opened(file: Path, slide: str, options: Mapping[str, Any]) -> Bag:
+    """The bag of a slide under the name of the table; that a file names another is a remark."""
     if holds_many(file):
         return bag_in(file, slide)
-    return replace(Bag.open(file, **options), slide=slide)
+    bag = Bag.open(file, **options)
+    if bag.slide == Path(slide).name:
+        return replace(bag, slide=slide)
+    remark = f"the file says that it is of the slide '{bag.slide}'"
+    return replace(bag, slide=slide, remarks=(*bag.remarks, remark))
 
 
 def _of_slide(openers: Mapping[str, list[Path]], slide: str, root: Path) -> list[Path]:

@@ -52,6 +52,8 @@ class Spacing:
         few tiles have a neighbour. None where they lie on no lattice.
         """
         near = self.gaps[self.gaps <= REACH * self.usual]
+        if len(near) < max(FEW, WITHIN * len(self.gaps)):
+            return None
         steps = (self.usual / part for part in range(1, PARTS + 1))
         return next((step for step in steps if _fitting(near, step) >= FITTING), None)
 

@@ -71,12 +71,9 @@ def data(
         user_fields, range = {"data.range": range, **user_fields}, None
     if range is not None and recipe is not None:
         raise UsageError(f"--range is for a check without a recipe: give --set data.range={range}")
-    by_itself = "bags" if path is not None and is_bags(located(path)) else "folder"
-    reading = (
-        None
-        if recipe is None and table is None
-        else _reading(recipe or by_itself, user_fields, table)
-    )
+    if recipe is None and table is not None:
+        recipe = "bags" if path is not None and is_bags(located(path)) else "folder"
+    reading = None if recipe is None else _reading(recipe, user_fields, table)
     return check(
         path,
         images=images,

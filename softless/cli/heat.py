@@ -19,7 +19,7 @@ from softless.histology.regions import collection
 from softless.histology.scores import Kind, scores_of
 from softless.models.durable import make_folder, write_picture, write_text
 from softless.slides.lattice import Origin
-from softless.slides.thumbnails import LARGE, thumbnail
+from softless.slides.thumbnails import thumbnail
 from softless.tasks.opened import opened
 from softless.training.world import choose_device
 from softless.words import aligned, visible
@@ -27,6 +27,7 @@ from softless.words import aligned, visible
 SCORES, OVERLAY, OUTLINES = "scores.h5", "overlay.png", "heat.geojson"
 TOP = 5  # classes that are told
 CHUNK = 2048
+SIDE = 1280  # pixels of the overlay's longer side
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def heat(
     if answer:
         first = next(iter(answer))
         title = f"{title}: {first}, {answer[first]:.0%}"
-    small = thumbnail(slide_file, side=LARGE)
+    small = thumbnail(slide_file, side=SIDE)
     write_picture(root / OVERLAY, drawn.picture(small, title))
     write_text(root / OUTLINES, collection(drawn.features()))
     return Heat(str(slide), len(bag), answer, score, scores.label, root, drawn)

@@ -35,6 +35,7 @@ VERBS = {
     "explain": "softless.cli.explain:explain",
     "slide": "softless.cli.slide:slide",
     "tiles": "softless.cli.tiles:tiles",
+    "heat": "softless.cli.heat:heat",
     "bench": "softless.cli.bench:bench",
     "cost": "softless.cli.cost:cost",
     "audit": "softless.cli.audit:audit",

@@ -20,6 +20,7 @@ from softless.saliency.colours import colourise
 from softless.slides.lattice import Lattice
 from softless.slides.maps import CELLS, enlarged, laid
 
+STRENGTH = 0.45  # of colours: tissue is seen through the strongest
 MIDDLE = 2  # the class of tiles that say little, of which no region is drawn
 
 
@@ -140,6 +141,7 @@ class HeatMap:
             signed=True,
             title=title,
             ends=self.scores.ends,
+            strength=STRENGTH,
         )
 
     def write_scores(self, path: Path, facts: Mapping[str, Any]) -> None:

@@ -219,6 +219,7 @@ def laid(
     signed: bool,
     title: str = "",
     ends: tuple[str, str] | None = None,
+    strength: float = 0.7,
 ) -> Image.Image:
     """Values over a picture of their size, with a scale bar, and below it what the colours say.
 
@@ -230,8 +231,9 @@ def laid(
         signed: Whether they have a sign.
         title: Above the name.
         ends: What the first and the last colour are called.
+        strength: As of `overlay`.
     """
-    laid_over = overlay(base, np.nan_to_num(values), signed=signed)
+    laid_over = overlay(base, np.nan_to_num(values), signed=signed, strength=strength)
     bare = np.asarray(base, dtype=np.float64) * (1 - VEIL) + 255 * VEIL
     over = np.asarray(laid_over, dtype=np.float64)
     pixels = np.where(np.isnan(values)[..., None], bare, over).round().astype(np.uint8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import softless
+from softless.bags.check import is_bags
 from softless.bags.folder import open_bags
 from softless.bags.table import BagTable, read_bag_table
 from softless.cli.data import data
@@ -18,6 +19,7 @@ from softless.experiment.bag_table import BagTableSpec
 from tests.bags import writers
 from tests.bags.test_bag_tables import written
 from tests.bags.writers import MPP0, tiles
+from tests.data.making import class_folders
 
 NAMES = [f"s{n}" for n in range(8)]
 ROWS = [(name, f"p{n // 2}", "pos" if n // 2 % 2 else "neg") for n, name in enumerate(NAMES)]
@@ -253,3 +255,28 @@ def test_a_folder_of_bags_is_recognised_and_the_command_ends_with_1(tmp_path, ca
     path = written(tmp_path / "t", "slide,patient,label", rows)
     assert main(["data", "check", "--path", str(root), "--table", str(path)]) == 1
     assert "not clean: 1 fault" in capsys.readouterr().out
+
+
+def test_a_file_that_names_another_slide(tmp_path):
+    root = folder(tmp_path / "bags")
+    features = root / "20x_256px_0px_overlap/features_uni_v1"
+    (features / "s3.h5").rename(features / "s33.h5")
+    (features / "s2.h5").rename(features / "s3.h5")
+    (features / "s33.h5").rename(features / "s2.h5")
+    report = checked(root)
+    named = [str(warning) for warning in report.warnings if warning.kind == "remarks"]
+    assert named == [
+        "s2: the file says that it is of the slide 's3'",
+        "s3: the file says that it is of the slide 's2'",
+    ]
+
+
+def test_images_with_arrays_beside_them_are_no_bags(tmp_path):
+    path = class_folders(tmp_path / "images", {"a": 2, "b": 2})
+    for file in list(path.rglob("*.png")):
+        np.save(file.with_suffix(".npy"), np.zeros((4, 4), np.float32))
+    assert data("check", path).layout == "class folders"
+    assert not is_bags(path)
+    np.savez(tmp_path / "a.npz", train_images=np.zeros((4, 4)))
+    assert not is_bags(tmp_path / "a.npz")
+    assert is_bags(writers.trident(tmp_path, tiles()))

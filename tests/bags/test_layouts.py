@@ -302,3 +302,29 @@ def test_an_unknown_layout_and_ending(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"ends in '.txt'"):
         softless.Bag.open(tmp_path / "a.txt")
+
+
+def test_a_file_that_is_held_open_is_read_alike_and_is_let_go(tmp_path):
+    path = writers.trident(tmp_path, tiles())
+    bag = softless.Bag.open(path)
+    with bag.held_open() as held:
+        assert np.array_equal(held.features[3:40], tiles().features[3:40])
+        assert np.array_equal(softless.Bag.open(path).features[3:5], tiles().features[3:5])
+    writers.trident(tmp_path, tiles(seed=5))  # HDF5 refuses to write a file that is open
+    assert np.array_equal(bag.features[:9], tiles(seed=5).features[:9])
+
+
+def test_a_block_that_is_damaged_is_said_where_it_is_read(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            "features", data=tiles().features, chunks=(20, 16), compression="gzip", fletcher32=True
+        )
+        place = file["features"].id.get_chunk_info(2).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 40] = bytes(40)
+    path.write_bytes(content)
+    bag = softless.Bag.open(path)
+    assert np.array_equal(bag.features[:40], tiles().features[:40])
+    with pytest.raises(DataError, match=r"'features' cannot be read .* damaged or cut off"):
+        bag.features[40:]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import softless
 from softless.cli.main import main
@@ -19,8 +20,10 @@ from softless.errors import DataError, UsageError
 from softless.evaluation.features import as_it_is, output
 from softless.histology import extract
 from softless.histology.encoder import encoder_of
+from softless.histology.tiling import Cut, tiling_of
 from softless.slides import files
 from softless.slides.masks import mask_of
+from softless.slides.pixels import Bytes
 from softless.slides.thumbnails import thumbnail
 from tests.histology.encoders import saved, small
 from tests.slides.test_reader import TILE, pixels, spoil, write
@@ -42,6 +45,10 @@ def normal(values: np.ndarray, model: Any) -> torch.Tensor:
         torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std")
     )
     return (torch.from_numpy(values).permute(2, 0, 1) / 255 - mean) / std
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "tiles.csv").read_text().splitlines()))
 
 
 def bag(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -125,7 +132,8 @@ def test_models_without_a_head_and_of_one_size(
 def test_grey_slides_and_grey_encoders(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = softless.create_model("sima_deit_tiny_patch16_224", depth=1, num_classes=2, in_chans=1)
-    softless.save_weights(model.eval(), tmp_path / "grey")
+    data = {"mean": (0.5,), "std": (0.5,)}
+    softless.save_weights(model.eval(), tmp_path / "grey", data=data)
     path = write(tmp_path / "slide.tif", pixels((64, 64)))
     made = softless.tiles(str(path), encoder=str(tmp_path / "grey"), out=tmp_path / "out", tile=32)
     assert made.slides[0].tiles == 4  # type: ignore[union-attr]
@@ -145,7 +153,7 @@ def test_of_three_slides_one_is_bad(
     assert [slide.get("tiles") for slide in told["slides"]] == [6, None, 48]
     assert "b.svs cannot be opened" in told["slides"][1]["failed"]
     assert len(told["slides"][2]["unreadable"]) == 16
-    rows = list(csv.DictReader((tmp_path / "out" / "tiles.csv").open()))
+    rows = table(tmp_path / "out")
     assert [row["tiles"] for row in rows] == ["6", "", "48"]
     assert rows[1]["note"].startswith("failed: ")
     assert rows[2]["note"] == "16 tiles could not be read and are left out"
@@ -159,7 +167,7 @@ def test_of_three_slides_one_is_bad(
     write(folder / "b.svs", pixels((64, 64)))
     capsys.readouterr()
     assert main([*words, "--out", str(tmp_path / "out")]) == 4  # c is as it was
-    rows = list(csv.DictReader((tmp_path / "out" / "tiles.csv").open()))
+    rows = table(tmp_path / "out")
     assert [row["tiles"] for row in rows] == ["6", "4", "48"]
 
 
@@ -178,7 +186,7 @@ def test_a_slide_without_tissue_is_an_empty_bag_and_said(
 
 def test_a_slide_of_which_nothing_can_be_read(encoder: Path, tmp_path: Path) -> None:
     path = spoil(write(tmp_path / "slide.tif", pixels((256, 256))), [0, 1, 2, 3])
-    with pytest.raises(DataError, match="none of the 64 tiles of .* can be read"):
+    with pytest.raises(DataError, match=r"none of the 64 tiles of .* can be read"):
         softless.tiles(str(path), encoder=str(encoder), out=tmp_path / "out", tile=32)
     assert not list((tmp_path).glob("out/features/*"))
 
@@ -202,9 +210,6 @@ def test_tissue_is_what_is_stained(encoder: Path, tmp_path: Path) -> None:
     found = shapely.from_geojson(json.dumps(region["geometry"]))
     assert found.area == pytest.approx(disc.sum(), rel=0.03)
     picture = np.asarray(thumbnail(path, side=1024))
-    seen = softless.slides.thumbnail  # noqa: F841  # the picture is as large as the slide here
-    from PIL import Image
-
     drawn = np.asarray(Image.open(tmp_path / "out" / "thumbnails" / "slide.png").convert("RGB"))
     assert drawn.shape == picture.shape
     taken = np.zeros((640, 960), dtype=bool)
@@ -217,8 +222,6 @@ def test_tissue_is_what_is_stained(encoder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["png", "geojson"])
 @pytest.mark.parametrize("overlap", [0, 16])
 def test_tissue_in_a_file(kind: str, overlap: int, encoder: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     path, mask = write(tmp_path / "slide.tif", pixels((320, 480))), tmp_path / f"slide.{kind}"
     inside = np.zeros((320, 480), dtype=bool)
     inside[80:200, 50:300] = True
@@ -320,14 +323,12 @@ def test_an_earlier_slide_stays_in_the_table(
     for name, folder in (("b", encoder), ("a", encoder), ("c", saved(tmp_path / "other", seed=5))):
         path = write(tmp_path / f"{name}.tif", pixels((64, 64)))
         softless.tiles(str(path), out=tmp_path / "out", encoder=str(folder), tile=32)
-    rows = list(csv.DictReader((tmp_path / "out" / "tiles.csv").open()))
+    rows = table(tmp_path / "out")
     assert [row["slide"] for row in rows] == ["a", "b", "c"]
     assert "2 slides of an earlier call have features of another encoder" in caplog.text
 
 
 def test_images_without_a_resolution(encoder: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     values = pixels((64, 96))
     Image.fromarray(values).save(tmp_path / "eye.png")
     softless.tiles(
@@ -345,9 +346,6 @@ def test_images_without_a_resolution(encoder: Path, tmp_path: Path) -> None:
 
 def test_masks_of_overlapping_tiles_are_those_of_each(tmp_path: Path) -> None:
     """Against areas of shapely."""
-    from softless.histology.tiling import Cut, tiling_of
-    from softless.slides.pixels import Bytes
-
     tiling, _ = tiling_of(Bytes(pixels((300, 400))), "array", Cut(tile=40, overlap=13))
     region = shapely.Polygon([(20, 30), (350, 70), (260, 280), (40, 200)])
     (tmp_path / "m.geojson").write_text(shapely.to_geojson(region))
@@ -389,8 +387,6 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 def test_what_cannot_be_is_said_in_a_sentence(
     name: str, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from PIL import Image
-
     write(tmp_path / "slide.tif", pixels((96, 96)))
     write(tmp_path / "other.tif", pixels((96, 96)))
     (tmp_path / "empty").mkdir()

@@ -140,7 +140,7 @@ def test_what_reaches_beyond_the_image_has_fewer_pixels(tmp_path: Path) -> None:
 def test_resolutions_that_cannot_be(tmp_path: Path) -> None:
     silent, says = write(tmp_path / "silent.tif", pixels()), tmp_path / "says.tif"
     write(says, pixels(), mpp=0.5)
-    with pytest.raises(MissingResolution, match="--slide-mpp .* or --mpp none"):
+    with pytest.raises(MissingResolution, match=r"--slide-mpp .* or --mpp none"):
         cut(silent, mpp=0.5)
     with pytest.raises(UsageError, match=r"--mpp 0\.25 is finer than .*0\.5 micrometres"):
         cut(says, mpp=0.25)
