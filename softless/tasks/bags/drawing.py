@@ -1,7 +1,7 @@
 """Numbers of patients drawn: cards, tables, ROC curves with a band, calibration, survival."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -182,7 +182,7 @@ def _charts(measured: Sequence[Answered]) -> list[Html]:
     """ROC and calibration, or the curves of survival."""
     if isinstance(measured[0].outcome, SurvivalEvaluation):
         return [_survival(measured[0].label, measured[0].outcome)]
-    first = cast("PatientEvaluation", measured[0].outcome)
+    first = measured[0].outcome
     drawn = []
     curves = [
         curve for number, shown in enumerate(measured) for curve in _roc(shown, banded=number == 0)
