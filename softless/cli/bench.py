@@ -42,6 +42,7 @@ LAB = (
     "models",
     "counts",
     "exports",
+    "eyes",
     "papers",
     "probes",
     "recoveries",

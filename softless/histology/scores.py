@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from softless.bags.bag import Bag
 from softless.errors import CoordinateError, DivergedError, UsageError
+from softless.models.bag_parts import GatedPool
 from softless.modes import evaluating
 from softless.slides.stream import stream
 
@@ -142,11 +143,11 @@ def scores_of(
         raise UsageError(f"--score {kind}: give {', '.join(get_args(Kind))}")
     name = ""
     if kind == "weight":
-        answer: Any = stream(model, bag, chunk=chunk)
-        if answer.scores is None:
+        if not isinstance(getattr(model, "pool", None), GatedPool):
             raise UsageError(
-                "this model weighs no tiles: give --score gradient, or train it with pool=gated"
+                "this model weighs no tiles: give --score gradient, or train one with a gated pool"
             )
+        answer: Any = stream(model, bag, chunk=chunk)
         values, logits = answer.scores, answer.logits
     else:
         with evaluating(model):
