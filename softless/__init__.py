@@ -46,6 +46,7 @@ _VERBS = {
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
     "save_weights": "softless.models.publish",
+    "push_to_hub": "softless.models.pushed",
     "export": "softless.exporting.export",
     "load_exported": "softless.exporting.loaded",
     "edge": "softless.exporting.edge",

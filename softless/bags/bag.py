@@ -1,6 +1,8 @@
 """`softless.Bag`: the features of a slide's tiles and where the tiles lie."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from softless.bags.files import MemorySource, Source, source_of
+from softless.bags.files import H5, MemorySource, Source, h5_held, source_of
 from softless.bags.lattice import check_lattice
 from softless.bags.layouts.layout import Coordinates, Described
 from softless.bags.layouts.plain import PAIRS
@@ -19,7 +21,7 @@ from softless.bags.units import Frame, Given
 from softless.errors import CoordinateError, DataError, located
 from softless.words import counted, few
 
-TRIED = 4096  # tiles whose spacing is looked at when a bag is opened
+TRIED = 1024  # tiles whose spacing is looked at when a bag is opened
 MEMORY = "memory"  # the layout of a bag that is in no file
 
 
@@ -40,6 +42,10 @@ class Bag:
         >>> bag = softless.Bag.of(torch.ones(9, 4), grid, tile_um=256, mpp0=0.5)
         >>> len(bag), bag.features[2:5].shape, bag.coords_px0[1], bag.tile_px0
         (9, (3, 4), array([  0., 512.]), 512.0)
+
+    Raises:
+        DataError: features that are read are not finite, or the file is damaged.
+        CoordinateError: `coords_um` is asked for, and the unit of the coordinates is not known.
     """
 
     features: Rows
@@ -82,8 +88,8 @@ class Bag:
             CoordinateError: units or sizes that contradict each other.
             UsageError: a unit or layout that does not exist.
         """
-        given = Given(unit, slide_mpp, tile, overlap)
-        given.check()
+        hints = Given(unit, slide_mpp, tile, overlap)
+        hints.check()
         file = located(os.fspath(path))
         source = source_of(file)
         kind = layout_of(source, layout)
@@ -91,7 +97,7 @@ class Bag:
         if coords is not None:
             described = _with_coordinates(described, located(os.fspath(coords)))
         return cls._described(
-            described, source, given, described.slide or slide_name(file), kind.name
+            described, source, hints, described.slide or slide_name(file), kind.name
         )
 
     @classmethod
@@ -132,15 +138,15 @@ class Bag:
                     "and y of each tile"
                 )
         described = Described("features", coordinates, Frame(um=1.0, tile=tile_um), encoder=encoder)
-        given = Given(slide_mpp=mpp0)
-        return cls._described(described, source, given, slide or "a bag in memory", MEMORY, slide)
+        hints = Given(slide_mpp=mpp0)
+        return cls._described(described, source, hints, slide or "a bag in memory", MEMORY, slide)
 
     @classmethod
     def _described(
         cls,
         described: Described,
         source: Source,
-        given: Given,
+        hints: Given,
         name: str,
         layout: str,
         slide: str | None = None,
@@ -153,9 +159,9 @@ class Bag:
         coordinates, remarks = described.coords, list(described.remarks)
         if coordinates is None:
             frame = described.frame
-            remarks += _useless(given)
+            remarks += _useless(hints)
         else:
-            frame = described.frame.with_given(given, called)
+            frame = described.frame.with_given(hints, called)
             if coordinates.count != len(features):
                 raise DataError(
                     f"{called}: it has {counted(len(features), 'row')} of features and "
@@ -248,6 +254,19 @@ class Bag:
         """Micrometres of a level-0 pixel, where they are known."""
         return self.frame.mpp0
 
+    @contextmanager
+    def held_open(self) -> Iterator["Bag"]:
+        """Within it an HDF5 file stays open in this thread, so that many small reads cost less.
+
+        Outside it no file is open: a bag may be written anew at any time.
+        """
+        source = self.features.source
+        if source.path is None or source.path.suffix.lower() not in H5:
+            yield self
+            return
+        with h5_held(source.path):
+            yield self
+
     def part(self, start: int, stop: int, slide: str) -> "Bag":
         """The rows of a span as a bag of their own: several slides may share a file.
 
@@ -309,13 +328,13 @@ def _with_coordinates(described: Described, path: Path) -> Described:
     return replace(described, coords=coordinates, frame=frame)
 
 
-def _useless(given: Given) -> list[str]:
+def _useless(hints: Given) -> list[str]:
     """Remarks on what was said of coordinates that are not there."""
-    said = [
+    names = [
         name
         for name in ("unit", "slide_mpp", "tile", "overlap")
-        if getattr(given, name) is not None
+        if getattr(hints, name) is not None
     ]
-    if given.unit is not None or given.tile is not None or given.overlap is not None:
-        return [f"it has no coordinates, so {' and '.join(said)} say nothing"]
+    if hints.unit is not None or hints.tile is not None or hints.overlap is not None:
+        return [f"it has no coordinates, so {' and '.join(names)} say nothing"]
     return []

@@ -5,6 +5,7 @@ A source names a file and holds nothing open, so that bags pass to other process
 """
 
 import json
+import os
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import local
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ import torch
 from softless.errors import DataError, need
 from softless.words import POINTED, POINTER, clipped
 
+_held = local()  # files: those that stay open, by process and path
 H5 = frozenset({".h5", ".hdf5"})
 ENDINGS = (".h5", ".hdf5", ".npz", ".npy", ".pt", ".pth", ".zarr")
 # what pickle names where numpy arrays were saved by torch: they hold numbers and run nothing
@@ -48,7 +51,7 @@ class Source(ABC):
 
     @abstractmethod
     def opened(self, key: str) -> Any:
-        """A context in which the array can be sliced; what is read there is copied."""
+        """A context in which an array (N, …) can be sliced; what is read there is copied."""
 
     @property
     def called(self) -> str:
@@ -56,7 +59,7 @@ class Source(ABC):
         return "the bag" if self.path is None else str(self.path)
 
     def read(self, key: str, which: Any = ()) -> np.ndarray:
-        """A part of an array as numpy.
+        """A part of an array (N, …) as numpy.
 
         Raises:
             DataError: the file is damaged.
@@ -88,6 +91,7 @@ class MemorySource(Source):
 
     @contextmanager
     def opened(self, key: str) -> Iterator[np.ndarray]:
+        """The array (N, …)."""
         yield self.arrays[key]
 
 
@@ -154,8 +158,35 @@ def _h5(path: Path) -> Source:
 def _open_h5(path: Path, key: str) -> Iterator[Any]:
     import h5py
 
+    open_files = getattr(_held, "files", {})
+    if (os.getpid(), path) in open_files:
+        yield open_files[os.getpid(), path][key]
+        return
     with h5py.File(path, "r") as file:
         yield file[key]
+
+
+@contextmanager
+def h5_held(path: Path) -> Iterator[None]:
+    """Within it an HDF5 file stays open in this thread; a process that is forked opens its own.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    need("h5py")
+    import h5py
+
+    before = getattr(_held, "files", {})
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as HDF5 ({clipped(error)})") from error
+    with file:
+        _held.files = {**before, (os.getpid(), path): file}
+        try:
+            yield
+        finally:
+            _held.files = before
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,6 +290,7 @@ class KeptSource(Source):
 
     @contextmanager
     def opened(self, key: str) -> Iterator[np.ndarray]:
+        """The array (N, …), read once."""
         if key not in self.kept:
             self.kept[key] = self.source.read(key)
         yield self.kept[key]
@@ -294,7 +326,7 @@ def _tensors(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         mapped = file.read(4) == b"PK\x03\x04"  # torch maps only what it saves as an archive
-    reconstruct = np.empty(0).__reduce__()[0]
+    reconstruct: Any = np.empty(0).__reduce__()[0]
     with warnings.catch_warnings(), torch.serialization.safe_globals([reconstruct, *PLAIN_CLASSES]):
         warnings.simplefilter("ignore")
         try:

@@ -7,7 +7,7 @@ is said at once.
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from softless.bags.bag import Bag
 from softless.bags.files import ENDINGS
 from softless.bags.many import bag_in, holds_many, names_in
 from softless.bags.names import bare
-from softless.bags.table import BagTable
+from softless.bags.table import ALONE, BagTable
 from softless.data.findings import Fault, refusal
 from softless.data.notices import notice
 from softless.data.progress import track
@@ -29,9 +29,14 @@ from softless.words import counted, few
 
 # folders of tools that hold other things than features
 OTHERS = frozenset({
-    "patches", "masks", "stitches", "tiles", "slide_embeddings", "patient_embeddings",
+    "patches",
+    "masks",
+    "stitches",
+    "tiles",
+    "slide_embeddings",
+    "patient_embeddings",
     "hierarchical_embeddings",
-})  # fmt: skip
+})
 OF_SLIDES = "slide_features_"  # begins TRIDENT's folders of one vector a slide
 
 
@@ -44,6 +49,7 @@ class BagSamples(Samples):
         times: (n,) float64 of survival, else None.
         classes: names in index order; of survival none.
         kind: "class", "several" or "survival".
+        parts: (n,) that the table declares, or None.
         width: D of the features.
         encoder: that made all of them, where they say it.
     """
@@ -60,9 +66,11 @@ class BagSamples(Samples):
         times: np.ndarray | None = None,
         classes: tuple[str, ...] = (),
         kind: str = "class",
+        parts: Sequence[str] | None = None,
     ) -> None:
         self.root, self.bags, self.targets = root, tuple(bags), targets
         self.groups, self.times, self.classes, self.kind = groups, times, classes, kind
+        self.parts = None if parts is None else np.array(parts, dtype=object)
 
     @property
     def width(self) -> int:
@@ -100,25 +108,30 @@ class BagSamples(Samples):
         """The slides at these positions, `indices` (m,), in this order; nothing is read."""
         chosen = np.asarray(indices, dtype=np.int64)
         subset = copy(self)
-        subset.bags = tuple(self.bags[place] for place in chosen.tolist())
+        subset.bags = tuple(self.bags[index] for index in chosen.tolist())
         subset.targets = self.targets[chosen]
         subset.groups = None if self.groups is None else self.groups[chosen]
         subset.times = None if self.times is None else self.times[chosen]
+        subset.parts = None if self.parts is None else self.parts[chosen]
         return subset
 
+    def part_of(self, index: int) -> str:
+        """The part that the table declares for a slide, or "all"."""
+        return ALONE if self.parts is None else str(self.parts[index])
 
-def open_bags(folder: str | Path, table: BagTable | None = None, **given: Any) -> BagSamples:
+
+def open_bags(folder: str | Path, table: BagTable | None = None, **options: Any) -> BagSamples:
     """The bags of a folder, or of one file of many, in the order of the table.
 
     Args:
         folder: of the files, at any depth; or an npz of many bags (`features`, `offsets`, `bag_id`).
         table: slides and what is to be learnt of them; without it all bags, with targets of 0.
-        given: what `Bag.open` takes, for all bags: unit, slide_mpp, tile, overlap, layout.
+        options: what `Bag.open` takes, for all bags: unit, slide_mpp, tile, overlap, layout.
 
     Raises:
         DataError: bags cannot be read or do not fit together (all in one error).
     """
-    samples, faults, remarks = gathered_bags(folder, table, **given)
+    samples, faults, remarks = gathered_bags(folder, table, **options)
     root = located(folder)
     for remark in remarks:
         notice(f"{root}: {remark}")
@@ -132,7 +145,7 @@ def open_bags(folder: str | Path, table: BagTable | None = None, **given: Any) -
 
 
 def gathered_bags(
-    folder: str | Path, table: BagTable | None = None, **given: Any
+    folder: str | Path, table: BagTable | None = None, **options: Any
 ) -> tuple[BagSamples | None, list[Fault], list[str]]:
     """The bags that can be used, what is wrong with the others, and what should be known.
 
@@ -144,29 +157,29 @@ def gathered_bags(
     names = list(openers) if table is None else list(table.slides)
     faults: list[Fault] = []
     bags: list[Bag] = []
-    kept: list[int] = []
-    for place, slide in enumerate(track(names, len(names), "opening bags")):
+    usable: list[int] = []
+    for index, slide in enumerate(track(names, len(names), "opening bags")):
         files = _of_slide(openers, slide, root)
         if table is not None and not files:
-            faults.append(_without_file(table, place, root))
+            faults.append(_without_file(table, index, root))
             continue
         if len(files) > 1:
-            where = few((_below(file, root) for file in files), 3)
+            listed = few((_below(file, root) for file in files), 3)
             faults.append(
                 Fault(
                     slide,
-                    f"{len(files)} files are of this slide ({where}): keep one, or name the "
+                    f"{len(files)} files are of this slide ({listed}): keep one, or name the "
                     "folder of one encoder",
                     "two files",
                 )
             )
             continue
-        said = dict(given)
+        settings = dict(options)
         if table is not None and table.mpp is not None:
-            said["slide_mpp"] = float(table.mpp[place])
+            settings["slide_mpp"] = float(table.mpp[index])
         try:
-            bags.append(_opened(files[0], slide, said))
-            kept.append(place)
+            bags.append(_opened(files[0], slide, settings))
+            usable.append(index)
         except DataError as error:
             faults.append(Fault(_below(files[0], root), str(error), "unreadable"))
     faults += _different(bags, root)
@@ -176,7 +189,7 @@ def gathered_bags(
     if table is None:
         targets = np.zeros(len(bags), dtype=np.int64)
         return BagSamples(root, bags, targets), faults, remarks
-    listed = table.take(kept)
+    listed = table.take(usable)
     samples = BagSamples(
         root,
         bags,
@@ -185,6 +198,7 @@ def gathered_bags(
         times=listed.times,
         classes=table.classes,
         kind=table.kind,
+        parts=listed.parts,
     )
     return samples, faults, remarks
 
@@ -196,15 +210,18 @@ def _openers(root: Path) -> dict[str, list[Path]]:
     if not root.is_dir():
         raise DataError(f"no folder at {root}: name the folder of the bags with --data")
     by_name: dict[str, list[Path]] = {}
-    for file in _files(root):
+    for file in bag_files(root):
         for name in _many(file) or (bare(file.name),):
             by_name.setdefault(name, []).append(file)
     return by_name
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Files that may hold bags, sorted; a zarr is one of them, and is not looked into."""
-    for place, folders, names in os.walk(root):
+def bag_files(root: Path, also: Collection[str] = ()) -> Iterator[Path]:
+    """Files below a folder that may hold bags, sorted, and those of some endings more; a zarr is
+    one of them, and is not looked into.
+    """
+    endings = (*ENDINGS, *also)
+    for folder, folders, names in os.walk(root):
         folders[:] = sorted(
             name
             for name in folders
@@ -213,8 +230,8 @@ def _files(root: Path) -> Iterator[Path]:
         stores = [name for name in folders if name.lower().endswith(".zarr")]
         folders[:] = [name for name in folders if name not in stores]
         for name in sorted([*names, *stores]):
-            if name.lower().endswith(ENDINGS) and name[0] != ".":
-                yield Path(place, name)
+            if name.lower().endswith(endings) and name[0] != ".":
+                yield Path(folder, name)
 
 
 def _many(file: Path) -> tuple[str, ...]:
@@ -222,10 +239,15 @@ def _many(file: Path) -> tuple[str, ...]:
     return tuple(names_in(file)) if holds_many(file) else ()
 
 
-def _opened(file: Path, slide: str, given: Mapping[str, Any]) -> Bag:
+def _opened(file: Path, slide: str, options: Mapping[str, Any]) -> Bag:
+    """The bag of a slide under the name of the table; that a file names another is a remark."""
     if holds_many(file):
         return bag_in(file, slide)
-    return replace(Bag.open(file, **given), slide=slide)
+    bag = Bag.open(file, **options)
+    if bag.slide == Path(slide).name:
+        return replace(bag, slide=slide)
+    remark = f"the file says that it is of the slide '{bag.slide}'"
+    return replace(bag, slide=slide, remarks=(*bag.remarks, remark))
 
 
 def _of_slide(openers: Mapping[str, list[Path]], slide: str, root: Path) -> list[Path]:
@@ -247,9 +269,9 @@ def _without_twins(files: list[Path]) -> list[Path]:
     return files
 
 
-def _without_file(table: BagTable, place: int, root: Path) -> Fault:
+def _without_file(table: BagTable, index: int, root: Path) -> Fault:
     return Fault(
-        f"row {table.rows[place]}, {table.slides[place]}",
+        f"row {table.rows[index]}, {table.slides[index]}",
         f"no file below {root} is of this slide: a file is called as its slide, with one of the "
         f"endings {', '.join(ENDINGS)}",
         "missing file",
@@ -258,7 +280,7 @@ def _without_file(table: BagTable, place: int, root: Path) -> Fault:
 
 def _different(bags: Sequence[Bag], root: Path) -> Iterator[Fault]:
     """A fault for each bag whose features are not those of most others."""
-    for kind, what, of in (
+    for kind, phrase, of in (
         ("width", "features a tile", lambda bag: bag.features.shape[1]),
         ("encoder", "as encoder", lambda bag: bag.encoder),
     ):
@@ -271,8 +293,8 @@ def _different(bags: Sequence[Bag], root: Path) -> Iterator[Fault]:
                 name = bag.slide if bag.path is None else _below(bag.path, root)
                 yield Fault(
                     name,
-                    f"it has {of(bag)} {what}, and {counted(count, 'other bag')} {usual}: all bags "
-                    "of a run are of one encoder",
+                    f"it has {of(bag)} {phrase}, and {counted(count, 'other bag')} {usual}: all "
+                    "bags of a run are of one encoder",
                     kind,
                 )
 
@@ -282,11 +304,11 @@ def _unlisted(openers: Mapping[str, list[Path]], table: BagTable | None) -> list
     if table is None:
         return []
     listed = {Path(slide).name for slide in table.slides}
-    others = [name for name in openers if name not in listed]
-    if not others:
+    unlisted = [name for name in openers if name not in listed]
+    if not unlisted:
         return []
-    counts = f"{counted(len(others), 'bag')} of {len(openers):,}"
-    return [f"{counts} are in no row of {table.path.name} and are left out: {few(others, 5)}"]
+    counts = f"{counted(len(unlisted), 'bag')} of {len(openers):,}"
+    return [f"{counts} are in no row of {table.path.name} and are left out: {few(unlisted, 5)}"]
 
 
 def _below(file: Path, root: Path) -> str:

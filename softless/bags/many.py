@@ -1,5 +1,6 @@
-"""Many bags in one npz: `features` of all (M, D), `offsets` (n + 1,) of the bags' rows, and their
-names in `slide`, or numbers in `bag_id` with the names in `slides.csv` beside the file.
+"""Many bags in one npz: `features` of all (M, D), and `offsets` (n + 1,) of the bags' rows.
+
+Their names are in `slide`; or their numbers in `bag_id`, and the names in `slides.csv` beside it.
 """
 
 import re
@@ -45,10 +46,10 @@ def bag_in(file: Path, slide: str) -> Bag:
     names, offsets, source = _index(_stamped(file))
     if slide not in names:
         raise DataError(f"{file} has no bag '{slide}'")
-    place = names.index(slide)
-    span = int(offsets[place]), int(offsets[place + 1])
+    index = names.index(slide)
+    span = int(offsets[index]), int(offsets[index + 1])
     rows = Rows.of(source, FEATURES, f"{file}, slide {slide}", span)
-    return Bag(rows, slide, LAYOUT, path=file, remarks=("it has no coordinates",))
+    return Bag(rows, slide, LAYOUT, path=file)
 
 
 def _stamped(file: Path) -> tuple[Path, int, int]:

@@ -2,11 +2,9 @@
 
 from softless.bags.files import ENDINGS
 
-SLIDES = (
-    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".czi", ".bif", ".svslide",
-    ".dcm", ".isyntax", ".qptiff", ".ome",
-)  # fmt: skip
-ALL = (*ENDINGS, *SLIDES)
+SCANS = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".czi", ".bif")
+MORE_SCANS = (".svslide", ".dcm", ".isyntax", ".qptiff", ".ome")
+ALL = (*ENDINGS, *SCANS, *MORE_SCANS)
 
 
 def bare(name: str) -> str:

@@ -10,6 +10,7 @@ from softless.bags.files import Source
 from softless.errors import DataError
 from softless.words import counted
 
+INFINITY = 0x7C00  # of two bytes without their sign; what is above is NaN
 EMPTY = "it has no tiles: leave the slide out, or tile it again"
 
 
@@ -104,10 +105,18 @@ class Rows:
     def _read(self, first: int, last: int) -> np.ndarray:
         span = slice(self.start + first, self.start + last)
         rows = self.source.read(self.key, (0, span) if self.boxed else span)
-        if not (finite := np.isfinite(rows)).all():
-            bad = np.flatnonzero(~finite.all(1))
+        if not _all_finite(rows):
+            bad = np.flatnonzero(~np.isfinite(rows).all(1))
             raise DataError(
                 f"{self.name}: {counted(len(bad), 'row')} of its features hold NaN or infinity, "
                 f"first row {first + int(bad[0])}: make its features again"
             )
         return rows
+
+
+def _all_finite(rows: np.ndarray) -> bool:
+    """Whether all of (m, D) are; numpy takes ten times as long for two bytes as for four."""
+    if rows.dtype != np.float16 or not rows.flags.c_contiguous:
+        return bool(np.isfinite(rows).all())
+    bits = rows.view(np.uint16) & np.uint16(0x7FFF)
+    return not rows.size or int(bits.max()) < INFINITY

@@ -42,12 +42,12 @@ class Split:
 
     def check_names(self, slides: Sequence[str], patients: Sequence[str]) -> None:
         """Raise a DataError for names that the table does not have."""
-        known = set(patients if self.by_patient else slides)
-        absent = sorted(set().union(*self.members.values()) - known)
+        listed = set(patients if self.by_patient else slides)
+        absent = sorted(set().union(*self.members.values()) - listed)
         if absent:
-            what = "patient" if self.by_patient else "slide"
+            unit = "patient" if self.by_patient else "slide"
             raise DataError(
-                f"{self.path}: it names {counted(len(absent), what)} that the table does not have "
+                f"{self.path}: it names {counted(len(absent), unit)} that the table does not have "
                 f"({few(absent, 5)}): add them to the table, or take them out"
             )
 
@@ -102,12 +102,13 @@ def _stamp(path: Path) -> Iterator[Split]:
 
 def _disjoint(split: Split) -> Split:
     """Raise a DataError for names in two parts."""
-    seen: dict[str, str] = {}
+    part_of_name: dict[str, str] = {}
     for part, names in split.members.items():
         for name in sorted(names):
-            if name in seen:
+            if name in part_of_name:
                 raise DataError(
-                    f"{split.path}: '{name}' is in {seen[name]} and in {part}: it belongs to one"
+                    f"{split.path}: '{name}' is in {part_of_name[name]} and in {part}: "
+                    "it has one part"
                 )
-            seen[name] = part
+            part_of_name[name] = part
     return split

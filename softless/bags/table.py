@@ -94,14 +94,14 @@ class BagTable:
         listed = chosen.tolist()
         return replace(
             self,
-            slides=tuple(self.slides[place] for place in listed),
+            slides=tuple(self.slides[index] for index in listed),
             patients=self.patients[chosen],
             targets=self.targets[chosen],
             times=None if self.times is None else self.times[chosen],
-            parts=tuple(self.parts[place] for place in listed),
+            parts=tuple(self.parts[index] for index in listed),
             mpp=None if self.mpp is None else self.mpp[chosen],
             folds=None if self.folds is None else self.folds[chosen],
-            rows=tuple(self.rows[place] for place in listed),
+            rows=tuple(self.rows[index] for index in listed),
         )
 
     def of_split(self, number: int) -> "BagTable":
@@ -120,9 +120,9 @@ class BagTable:
             split.part_of(slide, patient)
             for slide, patient in zip(self.slides, self.patients.tolist(), strict=True)
         ]
-        kept = [place for place, part in enumerate(parts) if part is not None]
+        usable = [index for index, part in enumerate(parts) if part is not None]
         split.check_names(self.slides, self.patients.tolist())
-        chosen = self.take(kept)
+        chosen = self.take(usable)
         chosen = replace(chosen, parts=tuple(part for part in parts if part is not None), splits=())
         faults = tuple(_two_parts(chosen, "patient"))
         if faults:
@@ -213,8 +213,8 @@ def gathered_table(spec: BagTableSpec | str | Path, folder: str | Path | None = 
     table = _table(file, good, columns, tuple(faults), tuple(remarks))
     if spec.splits:
         table = _with_splits(table, located(spec.splits))
-    more = [*_contradicting(good, spec.patient or "patient"), *_two_parts(table, "patient")]
-    return replace(table, faults=(*table.faults, *more))
+    across = [*_contradicting(good, spec.patient or "patient"), *_two_parts(table, "patient")]
+    return replace(table, faults=(*table.faults, *across))
 
 
 def _asked(spec: BagTableSpec) -> tuple[str | None, ...]:
@@ -287,8 +287,8 @@ def _second(spec: BagTableSpec, file: Path, folder: str | Path | None) -> Path:
     if spec.slides:
         return located(spec.slides)
     near: dict[Path, None] = {}
-    for place in (file.parent, *([] if folder is None else [located(folder)])):
-        for path in sorted(place.glob("*.csv")):
+    for near_folder in (file.parent, *([] if folder is None else [located(folder)])):
+        for path in sorted(near_folder.glob("*.csv")):
             if path.resolve() == file.resolve():
                 continue
             with path.open(encoding="utf-8-sig", errors="replace") as opened:
@@ -335,13 +335,13 @@ def _columns(file: Path, header: Sequence[str], spec: BagTableSpec) -> _Columns:
             raise DataError("table.label names no column: give one, or several of 0 and 1")
         labels = tuple(column_of(file, header, name, "table.label") for name in spec.label)
     several = (slide, patient, *labels, time, event, split, mpp, fold)
-    twice = [place for place, count in Counter(several).items() if place is not None and count > 1]
+    twice = [index for index, count in Counter(several).items() if index is not None and count > 1]
     if twice and not (len(twice) == 1 and twice[0] == slide == patient):
         raise DataError(
             f"{file}: the column '{header[twice[0]]}' is named for two things: name another for "
             "one of them"
         )
-    names = tuple(composed(header[place]) for place in labels)
+    names = tuple(composed(header[index]) for index in labels)
     return _Columns(slide, patient, labels, time, event, split, mpp, fold, names)
 
 
@@ -380,10 +380,10 @@ def _row(
         )
     part = ALONE if columns.split is None else part_of(cells[columns.split])
     if columns.split is not None and part is None:
-        said = clipped(cells[columns.split])
+        text = clipped(cells[columns.split])
         return (
             "split",
-            f"the column '{header[columns.split]}' says '{said}': it must be {PART_NAMES}",
+            f"the column '{header[columns.split]}' says '{text}': it must be {PART_NAMES}",
         )
     mpp, fold = math.nan, -1
     if columns.mpp is not None and not _is_positive(cells[columns.mpp]):
@@ -396,7 +396,7 @@ def _row(
         fold = int(cells[columns.fold])
     if columns.kind == "survival":
         return _survival(number, cells, columns, header, slide, patient, part or ALONE, mpp, fold)
-    labels = [cells[place] for place in columns.labels]
+    labels = [cells[index] for index in columns.labels]
     if wrong := _no_labels(labels, columns):
         return "labels", wrong
     several = columns.kind == "several"
@@ -431,12 +431,12 @@ def _survival(
             "labels",
             f"the column '{header[columns.time]}' is no time of 0 or above: mend or remove the row",
         )
-    said = clipped(cells[columns.event])
-    event = EVENTS.get(said.lower())
+    text = clipped(cells[columns.event])
+    event = EVENTS.get(text.lower())
     if event is None:
         return (
             "labels",
-            f"the column '{header[columns.event]}' says '{said}': 1 is an event, 0 is none",
+            f"the column '{header[columns.event]}' says '{text}': 1 is an event, 0 is none",
         )
     time = float(cells[columns.time])
     return _Row(number, slide, patient, "", (), (time, event), part, mpp, fold)
@@ -454,13 +454,13 @@ def _no_labels(cells: Sequence[str], columns: _Columns) -> str:
     """What is wrong with the labels of a row; nothing where they can be used."""
     if len(cells) == 1:
         if not cells[0] or cells[0].lower() in NO_LABEL:
-            said = repr(cells[0]) if cells[0] else "empty"
-            return f"its label is {said}, which is no class: fill it in, or remove the row"
+            text = repr(cells[0]) if cells[0] else "empty"
+            return f"its label is {text}, which is no class: fill it in, or remove the row"
         return ""
     for name, cell in zip(columns.names, cells, strict=True):
         if cell.lower() not in TRUTH:
-            said = repr(clipped(cell)) if cell else "empty"
-            return f"the label '{name}' is {said}, and each of several labels is 0 or 1"
+            text = repr(clipped(cell)) if cell else "empty"
+            return f"the label '{name}' is {text}, and each of several labels is 0 or 1"
     return ""
 
 
@@ -481,7 +481,7 @@ def _table(
         targets = np.array([row.values for row in rows], dtype=np.int64).reshape(-1, len(classes))
     else:
         classes = class_names(file, [(row.number, row.label) for row in rows], complete=not faults)
-        index = {name: place for place, name in enumerate(classes)}
+        index = {name: number for number, name in enumerate(classes)}
         targets = np.array([index[row.label] for row in rows], dtype=np.int64)
     return BagTable(
         file,

@@ -100,26 +100,27 @@ class Frame:
             "unit='px0' and slide_mpp="
         )
 
-    def with_given(self, given: Given, name: str) -> "Frame":
+    def with_given(self, hints: Given, name: str) -> "Frame":
         """The frame with what the caller says, which may add to the file and not contradict it.
 
         Raises:
             CoordinateError: file and caller contradict each other; both numbers are named.
         """
-        given.check()
+        hints.check()
         frame = self
-        if given.unit is not None:
+        if hints.unit is not None:
             if (self.um, self.px0) == (None, None):
-                frame = replace(frame, **{given.unit: 1.0})
-            elif getattr(self, given.unit) != 1:
+                um, px0 = (1.0, None) if hints.unit == "um" else (None, 1.0)
+                frame = replace(frame, um=um, px0=px0)
+            elif getattr(self, hints.unit) != 1:
                 raise CoordinateError(
                     f"{name}: its coordinates are {self.unit} by what the file says, and "
-                    f"unit='{given.unit}' says {UNITS[given.unit]}: leave unit= out"
+                    f"unit='{hints.unit}' says {UNITS[hints.unit]}: leave unit= out"
                 )
-        frame = frame._with_mpp(given.slide_mpp, name)
-        tile = _agreed(f"{name}: the side of a tile", "tile", frame.tile, given.tile, frame.unit)
+        frame = frame._with_mpp(hints.slide_mpp, name)
+        tile = _agreed(f"{name}: the side of a tile", "tile", frame.tile, hints.tile, frame.unit)
         overlap = _agreed(
-            f"{name}: the overlap of tiles", "overlap", frame.overlap, given.overlap, frame.unit
+            f"{name}: the overlap of tiles", "overlap", frame.overlap, hints.overlap, frame.unit
         )
         return replace(frame, tile=tile, overlap=overlap)
 
@@ -150,18 +151,18 @@ class Frame:
 
 
 def _agreed(
-    what: str, setting: str, stored: float | None, said: float | None, unit: str
+    size: str, setting: str, stored: float | None, stated: float | None, unit: str
 ) -> float | None:
     """The one of two statements that is there.
 
     Raises:
         CoordinateError: both are, and they differ.
     """
-    if stored is not None and said is not None:
-        if abs(stored - said) > NEAR * max(abs(stored), abs(said)):
+    if stored is not None and stated is not None:
+        if abs(stored - stated) > NEAR * max(abs(stored), abs(stated)):
             raise CoordinateError(
-                f"{what} is {stored:g} {unit} by what the file says, and {setting}={said:g} is "
+                f"{size} is {stored:g} {unit} by what the file says, and {setting}={stated:g} is "
                 f"given: leave {setting}= out, or mend the file"
             )
         return stored
-    return said if stored is None else stored
+    return stated if stored is None else stored

@@ -36,6 +36,7 @@ KINDS: Mapping[str, Comparison] = {
 LAB = (
     "averages",
     "backbone",
+    "bags",
     "biases",
     "operators",
     "inverse",

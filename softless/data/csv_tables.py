@@ -53,7 +53,7 @@ def read_rows(
     ]
     if not filled:
         raise DataError(
-            f"{file} is empty: its first row names the columns, and each row below lists {row_lists}"
+            f"{file} is empty: its first row names the columns, and each below lists {row_lists}"
         )
     (_, header), *rows = filled
     rows = [

@@ -25,8 +25,8 @@ def recipe() -> Recipe:
             source="folder", in_chans=1, mean=(0.0,), std=(1.0,), val_fraction=0.2, workers=0
         ),
         table=BagTableSpec(),
-        bags=BagsSpec(),
-        optim=OptimSpec(lr=3e-4, base_batch=None, weight_decay=0.05, clip_grad=3.0),
+        bags=BagsSpec(smoothing=0.1),
+        optim=OptimSpec(lr=5e-4, base_batch=None, weight_decay=0.05, clip_grad=3.0),
         schedule=ScheduleSpec(
             epochs=30,
             warmup_epochs=3,
@@ -36,7 +36,5 @@ def recipe() -> Recipe:
             min_epoch_steps=3,
         ),
         batch_size=16,
-        ema_decay=0.95,
-        ema_evaluate=True,
         metric="loss",
     )

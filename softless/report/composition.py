@@ -35,7 +35,7 @@ def draw_composition(groups: Sequence[Group]) -> Html | None:
             if data["classes"].get("train")
             else f"{unit.capitalize()} in {data['name']}",
         ),
-        tag("p", data.get("extent") or _sizes(data), class_="note"),
+        tag("p", _sizes(data), class_="note"),
         tag("p", note, class_="note") if note else None,
     )
 
@@ -58,6 +58,9 @@ def _rows(data: Mapping[str, Any]) -> tuple[list[Any], list[list[Any]]]:
 
 
 def _sizes(data: Mapping[str, Any]) -> str:
+    if "sizes" not in data or "seen" not in data:
+        extent = str(data.get("extent", ""))
+        return f"The training {_unit(data)} have {extent}." if extent else ""
     sizes, (height, width) = data["sizes"], data["seen"]
     small, large = (" × ".join(map(str, sizes[name])) for name in ("smallest", "largest"))
     looked = (

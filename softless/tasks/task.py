@@ -85,6 +85,13 @@ class Task(ABC):
             UsageError: a field of the recipe that cannot be used.
         """
 
+    @classmethod
+    def open_other(cls, recipe: Recipe, split: str) -> "Task":  # noqa: ARG003
+        """The task on other data than a run was trained on, where the part `split` of them is
+        measured; a task may take data without parts whole.
+        """
+        return cls.open(recipe)
+
     def with_classes(self, classes: Sequence[str], owner: str) -> "Task":
         """The task with class indices in the order of `classes`, matched by name, as a trained
         model has them.

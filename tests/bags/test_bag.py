@@ -91,3 +91,19 @@ def test_a_bag_passes_to_another_process():
     bag = pickle.loads(pickle.dumps(softless.Bag.of(FEATURES, GRID, tile_um=256)))
     assert np.array_equal(bag.features[4:6], FEATURES[4:6])
     assert np.array_equal(bag.coords_um, GRID)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_seen_in_every_type(kind, number):
+    features = np.array([[0.0, -0.0, 65504.0, -65504.0]] * 4, dtype=kind)
+    assert np.array_equal(np.asarray(softless.Bag.of(features).features), features)
+    features[2, 1] = number
+    with pytest.raises(DataError, match="first row 2"):
+        np.asarray(softless.Bag.of(features).features)
+    assert len(softless.Bag.of(features.T.copy().T).features[:2]) == 2
+
+
+def test_tiles_in_one_place():
+    with pytest.raises(CoordinateError, match=r"all 30 tiles stand at \(256, 512\)"):
+        softless.Bag.of(FEATURES, np.full((30, 2), (256.0, 512.0)))

@@ -120,7 +120,7 @@ def beside(source: Source, *places: str) -> Path | None:
     """The first of these paths, seen from the folder of a file, at which a file lies."""
     if source.path is None:
         return None
-    paths = (source.path.parent / place for place in places)
+    paths = (source.path.parent / near for near in places)
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -7,8 +7,6 @@ which is read here only where layout="stamp-historic" is given. Kronos writes `p
 without coordinates.
 """
 
-import numpy as np
-
 from softless.bags.files import Source
 from softless.bags.lattice import Spacing
 from softless.bags.layouts.layout import Described, Layout, feature_key, number, pairs
@@ -63,10 +61,10 @@ def _historic(source: Source, *, named: bool) -> Described:  # noqa: ARG001
     key = feature_key(source, "feats", "features")
     coords = pairs(source, "coords")
     if coords is not None:
-        seen = Spacing.of(coords.read(0, min(coords.count, 4096)))
-        if len(seen.gaps) and not np.isclose(seen.usual, STEP, atol=1.0):
+        spacing = Spacing.of(coords.read(0, min(coords.count, 4096)))
+        if spacing.contradicts(STEP) is not None:
             raise CoordinateError(
-                f"{source.called}: neighbouring tiles stand {seen.usual:g} apart, and those of "
+                f"{source.called}: neighbouring tiles stand {spacing.step:g} apart, and those of "
                 f"historic STAMP files {STEP:g}: give unit= and tile= in the place of layout="
             )
     return Described(key, coords, Frame(um=SIDE_UM / STEP, tile=STEP))

@@ -34,7 +34,11 @@ class StandardisedLinear(nn.Linear):
 
 
 def bag_model(
-    architecture: str, model_args: Mapping[str, Any], *, standardise: bool = False
+    architecture: str,
+    model_args: Mapping[str, Any],
+    *,
+    standardise: bool = False,
+    kind: str = "class",
 ) -> nn.Module:
     """A model of bags by its name.
 
@@ -42,6 +46,8 @@ def bag_model(
         architecture: as `softless.create_model` names it.
         model_args: its arguments, among them `in_dim` and `num_classes`.
         standardise: whether its first layer scales features.
+        kind: what its logits say: "class", "several" labels, or "survival", the logarithm of a
+            risk. It is noted as `model.kind`.
 
     Raises:
         UsageError: no model of bags, or arguments that do not fit.
@@ -57,6 +63,7 @@ def bag_model(
         scaled = StandardisedLinear(embed.in_features, embed.out_features)
         scaled.load_state_dict(embed.state_dict(), strict=False)
         model.embed = scaled
+    model.kind = kind
     return model  # type: ignore[no-any-return]
 
 

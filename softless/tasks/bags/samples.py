@@ -6,6 +6,7 @@ kept as it is.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -86,7 +87,7 @@ def open_whole(recipe: Recipe) -> OpenedBags:
     whole: list[int] = []
     for place in track(range(0 if samples is None else len(samples)), None, "reading bags"):
         assert samples is not None
-        fault = _looked_into(samples, place, digests)
+        fault = _looked_into(samples, place, digests, positions=positions_of(recipe))
         if fault is None:
             whole.append(place)
         else:
@@ -96,7 +97,11 @@ def open_whole(recipe: Recipe) -> OpenedBags:
             raise DataError(f"{root} holds no bags of the slides in {table.path}")
         raise refusal(root, faults, "mend them, take them out of the table, or data.faults=skip")
     if faults:
-        notice(f"{root}: {counted(len(faults), 'bag')} cannot be used and are left out")
+        whole = _of_one_width(samples, whole)
+        notice(
+            f"{root}: {counted(len(table) - len(whole), 'slide')} of {len(table):,} cannot be used "
+            f"and {'is' if len(table) - len(whole) == 1 else 'are'} left out"
+        )
         samples = samples.take(whole)
         samples.left_out = tuple(faults)
         names = {samples.name(index) for index in range(len(samples))}
@@ -104,26 +109,39 @@ def open_whole(recipe: Recipe) -> OpenedBags:
     return OpenedBags(samples, table, digests)
 
 
-def _looked_into(samples: BagSamples, place: int, digests: dict[str, str]) -> Fault | None:
-    """What is wrong with the features of a bag; their digest is noted."""
+def positions_of(recipe: Recipe) -> bool:
+    """Whether the model sees where tiles lie."""
+    spec = recipe.bags or BagsSpec()
+    return bool(recipe.model.args.get("position", spec.position) != "none")
+
+
+def _of_one_width(samples: BagSamples, places: Sequence[int]) -> list[int]:
+    """Those whose tiles have as many features as most have."""
+    widths = [samples.image(place).features.shape[1] for place in places]
+    usual = Counter(widths).most_common(1)[0][0]
+    return [place for place, width in zip(places, widths, strict=True) if width == usual]
+
+
+def _looked_into(
+    samples: BagSamples, place: int, digests: dict[str, str], *, positions: bool
+) -> Fault | None:
+    """What is wrong with the tiles of a bag, every one read; their digest is noted."""
     bag, name = samples.image(place), samples.name(place)
     if not len(bag):
         return Fault(name, "it has no tiles: leave it out of the table", "no tiles")
-    digest, bad = hashlib.blake2b(digest_size=16), 0
+    digest = hashlib.blake2b(digest_size=16)
     try:
         for start in range(0, len(bag), ROWS):
-            rows = np.ascontiguousarray(bag.features[start : start + ROWS])
-            digest.update(rows.tobytes())
-            bad += int((~np.isfinite(rows.astype(np.float32, copy=False))).any(1).sum())
+            digest.update(np.ascontiguousarray(bag.features[start : start + ROWS]).tobytes())
+        if positions and bag.coords_um is None:
+            return Fault(
+                name,
+                "it has no coordinates, and bags.position=fourier looks at them: give bags that "
+                "have some, or bags.position=none",
+                "no coordinates",
+            )
     except DataError as error:
         return Fault(name, str(error), "unreadable")
-    if bad:
-        return Fault(
-            name,
-            f"{counted(bad, 'tile')} of {len(bag):,} have features that are not finite: make them "
-            "anew",
-            "not finite",
-        )
     digests[name] = digest.hexdigest()
     return None
 
@@ -158,6 +176,15 @@ def open_splits(recipe: Recipe) -> BagSplits:
         identity,
         left_out_of({"all": opened.samples}),
     )
+    return BagSplits(splits, opened.kind, opened.samples.width)
+
+
+def all_of(opened: OpenedBags, split: str) -> BagSplits:
+    """Bags that a model is measured on: those of a declared part where it has that, or all."""
+    parts = _parts(opened.samples, opened.table) if opened.table.declared else {}
+    samples = parts.get(split, opened.samples)
+    identity = fingerprint("bags", opened.classes, {"train": None, "test": samples})
+    splits = Splits(samples, samples, samples, opened.classes, 1, (0.0,), (1.0,), identity)
     return BagSplits(splits, opened.kind, opened.samples.width)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from softless.errors import UsageError
-from softless.experiment.fields import COUNT, TaskSettings, setting
+from softless.experiment.fields import COUNT, SHARE, TaskSettings, setting
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class BagsSpec(TaskSettings):
         "tiles of a bag in training at most, drawn anew in every epoch; none takes all. "
         "Evaluation takes all",
         COUNT,
+    )
+    keep: float = setting(
+        1.0,
+        "share of a bag's tiles that is drawn in training; less than all where what tells lies in "
+        "many tiles",
+        SHARE,
     )
     chunk: int | None = setting(
         None, "tiles at once, for bags that fill the memory; none leaves it to the model", COUNT

@@ -29,13 +29,26 @@ from softless.models.arguments import takes
 from softless.tasks.bags import folds
 from softless.tasks.bags.measure import BagEvaluation, Kind, evaluate_bags, with_thresholds
 from softless.tasks.bags.model import StandardisedLinear
-from softless.tasks.bags.samples import BagSplits, feature_scale, lengths_of, open_splits
+from softless.tasks.bags.samples import (
+    BagSplits,
+    all_of,
+    feature_scale,
+    lengths_of,
+    open_splits,
+    open_whole,
+    positions_of,
+)
 from softless.tasks.bags.settings import BagsSpec
 from softless.tasks.bags.transforms import BagPipeline, bag_pipeline, padded
 from softless.tasks.classification.task import asked_weights, class_weights
 from softless.tasks.multilabel.task import label_weights
 from softless.tasks.task import Task
 
+WORDS: Mapping[str, str] = {
+    "class": "one class a slide",
+    "several": "several labels a slide",
+    "survival": "survival times",
+}
 LARGEST = 1 << 14  # of a number of best.json's sides
 
 
@@ -100,6 +113,11 @@ class Bags(Task):
         _check(recipe, opened.kind)
         return cls(recipe, opened)
 
+    @classmethod
+    def open_other(cls, recipe: Recipe, split: str) -> "Bags":
+        opened = open_whole(recipe)
+        return cls(replace(recipe, class_weights="none"), all_of(opened, split))
+
     def _weights(self) -> Tensor | None:
         """(K,) of the classes, or of the labels."""
         asked, targets = self.recipe.class_weights, self.splits.train.targets
@@ -145,7 +163,7 @@ class Bags(Task):
         if model.op is not None:
             args["op"] = model.op
         args |= {"in_dim": self.in_dim, "num_classes": self.outputs}
-        head = {"standardise": self.spec.standardise}
+        head = {"standardise": self.spec.standardise, "kind": self.kind}
         return {"architecture": model.name, "model_args": args, "head": head}
 
     def trial(self) -> tuple[Tensor, ...]:
@@ -155,7 +173,7 @@ class Bags(Task):
     @property
     def _positions(self) -> bool:
         """Whether the model sees where tiles lie."""
-        return self.recipe.model.args.get("position", self.spec.position) != "none"
+        return positions_of(self.recipe)
 
     def surround(self, model: nn.Module) -> nn.Module:
         """The model, which knows mean and deviation of the training tiles."""
@@ -196,8 +214,11 @@ class Bags(Task):
         return self
 
     def transform(self, *, train: bool) -> BagPipeline:
-        """A bag to its tiles; in training at most `bags.tiles` of them, drawn each time."""
-        return bag_pipeline(positions=self._positions, tiles=self.spec.tiles if train else None)
+        """A bag to its tiles; in training some of them, drawn each time."""
+        if not train:
+            return bag_pipeline(positions=self._positions)
+        spec = self.spec
+        return bag_pipeline(positions=self._positions, tiles=spec.tiles, keep=spec.keep)
 
     def prepare(
         self,
@@ -219,6 +240,12 @@ class Bags(Task):
     def evaluate(
         self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str
     ) -> BagEvaluation:
+        said = getattr(model, "kind", self.kind)
+        if said != self.kind:
+            raise UsageError(
+                f"the model answers {WORDS[said]}, and the table {self.data_location} has "
+                f"{WORDS[self.kind]}: name the columns with --set table.label=… when it is trained"
+            )
         classes = self.splits.classes or ("risk",)
         fold = self.recipe.data.fold
         return evaluate_bags(model, loader, classes, self.kind, amp=amp, label=label, fold=fold)

@@ -47,22 +47,25 @@ class Read:
 
 
 class DrawTiles:
-    """At most so many tiles of a bag, drawn without replacement by torch's generator, in their
-    order.
+    """At most so many tiles of a bag, and such a share of them, drawn without replacement by
+    torch's generator, in their order.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int | None, share: float = 1.0) -> None:
+        self.count, self.share = count, share
 
     def __call__(self, pair: tuple[Tiles, Any]) -> tuple[Tiles, Any]:
         tiles, target = pair
-        if len(tiles.features) <= self.count:
+        total = len(tiles.features)
+        count = max(round(self.share * total), 1)
+        count = count if self.count is None else min(count, self.count)
+        if count >= total:
             return pair
-        chosen = torch.randperm(len(tiles.features))[: self.count].sort().values
+        chosen = torch.randperm(total)[:count].sort().values
         return Tiles(tiles.features[chosen], tiles.coords[chosen]), target
 
     def __repr__(self) -> str:
-        return f"DrawTiles({self.count})"
+        return f"DrawTiles({self.count}, {self.share})"
 
 
 class BagPipeline(Pipeline):
@@ -79,17 +82,18 @@ class BagPipeline(Pipeline):
         return prepared
 
 
-def bag_pipeline(*, positions: bool, tiles: int | None = None) -> BagPipeline:
+def bag_pipeline(*, positions: bool, tiles: int | None = None, keep: float = 1.0) -> BagPipeline:
     """From a bag to its tiles.
 
     Args:
         positions: whether coordinates are read.
         tiles: how many are drawn at most; None takes all.
+        keep: which share of them.
     """
     read = Read(positions=positions)
-    if tiles is None:
+    if tiles is None and keep == 1:
         return BagPipeline([read], [], fixed=True)
-    return BagPipeline([read], [DrawTiles(tiles)], fixed=False)
+    return BagPipeline([read], [DrawTiles(tiles, keep)], fixed=False)
 
 
 def padded(bags: list[Tiles]) -> tuple[Tensor, Tensor, Tensor]:
