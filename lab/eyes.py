@@ -32,8 +32,15 @@ from softless.tasks.bags.measure import PREDICTIONS, read_predictions
 from softless.words import table
 
 MODELS = ("seqnorm_bag_tiny", "sima_bag_tiny", "softmax_bag_tiny", "abmil_bag", "max_bag")
-# of the recipe `bags`, for sets as small as this one
-FIELDS = {"table.patient": "none", "schedule.epochs": 100, "optim.lr": 1e-3}
+# of the recipe `bags`; that few tiles are drawn keeps 29 eyes from being learnt by heart. They were
+# chosen by the folds of seeds 0 and 1, so others are measured
+FIELDS = {
+    "table.patient": "none",
+    "bags.tiles": 10,
+    "schedule.epochs": 40,
+    "optim.lr": 1e-3,
+}
+SEED = 10  # the first
 FOLDS = 5
 WHOLE = 518  # pixels along a side of a whole photograph, as the encoder sees it
 PENALTY = 0.1  # of the logistic regressions: scikit-learn's C
@@ -165,8 +172,8 @@ class Bench:
 
     def measured(self, way: str, answers: Callable[[int], Answers], seeds: int) -> Way:
         """What a way is worth over so many seeds."""
-        each = [answers(seed) for seed in range(seeds)]
-        areas = [self._numbers(one).area.value or 0.0 for one in each]
+        each = [answers(seed) for seed in range(SEED, SEED + seeds)]
+        areas = [self._numbers(answer).area.value or 0.0 for answer in each]
         together = self._numbers(np.mean(each, axis=0))
         interval, balanced = together.area.bootstrap, together.balanced_accuracy
         assert balanced is not None
@@ -209,8 +216,8 @@ class Bench:
         return folder
 
     def _order(self, names: Sequence[str]) -> list[int]:
-        places = {name: place for place, name in enumerate(names)}
-        return [places[name] for name in self.names]
+        rows = {name: row for row, name in enumerate(names)}
+        return [rows[name] for name in self.names]
 
     def _folds(self, seed: int) -> NDArray[Any]:
         """(n,) the fold that an eye is tested in."""

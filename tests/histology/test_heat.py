@@ -130,6 +130,16 @@ def test_polygons_and_numbers_are_those_of_the_tiles(
     assert made.tiles == len(coords)
 
 
+def test_softmax_weighs_tiles_too(pair: tuple[Path, Path]) -> None:
+    """It has no chunks, and works on all tiles at once."""
+    model, bag = bag_model("softmax_bag_tiny"), Bag.open(pair[1])
+    scores = scores_of(model, bag)
+    with torch.no_grad():
+        inputs = torch.from_numpy(np.array(bag.features[:]))[None]
+        assert np.allclose(scores.values, model.tile_scores(inputs)[0].numpy(), rtol=1e-5)
+        assert np.allclose(scores.logits, model(inputs)[0].numpy(), rtol=1e-5)
+
+
 def test_regions_are_the_tiles_of_a_class_together(pair: tuple[Path, Path], tmp_path: Path) -> None:
     softless.heat(bag_model(), pair[0], features=pair[1], out=tmp_path / "out")
     tiles, regions = read(tmp_path / "out")
