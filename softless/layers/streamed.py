@@ -4,7 +4,7 @@ the finished summary does to them.
 
 # B batch, H heads, N tokens, n of a chunk, D width of the tokens, d width of a head
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
@@ -16,12 +16,13 @@ from torch.utils import _pytree as pytree
 
 from softless.attention.call import HALF, Call, autocast_off, extras_of, widen
 from softless.attention.checks import check_options
-from softless.attention.chunks import wide
+from softless.attention.chunks import summed, wide
+from softless.attention.packed import absorbed
 from softless.attention.record import Dims, Grid, Operator
 from softless.attention.streaming import ChunkPosition, Summary, Tokens
 from softless.errors import UsageError
 from softless.layers.attention import Attention
-from softless.layers.plain import weights_of
+from softless.layers.plain import LINEAR, Weights, is_nothing, weights_of, why_called
 
 
 class StreamedAttention:
@@ -33,6 +34,7 @@ class StreamedAttention:
         like: A tensor of the dtype and on the device of its tokens.
         tokens: How many there are in all.
         grid: Where they stand, for an operator that asks.
+        kinds: Classes of projections whose weights are read.
 
     Raises:
         UsageError: the operator has no streaming form (the reason is given), or not for these
@@ -40,8 +42,15 @@ class StreamedAttention:
     """
 
     def __init__(
-        self, attention: Attention, name: str, like: Tensor, tokens: int, grid: Grid | None = None
+        self,
+        attention: Attention,
+        name: str,
+        like: Tensor,
+        tokens: int,
+        grid: Grid | None = None,
+        kinds: Collection[type] = LINEAR,
     ) -> None:
+        self.kinds = kinds
         self.attention, self.record, self.total, self.grid = attention, attention.op, tokens, grid
         if self.record.streaming is None:
             raise UsageError(
@@ -78,7 +87,7 @@ class StreamedAttention:
         looks at, the numbers of another.
         """
         q, k, v = self._projected(h, parts)
-        return wide(Tokens(q, q if k is None else k, v, mask, mask, position, position))
+        return Tokens(q, q if k is None else k, v, mask, mask, position, position)
 
     def _projected(self, h: Tensor, parts: str) -> tuple[Tensor, Tensor | None, Tensor]:
         attention = self.attention
@@ -99,10 +108,15 @@ class StreamedAttention:
     def summarise(
         self, h: Tensor, mask: Tensor | None, position: ChunkPosition, sweep: int, reader: Any
     ) -> Summary:
-        """What normalised tokens h (B,n,D) add to a sweep's summary."""
+        """What normalised tokens h (B,n,D) add to a sweep's summary; natively where no gradient is
+        wanted and that can be.
+        """
         tokens = self.tokens(h, mask, position, self.looks[sweep])
+        stage = self.streaming.sweeps[sweep]
         with autocast_off(h.device.type):
-            return self.streaming.sweeps[sweep].summarise(tokens, reader, **self.extras)
+            if not torch.is_grad_enabled():
+                return summed(stage, tokens, reader, **self.extras)
+            return stage.summarise(wide(tokens), reader, **self.extras)
 
     def finish(self, summary: Summary, sweep: int) -> Any:
         """The reader of a sweep."""
@@ -113,10 +127,50 @@ class StreamedAttention:
         """The module's output for normalised tokens h (B,n,D)."""
         tokens = self.tokens(h, mask, position, self.looks[-1])
         with autocast_off(h.device.type):
-            o = self.streaming.read(tokens, reader, **self.extras)
+            o = self.streaming.read(wide(tokens), reader, **self.extras)
         if h.dtype in HALF:
             o = o.to(h.dtype)
         return self.attention._project_out(h, o.transpose(1, 2).flatten(2), in_float32=False)
+
+    @cached_property
+    def weights(self) -> tuple[Weights, Weights] | None:
+        """Those of both projections, where they can absorb the matrix that the operator's last
+        reader is.
+        """
+        attention = self.attention
+        if not (self.record.has_matrix and attention.reads_the_buffer):
+            return None
+        qkv, proj = (
+            weights_of(projection, kinds=self.kinds)
+            for projection in (attention.qkv, attention.proj)
+        )
+        skipped = (
+            attention.gate is None
+            and is_nothing(attention.norm)
+            and not why_called(attention.proj_drop)
+        )
+        return (qkv, proj) if skipped and qkv is not None and proj is not None else None
+
+    def matrix(self, reader: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """G (B,D,D) and b' (B,1,D) of a finished last summary, the operator's matrix (B,H,d,d):
+
+            scale * attention(h) = h G + b',    G = W_q blockdiag(A) W_o scale
+
+        They are in the model's dtype, and their products in float64.
+        """
+        assert self.weights is not None
+        qkv, proj = self.weights
+        dtype, inner = proj.W.dtype, self.attention.num_heads * self.attention.head_dim
+        qkv, proj = qkv.to(torch.float64), proj.to(torch.float64)
+        P = absorbed(reader.double(), proj.W)
+        G, bias = qkv.W[:inner].T @ P, None
+        if qkv.b is not None:
+            bias = qkv.b[:inner] @ P
+        if proj.b is not None:
+            bias = proj.b.expand(len(P), -1) + (0 if bias is None else bias)
+        if scale is not None:
+            G, bias = G * scale.double(), None if bias is None else bias * scale.double()
+        return G.to(dtype), None if bias is None else bias.to(dtype)[:, None]
 
     @cached_property
     def looks(self) -> tuple[str, ...]:
