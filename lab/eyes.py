@@ -61,8 +61,8 @@ class Way:
     auc_least: float
     auc_most: float
     auc_averaged: float  # of answers averaged over the seeds
-    low: float
-    high: float
+    low: float | None  # where there are enough eyes for an interval
+    high: float | None
     balanced_accuracy: float  # of these
 
 
@@ -173,10 +173,13 @@ class Bench:
     def measured(self, way: str, answers: Callable[[int], Answers], seeds: int) -> Way:
         """What a way is worth over so many seeds."""
         each = [answers(seed) for seed in range(SEED, SEED + seeds)]
-        areas = [self._numbers(answer).area.value or 0.0 for answer in each]
+        areas = [_known(self._numbers(answer).area.value) for answer in each]
         together = self._numbers(np.mean(each, axis=0))
         interval, balanced = together.area.bootstrap, together.balanced_accuracy
         assert balanced is not None
+        low, high = (
+            None if end is None else round(end, 4) for end in (interval.low, interval.high)
+        )
         return Way(
             way,
             seeds,
@@ -184,10 +187,10 @@ class Bench:
             round(float(np.mean(areas)), 4),
             round(min(areas), 4),
             round(max(areas), 4),
-            round(interval.value or 0.0, 4),
-            round(interval.low or 0.0, 4),
-            round(interval.high or 0.0, 4),
-            round(balanced.value or 0.0, 4),
+            round(_known(interval.value), 4),
+            low,
+            high,
+            round(_known(balanced.value), 4),
         )
 
     def _numbers(self, answers: Answers) -> PatientEvaluation:
@@ -258,6 +261,12 @@ class Bench:
             regression.fit(features[~held], self.labels[~held])
             answers[held] = regression.predict_proba(features[held])
         return answers
+
+
+def _known(value: float | None) -> float:
+    """A measure that every set of eyes of all classes has."""
+    assert value is not None
+    return value
 
 
 def by_hand(path: Path) -> NDArray[np.float64]:

@@ -62,7 +62,7 @@ def test_ways_share_their_folds_and_are_measured(
         "features by hand",
     ]
     for row in found.rows:
-        assert 0 <= row.low <= row.auc_averaged <= row.high <= 1
+        assert (row.low, row.high) == (None, None)  # too few eyes for an interval
         assert row.auc == row.auc_least == row.auc_most == row.auc_averaged
         assert (row.eyes, row.seeds) == (15, 1)
     assert found.rows[-1].auc > 0.9  # brightness and stripes are told by hand
