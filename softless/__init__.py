@@ -41,6 +41,7 @@ _VERBS = {
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
+    "serve": "softless.cli.serve",
     "save_weights": "softless.models.publish",
     "export": "softless.exporting.export",
     "load_exported": "softless.exporting.loaded",

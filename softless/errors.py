@@ -202,6 +202,9 @@ EXTRAS = {  # what is imported -> (package, extra)
     "executorch": ("executorch", "executorch"),
     "torchao": ("torchao", "executorch"),
     "coremltools": ("coremltools", "coreml"),
+    "fastapi": ("fastapi", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "python_multipart": ("python-multipart", "serve"),
 }
 
 
