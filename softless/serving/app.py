@@ -142,6 +142,10 @@ class Desk:
             raise Refusal(
                 503, "the work on this image was ended: try again", {"Retry-After": "5"}
             ) from None
+        except Refusal:
+            raise
+        except Exception as error:  # noqa: BLE001 - a failed request never ends the server
+            raise failed(error) from None
 
 
 async def _departure(request: Any) -> None:
@@ -308,9 +312,12 @@ def _of_errors(app: Any) -> None:
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:
-        return JSONResponse(
-            {"error": refusal.sentence}, refusal.status, headers=dict(refusal.headers)
-        )
+        return JSONResponse(refusal.body, refusal.status, headers=dict(refusal.headers))
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> Response:
+        refusal = failed(error)
+        return JSONResponse(refusal.body, refusal.status)
 
     @app.exception_handler(Gone)
     async def gone(_: Request, __: Gone) -> Response:
@@ -326,39 +333,24 @@ def _of_errors(app: Any) -> None:
         return JSONResponse({"error": NOWHERE}, 404)
 
 
+def failed(error: Exception) -> Refusal:
+    """What is told of an error that nobody foresaw: a number, under which the log has the rest."""
+    number = secrets.token_hex(4)
+    _log.error("request %s failed: %s", number, error, exc_info=error)
+    sentence = f"the server failed at this request (number {number} in its log)"
+    return Refusal(500, sentence, number=number)
+
+
 class _Caught:
-    """An application whose unforeseen errors are logged under a number, and told by it alone."""
+    """An application whose unforeseen errors were answered and logged, and end here."""
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request of ASGI."""
-        begun = False
-
-        async def noted(message: Any) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noted)
-        except Exception as error:  # noqa: BLE001 - a failed request never ends the server
-            number = secrets.token_hex(4)
-            _log.error("request %s failed: %s", number, error, exc_info=error)
-            if not begun:
-                await _failed(send, number)
-
-
-async def _failed(send: Any, number: str) -> None:
-    body = json.dumps({
-        "error": f"the server failed at this image (number {number} in its log)",
-        "id": number,
-    }).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    with suppress(RuntimeError):
-        await send({"type": "http.response.start", "status": 500, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        with suppress(Exception):  # Starlette raises it once more behind the answer
+            await self.app(scope, receive, send)
 
 
 def _json(content: Any) -> Any:

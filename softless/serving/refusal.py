@@ -11,6 +11,12 @@ class Refusal(Exception):
     status: int
     sentence: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    number: str = ""  # under which the log tells more
+
+    @property
+    def body(self) -> dict[str, str]:
+        """For JSON."""
+        return {"error": self.sentence, **({"id": self.number} if self.number else {})}
 
     def __str__(self) -> str:
         return self.sentence
