@@ -20,6 +20,6 @@ class Limits:
     computing: float = 30.0  # of one request, from its turn on
     queueing: float = 90.0  # until its turn
     answering: float = 30.0  # until its answer is taken
-    ending: float = 5.0  # for requests at work when a signal ends the server
+    ending: float = 3.0  # for requests at work when a signal ends the server
     memory: int = 0  # bytes that an image may need; 0 is half of what is free at the start
     connections: int = 512

@@ -183,6 +183,14 @@ def _uvicorn(owner: Server, ready: Callable[[], None]) -> Any:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
+        async def shutdown(self, sockets: Any = None) -> None:
+            """Requests that have not come whole are let go, and those at work are waited for."""
+            for connection in list(self.server_state.connections):
+                cycle = getattr(connection, "cycle", None)
+                if cycle is not None and cycle.more_body and not cycle.response_complete:
+                    connection.transport.abort()
+            await super().shutdown(sockets=sockets)
+
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets=sockets)
             await asyncio.to_thread(owner.worker.ready.wait)
@@ -195,7 +203,7 @@ def _uvicorn(owner: Server, ready: Callable[[], None]) -> Any:
         lifespan="off",
         loop="asyncio",
         log_config=None,
-        log_level="error",
+        log_level="critical",
         access_log=False,
         server_header=False,
         date_header=True,

@@ -5,7 +5,6 @@ import http.client
 import io
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -195,12 +194,16 @@ class Process:
         """Files and sockets that it has open."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """A signal, and the exit code."""
-        self.process.send_signal(number)
+    def end(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.terminate()
         code = self.process.wait(PATIENCE)
+        self.close()
+        return code
+
+    def close(self) -> None:
+        """What it said is read to its end."""
         self.reader.join(5)
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
-        return code

@@ -1,6 +1,7 @@
 """Group F of the bars for reliability: what a request may do to the server, and what not."""
 
 import contextlib
+import http.client
 import io
 import json
 import socket
@@ -452,6 +453,18 @@ def test_a_thread_that_ends_is_replaced(digits: Path, monkeypatch: pytest.Monkey
         while ask(port, "/healthz").status != 200:
             assert time.monotonic() - start < 5
         assert send(port, picture()).status == 200
+
+
+@pytest.mark.bar("F11", "the server ends while a request is at work")
+def test_the_end_waits_for_work_within_a_bound(digits: Path, gate: Gate):
+    with ThreadPoolExecutor(1) as pool:
+        with serving(digits, limits=Limits(ending=0.5)) as server:
+            waiting = pool.submit(send, port_of(server), picture())
+            assert gate.begun.wait(20)
+            start = time.monotonic()
+        assert time.monotonic() - start < 8
+        assert gate.ended.is_set()
+        assert isinstance(waiting.exception(20), OSError | http.client.HTTPException)
 
 
 # F12
