@@ -220,6 +220,9 @@ EXTRAS = {  # what is imported -> (package, extra)
     "torchao": ("torchao", "executorch"),
     "coremltools": ("coremltools", "coreml"),
     "zarr": ("zarr", "slides"),
+    "fastapi": ("fastapi", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "python_multipart": ("python-multipart", "serve"),
 }
 
 
