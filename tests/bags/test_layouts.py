@@ -297,8 +297,12 @@ def test_an_unknown_layout_and_ending(tmp_path):
     path = writers.trident(tmp_path, tiles())
     with pytest.raises(UsageError, match=r"no layout of features named 'tridant'. Did you mean"):
         softless.Bag.open(path, layout="tridant")
+    with pytest.raises(
+        DataError, match="by its attributes that TRIDENT wrote it, and layout='giga"
+    ):
+        softless.Bag.open(path, layout="gigapath")
     with pytest.raises(DataError, match="has no 'feats'"):
-        softless.Bag.open(path, layout="stamp")
+        softless.Bag.open(writers.gigapath(tmp_path, tiles()), layout="stamp")
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"ends in '.txt'"):
         softless.Bag.open(tmp_path / "a.txt")
