@@ -44,6 +44,7 @@ LAB = (
     "models",
     "counts",
     "exports",
+    "eyes",
     "papers",
     "probes",
     "recoveries",
