@@ -1,7 +1,7 @@
 """A bag of features written as TRIDENT writes one, whole or not at all, with what ours knows more.
 
-HDF5 with `features` (N,D) and `coords` (N,2) int64, x and y of each tile's top left corner in
-pixels of level 0; sizes and resolutions are attributes of `coords`, the encoder's name of
+HDF5 with `features` (N,D) and `coords` (N,2) int64: x and y of each tile's top left corner in
+pixels of level 0. Sizes and resolutions are attributes of `coords`, the encoder's name of
 `features` (mahmoodlab/TRIDENT, `save_h5` and `coords_to_h5`). What nobody knows of these is the
 text "None", as there. Beyond them, where they are known: `mpp`, `mpp0`, `bounds`, digests.
 """
@@ -71,8 +71,8 @@ def write_bag(
             f"features have shape {values.shape} and coordinates {places.shape}: give (N, D) and "
             "(N, 2)"
         )
-    whole = places.astype(np.int64)
-    if not np.array_equal(whole, places):
+    corners = places.astype(np.int64)
+    if not np.array_equal(corners, places):
         raise UsageError("coordinates have fractions, and TRIDENT's layout holds whole pixels")
     height, width = level0_size
     of_coords = {
@@ -93,7 +93,7 @@ def write_bag(
         "encoder": encoder,
         **_known(digest=digest, encoder_digest=encoder_digest),
     }
-    write_whole(path, lambda beside: _write(beside, values, whole, of_features, of_coords))
+    write_whole(path, lambda beside: _write(beside, values, corners, of_features, of_coords))
 
 
 def digest_in(path: Path) -> str | None:

@@ -43,6 +43,7 @@ LAB = (
     "models",
     "counts",
     "exports",
+    "eyes",
     "papers",
     "probes",
     "recoveries",

@@ -132,12 +132,12 @@ def heat(
     model, classes = _of_bags(source)
     file = _features(source, slide_file) if features is None else located(features)
     bag = Bag.open(file, unit=unit, tile=tile, slide_mpp=slide_mpp)
-    where = placed(bag, slide_file, origin)
-    number = None if label is None else _number(label, classes)
+    laid = placed(bag, slide_file, origin)
     if score == "weight" and label is not None:
         raise UsageError("a weight is for no class: leave --label out, or give --score gradient")
+    number = None if label is None else _number(label, classes)
     scores = scores_of(model, bag, score, number, classes, chunk=chunk)
-    drawn = HeatMap(scores, where.places, where.side, where.step, where.lattice)
+    drawn = HeatMap(scores, laid.places, laid.side, laid.step, laid.lattice)
     root = make_folder(located(out))
     answer = _classes(scores.logits, classes)
     facts = {"slide": bag.slide, "encoder": bag.encoder, "mpp0": bag.mpp0}

@@ -247,14 +247,14 @@ def _files(slides: Sequence[str], out: Path) -> dict[str, Path]:
         DataError: nothing is there, or a folder without slides.
         UsageError: two slides of one name.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for slide in slides:
         path = located(slide)
         if not path.exists():
             raise DataError(f"no slide at {path}: give a slide, an image or a folder of them")
-        found += _in_folder(path, out) if path.is_dir() else [path]
+        paths += _in_folder(path, out) if path.is_dir() else [path]
     files: dict[str, Path] = {}
-    for path in found:
+    for path in paths:
         if files.setdefault(path.stem, path).resolve() != path.resolve():
             raise UsageError(
                 f"{files[path.stem]} and {path} are both called {visible(path.stem)}, and bags are "
@@ -308,7 +308,7 @@ class _Masks:
             return self.tissue
         ends = (".png", ".geojson", ".json")
         candidates = {f"{base}{end}" for base in (name, file.name) for end in ends}
-        matching = sorted(one for one in candidates if (self.folder / one).is_file())
+        matching = sorted(name for name in candidates if (self.folder / name).is_file())
         if len(matching) != 1:
             raise DataError(
                 f"{self.folder} holds {' and '.join(matching) or 'no mask'} for {file.name}: keep "
@@ -323,14 +323,14 @@ def _write_table(bags: Bags) -> None:
     for record in sorted((bags.out / RECORDS).glob("*.json")):
         slides[record.stem] = Extracted.read(record)
     slides |= {slide.slide: slide for slide in bags.slides}
-    others = {
+    foreign = {
         slide.slide
         for slide in slides.values()
         if isinstance(slide, Extracted) and slide.encoder not in _encoders(bags)
     }
-    if others:
+    if foreign:
         notice(
-            f"{bags.out}: {len(others)} slides of an earlier call have features of another "
+            f"{bags.out}: {len(foreign)} slides of an earlier call have features of another "
             "encoder; give each encoder its own --out"
         )
     buffer = io.StringIO()

@@ -154,7 +154,9 @@ def extracted(
         )
     features = np.concatenate([np.zeros((0, encoder.width), np.float32), *blocks])
     gone = {(tile.x, tile.y) for tile in bad}
-    kept = np.array([place for place in places.tolist() if tuple(place) not in gone], np.int64)
+    corners = np.array(
+        [corner for corner in places.tolist() if tuple(corner) not in gone], np.int64
+    )
     record = Extracted(
         slide=name,
         file=str(image),
@@ -173,7 +175,7 @@ def extracted(
         digest=digest,
         remarks=remarks,
     )
-    _write(record, out, tiling, inside, (features, kept.reshape(-1, 2)), encoder, work)
+    _write(record, out, tiling, inside, (features, corners.reshape(-1, 2)), encoder, work)
     return record
 
 
@@ -205,14 +207,14 @@ def _check_size(image: Path, tiling: Tiling, inside: Counted, work: Work) -> Non
 def _finished(name: str, out: Path, digest: str) -> Extracted | None:
     """The record of a slide that is finished as it is asked for."""
     record = out / RECORDS / f"{name}.json"
-    others = out / TISSUE / f"{name}.geojson", out / THUMBNAILS / f"{name}.png"
-    if not record.is_file() or not all(file.is_file() for file in others):
+    beside = out / TISSUE / f"{name}.geojson", out / THUMBNAILS / f"{name}.png"
+    if not record.is_file() or not all(file.is_file() for file in beside):
         return None
-    found = Extracted.read(record)
-    if found.digest != digest or digest_in(out / FEATURES / f"{name}.h5") != digest:
+    finished = Extracted.read(record)
+    if finished.digest != digest or digest_in(out / FEATURES / f"{name}.h5") != digest:
         notice(f"{name}: other settings, another encoder or another file: its features are new")
         return None
-    return found
+    return finished
 
 
 def _write(
@@ -227,7 +229,7 @@ def _write(
     for folder in (FEATURES, TISSUE, THUMBNAILS, RECORDS):
         make_folder(out / folder)
     name, lattice = record.slide, tiling.lattice(work.origin)
-    regions = (annotation(one, lattice, "Tissue", PINK) for one in polygons(inside.region))
+    regions = (annotation(part, lattice, "Tissue", PINK) for part in polygons(inside.region))
     write_text(out / TISSUE / f"{name}.geojson", collection(regions))
     small = thumbnail(record.file, side=SMALL, choice=Choice(scale=encoder.scale))
     places = [(tile["x"], tile["y"]) for tile in record.unreadable]

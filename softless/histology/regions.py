@@ -119,7 +119,7 @@ def collection(features: Iterable[Mapping[str, Any]]) -> str:
     of level 0).
     """
     lines = (
-        json.dumps(one, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-        for one in features
+        json.dumps(feature, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+        for feature in features
     )
     return '{"type":"FeatureCollection","features":[\n' + ",\n".join(lines) + "\n]}\n"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from softless.bags.bag import Bag
 from softless.errors import CoordinateError, DivergedError, UsageError
+from softless.models.bag_parts import GatedPool
 from softless.modes import evaluating
 from softless.slides.stream import stream
 
@@ -99,7 +100,7 @@ class Scores:
         return ("1/8", "8 x") if self.kind == "weight" else ("-", "+")
 
     def measurements(self, values: NDArray[np.float64]) -> list[Mapping[str, float]]:
-        """What is written of tiles, or of groups of tiles with these means."""
+        """What is written of tiles with these scores (n,), or of groups with these means."""
         if self.kind != "weight":
             return [{f"evidence for {self.label}": _six(value)} for value in values.tolist()]
         count = len(self.values)
@@ -141,15 +142,10 @@ def scores_of(
     if kind not in get_args(Kind):
         raise UsageError(f"--score {kind}: give {', '.join(get_args(Kind))}")
     name = ""
-    if kind == "weight":
-        answer: Any = stream(model, bag, chunk=chunk)
-        if answer.scores is None:
-            raise UsageError(
-                "this model weighs no tiles: give --score gradient, or train it with pool=gated"
-            )
-        values, logits = answer.scores, answer.logits
-    else:
-        with evaluating(model):
+    with evaluating(model):
+        if kind == "weight":
+            values, logits = _weights(model, bag, chunk)
+        else:
             tiles = _Tiles(model, *_tensors(model, bag))
             logits = tiles.logits()
             number = int(logits[0].argmax()) if label is None else label
@@ -163,6 +159,25 @@ def scores_of(
     if not np.isfinite(scores).all():
         raise DivergedError("the scores of tiles are not finite: the model's weights diverged")
     return Scores(kind, scores, name, tuple(map(float, logits.detach().flatten())))
+
+
+def _weights(model: Any, bag: Bag, chunk: int) -> tuple[Tensor, Tensor]:
+    """Weights (N,) and logits (1,K): chunk by chunk, but for an operator that needs all tiles at
+    once.
+
+    Raises:
+        UsageError: the model weighs no tiles.
+    """
+    if not isinstance(getattr(model, "pool", None), GatedPool):
+        raise UsageError(
+            "this model weighs no tiles: give --score gradient, or train one with a gated pool"
+        )
+    if all(block.streams for block in model.blocks):
+        answer: Any = stream(model, bag, chunk=chunk)
+        return answer.scores, answer.logits
+    tiles = _Tiles(model, *_tensors(model, bag))
+    with torch.inference_mode():
+        return model.tile_scores(tiles.features, tiles.places)[0], tiles.logits()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Where the tiles of a slide lie: squares whose corners are whole pixels of level 0, so that a
-viewer, another tool and the map of their scores mean the same ones.
+"""Where the tiles of a slide lie: squares whose corners are whole pixels of level 0.
+
+So a viewer, another tool and the map of their scores mean the same ones.
 
 A tile of `tile` pixels at the resolution asked for is `tile_px0` pixels of level 0 wide, rounded to
 a whole number. So what the encoder sees differs from the resolution asked for by at most half a
@@ -72,7 +73,7 @@ class Tiles(Lattice):
     step: tuple[int, int] = (1, 1)
 
     def spans(self, axis: int) -> NDArray[np.float64]:
-        """Where tiles begin and end along an axis, in level 0; also beyond the image."""
+        """Where n tiles begin and end along an axis, (n, 2), in level 0; also beyond the image."""
         starts = np.arange(self.grid[axis], dtype=np.float64) * self.step[axis]
         return np.stack([starts, starts + self.patch[axis]], axis=1)
 

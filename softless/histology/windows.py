@@ -88,8 +88,8 @@ def _read(pixels: Pixels, tiling: Tiling, run: NDArray[np.int64]) -> Iterator[Wi
 def _axes(pixels: Pixels, tiling: Tiling, x: int, y: int) -> tuple[Axis, Axis]:
     """The stretches of both sides that a tile is made of, where they lie inside the image."""
     down, across = (
-        _axis(length, place / scale, tiling.factor / scale, tiling.cut.tile)
-        for length, place, scale in zip(pixels.size, (y, x), tiling.scale, strict=True)
+        _axis(length, corner / scale, tiling.factor / scale, tiling.cut.tile)
+        for length, corner, scale in zip(pixels.size, (y, x), tiling.scale, strict=True)
     )
     return down, across
 

@@ -50,12 +50,23 @@ class ChunkedFunction:
     read: Callable[[Tensor, slice, Any], Tensor] | None
     # asked again in the backward pass: who exchanged them in between is told
     parameters: Callable[[], Iterable[Tensor]]
+    # of a last reader: (tokens (B,n,W), where they stand) -> (B,n,W'), a shorter way than `read` to
+    # the same where no gradient is wanted
+    ready: Callable[[Any], Callable[[Tensor, slice], Tensor]] | None = None
+
+    def reading(self, reader: Any) -> Callable[[Tensor, slice], Tensor]:
+        """What makes the output of a chunk, without gradients: (B,n,W) -> (B,n,W')."""
+        read = self.read
+        assert read is not None
+        if self.ready is not None:
+            return self.ready(reader)
+        return lambda x, span: read(x, span, reader)
 
     def __call__(self, x: Tensor, spans: Sequence[slice]) -> Tensor:
         """The output of all tokens x (B,N,W), chunk by chunk."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         if torch.is_grad_enabled() and (x.requires_grad or parameters):
-            return _Recomputed.apply(self, spans, x, *parameters)  # type: ignore[no-any-return]
+            return _Recomputed.apply(self, spans, x, *parameters)
         with torch.no_grad():
             return self.forwards(x, spans)[0]
 
@@ -63,15 +74,18 @@ class ChunkedFunction:
         """The output, and the summaries of each sweep's chunks."""
         reader, kept = None, []
         for sweep in self.sweeps:
-            summaries = [sweep.summarise(x[:, span], span, reader) for span in spans]
+            summaries = side_by_side(
+                (sweep.summarise(x[:, span], span, reader) for span in spans), len(spans)
+            )
             reader = sweep.finish(merged(summaries, sweep.merge))
             kept.append(summaries)
         if self.read is None:
             assert isinstance(reader, Tensor)
             return reader, kept
         y: Tensor | None = None
+        read = self.reading(reader)
         for span in spans:
-            part = self.read(x[:, span], span, reader)
+            part = read(x[:, span], span)
             if y is None:
                 y = part.new_empty(x.shape[0], spans[-1].stop, part.shape[-1])
             y[:, span] = part
@@ -80,8 +94,27 @@ class ChunkedFunction:
 
 
 def spans_of(tokens: int, chunk: int) -> list[slice]:
-    """Consecutive chunks of so many tokens."""
-    return [slice(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]
+    """Consecutive chunks of so many tokens at most, all of about one size.
+
+    A last chunk of a single token would ask, alone, whether a channel has next to nothing in it
+    (`attention.norms.settle`).
+    """
+    number = -(-tokens // chunk)
+    stops = [tokens * (i + 1) // number for i in range(number)]
+    return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+def side_by_side(summaries: Iterable[Summary], number: int) -> list[Summary]:
+    """So many summaries, each entry of all of them in one tensor: what is small and stays would keep
+    the memory of the chunks apart that come and go between.
+    """
+    stacks: dict[str, Tensor] = {}
+    for i, summary in enumerate(summaries):
+        for name, x in summary.items():
+            if name not in stacks:
+                stacks[name] = x.new_empty((number, *x.shape))
+            stacks[name][i] = x
+    return [{name: stack[i] for name, stack in stacks.items()} for i in range(number)]
 
 
 def merged(summaries: Sequence[Summary], merge: Merge) -> Summary:
@@ -147,7 +180,9 @@ class _Back:
     ) -> None:
         self.function, self.spans, self.x, self.parameters = function, spans, x, parameters
         self.of_x = torch.zeros_like(x) if wants_x else None
-        self.of_parameters: list[Tensor | None] = [None] * len(parameters)
+        self.of_parameters = [
+            torch.zeros_like(p, memory_format=torch.contiguous_format) for p in parameters
+        ]
 
     def go(self, kept: Sequence[Sequence[Summary]], grad: Tensor) -> None:
         """From the gradient of the output to those of tokens and parameters."""
@@ -248,9 +283,9 @@ class _Back:
         self._add_parameters(got[len(own) + len(asked) :])
 
     def _add_parameters(self, gradients: Sequence[Tensor | None]) -> None:
-        self.of_parameters = [
-            _sum(a, b) for a, b in zip(self.of_parameters, gradients, strict=True)
-        ]
+        for total, gradient in zip(self.of_parameters, gradients, strict=True):
+            if gradient is not None:
+                total.add_(gradient)
 
 
 class _Stage:
@@ -283,9 +318,9 @@ def _with_gradients(
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
+    if b is None:
+        return a
+    return b.clone() if a is None else a.add_(b)
 
 
 def _autocast(kind: str) -> Callable[[], AbstractContextManager[Any]]:

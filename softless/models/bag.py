@@ -14,11 +14,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from softless.attention.record import Operator
 from softless.attention.recording import recording
 from softless.attention.registry import OPERATORS
 from softless.errors import UsageError, unknown
+from softless.layers.plain import why_called
 from softless.layers.recomputed import ChunkedFunction, spans_of
 from softless.models.bag_parts import (
     BagBlock,
@@ -37,7 +39,8 @@ PoolName = Literal["gated", "cls", "mean"]
 PositionName = Literal["none", "fourier"]
 CHUNK = 2048  # tiles at once, of all bags together, where nobody says
 MANY = 8192  # tiles of all bags together from which that is
-FEWEST = 64  # tiles of a bag at once
+FEWEST = 16  # tiles of a bag at once: a norm of fewer says little of a channel
+TILES = 1024  # that are counted where nobody says
 HIDDEN = 128  # of the gates of abmil_bag: arXiv:1802.04712
 
 
@@ -158,6 +161,19 @@ def create_bag_model(name: str, **kwargs: Any) -> "BagModel":
     return model
 
 
+def refuse_bags(model: object, action: str) -> None:
+    """Refuse a model of bags where one of images is meant.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if isinstance(getattr(model, "_orig_mod", model), BagModel):
+        raise UsageError(
+            f"{action}: this is a model of bags, which takes features of tiles and no images: ask it "
+            "by softless.stream(model, softless.Bag.open(path)), or call it"
+        )
+
+
 class BagModel(nn.Module):
     """A transformer over the tiles of a slide, or a control without blocks.
 
@@ -174,7 +190,7 @@ class BagModel(nn.Module):
         position: "fourier" adds where a tile stands, in micrometres; "none" does not look.
         chunk: Tiles of a bag at once. Training keeps then one tensor (B,N,W) a block, and computes
             the rest again for its gradients, which are exact. None works on 2,048 tiles at once
-            where all bags have 8,192 and more; 0 on all of them always.
+            where all bags have 8,192 and more; 0 on all of them always. They are 16 at least.
         width: W.
         depth: Blocks.
         num_heads: Of the attention.
@@ -232,6 +248,11 @@ class BagModel(nn.Module):
         self.pretrained_cfg: dict[str, Any] = {}
         self._start()
 
+    @property
+    def first_weight(self) -> Tensor:
+        """A weight of the dtype and on the device that the model computes in, (W,D)."""
+        return next(p for p in self.embed.parameters() if p.ndim == 2)
+
     def _start(self) -> None:
         """Truncated normal weights in the linear layers, as timm's ViT."""
         for module in self.modules():
@@ -241,6 +262,29 @@ class BagModel(nn.Module):
                     nn.init.zeros_(module.bias)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
+
+    def bag_size(self, size: int | Sequence[int] | None) -> tuple[int, int, int]:
+        """The shape of the input that `softless.cost` and `audit` mean by a size: so many tiles,
+        (N, D) or (1, N, D); 1,024 tiles where nothing is said.
+
+        Raises:
+            UsageError: another shape.
+        """
+        asked = (size,) if isinstance(size, int) else tuple(size or (TILES,))
+        if len(asked) == 3 and asked[0] == 1:
+            asked = asked[1:]
+        if not 1 <= len(asked) <= 2 or asked[1:] not in {(), (self.in_dim,)} or asked[0] < 1:
+            raise UsageError(
+                f"input_size={size}: of a model of bags give the number of tiles, or (tiles, "
+                f"{self.in_dim})"
+            )
+        tiles = asked[0]
+        return 1, tiles, self.in_dim
+
+    @property
+    def counted(self) -> nn.Module:
+        """What `softless.cost` and `audit` call with features alone."""
+        return self if self.position is None else _Somewhere(self)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay."""
@@ -272,7 +316,10 @@ class BagModel(nn.Module):
     ) -> Tensor:
         """What the head is given: (B,N,D) -> (B,W)."""
         x, mask, spans = self._tiles(features, coords_um, mask)
-        return self.pool(x, mask) if spans is None else self.pool.in_chunks(x, mask, spans)
+        if spans is None or why_called(self.pool):
+            bags: Tensor = self.pool(x, mask)
+            return bags
+        return self.pool.in_chunks(x, mask, spans)
 
     def tile_scores(
         self, features: Tensor, coords_um: Tensor | None = None, mask: Tensor | None = None
@@ -306,12 +353,14 @@ class BagModel(nn.Module):
         if self.position is not None:
             assert coords is not None
             coords = from_smallest(coords, mask)
-        spans = self._spans(*features.shape[:2])
+        # what is counted is the model as it is written
+        fake = isinstance(features, FakeTensor)
+        spans = None if fake else self._spans(*features.shape[:2])
         embed = ChunkedFunction(
-            [], lambda x, span, _: self._embedded(x, coords, mask, span), self._embedding
+            [], lambda x, span, _: self.embedded(x, coords, mask, span), self._ahead_of_blocks
         )
         if spans is None:
-            x = self._embedded(features, coords, mask, slice(0, features.shape[1]))
+            x = self.embedded(features, coords, mask, slice(0, features.shape[1]))
         else:
             x = embed(features, spans)
         if self.cls_token is not None:
@@ -325,16 +374,23 @@ class BagModel(nn.Module):
             x = block.in_chunks(x, mask, spans) if in_chunks and spans else block(x, mask)
         return x, mask, spans
 
-    def _embedding(self) -> list[Tensor]:
+    def _ahead_of_blocks(self) -> list[Tensor]:
         """The parameters of what stands ahead of the blocks."""
         position = [] if self.position is None else [*self.position.parameters()]
         return [*self.embed.parameters(), *position]
 
-    def _embedded(
+    def embedded(
         self, features: Tensor, coords: Tensor | None, mask: Tensor | None, span: slice
     ) -> Tensor:
-        """Features (B,n,D) of a chunk as tokens (B,n,W)."""
-        x = features.to(self.embed.weight.dtype)
+        """Features (B,n,D) of a chunk as tokens (B,n,W) for the first block.
+
+        Args:
+            features: of its tiles.
+            coords: of all tiles (B,N,2), from the bag's smallest; looked at with positions alone.
+            mask: of all tiles (B,N).
+            span: where the chunk stands among them.
+        """
+        x = features.to(self.first_weight.dtype)
         if mask is not None:  # padding may hold anything
             x = x.masked_fill(~mask[:, span, None], 0)
         x = self.embed(x)
@@ -346,11 +402,11 @@ class BagModel(nn.Module):
 
     def _spans(self, bags: int, tiles: int) -> list[slice] | None:
         """Which tiles are worked on at once; None: all."""
-        if recording() or torch.compiler.is_compiling() or self.chunk == 0:
+        if self.chunk == 0 or recording() or torch.compiler.is_compiling():
             return None
         if self.chunk is None and bags * tiles < MANY:
             return None
-        chunk = max(CHUNK // bags, FEWEST) if self.chunk is None else self.chunk
+        chunk = max(CHUNK // bags if self.chunk is None else self.chunk, FEWEST)
         return spans_of(tiles, chunk) if tiles > chunk else None
 
     def _check(self, features: Tensor, coords: Tensor | None, mask: Tensor | None) -> None:
@@ -391,6 +447,19 @@ class BagModel(nn.Module):
     def extra_repr(self) -> str:
         """What no part says."""
         return f"in_dim={self.in_dim}, chunk={self.chunk}"
+
+
+class _Somewhere(nn.Module):
+    """A model that looks at places, with all tiles at one."""
+
+    def __init__(self, model: BagModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B,N,D) -> (B,K)."""
+        logits: Tensor = self.model(features, features.new_zeros(*features.shape[:2], 2))
+        return logits
 
 
 ARGUMENTS = (

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from softless.attention import exponents
 from softless.attention.norms import keep
+from softless.attention.packed import product
 from softless.attention.streaming import ChunkPosition, Summary, add
+from softless.errors import UsageError
 from softless.layers.attention import Attention
+from softless.layers.plain import watched, why_called
 from softless.layers.recomputed import ChunkedFunction, ChunkSweep
 from softless.layers.streamed import StreamedAttention
 from softless.models.options import activation
@@ -46,8 +49,8 @@ class FourierPosition(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        lengths = SHORTEST * (LONGEST / SHORTEST) ** (torch.arange(WAVES) / (WAVES - 1))
-        self.wavelengths = tuple(lengths.double().tolist())
+        steps = (wave / (WAVES - 1) for wave in range(WAVES))
+        self.wavelengths = tuple(SHORTEST * (LONGEST / SHORTEST) ** step for step in steps)
         self.proj = nn.Linear(4 * WAVES, width)
 
     def forward(self, coords: Tensor) -> Tensor:
@@ -104,13 +107,29 @@ class BagBlock(nn.Module):
 
     @property
     def streams(self) -> bool:
-        """Whether the operator can work in chunks."""
-        return self.attn.op.streaming is not None
+        """Whether the operator can work in chunks, in this precision, and nobody would miss that
+        the whole is called.
+        """
+        halved = self.norm1.weight.dtype == torch.float16
+        return not (self.attn.op.streaming is None or halved or self.why_called())
+
+    def why_called(self) -> str:
+        """Who would miss that the block or its attention is called, as the end of a sentence."""
+        return why_called(self) or why_called(self.attn)
 
     def in_chunks(self, x: Tensor, mask: Tensor | None, spans: Sequence[slice]) -> Tensor:
         """`forward` by chunks of tokens x (B,N,W)."""
-        total = x.shape[1]
-        streamed = StreamedAttention(self.attn, "attn", x, total)
+        return self.chunked("attn", mask, x.shape[1])(x, spans)
+
+    def chunked(self, name: str, mask: Tensor | None, total: int) -> ChunkedFunction:
+        """`forward` of so many tokens as sweeps over chunks, masked (B,N) where some do not count.
+
+        Raises:
+            UsageError: the operator cannot work in chunks; the block is named.
+        """
+        if why := self.why_called():
+            raise UsageError(f"{name} cannot be streamed: {why}; take it off")
+        streamed = StreamedAttention(self.attn, name, self.norm1.weight, total, affine=True)
 
         def sweep(number: int) -> ChunkSweep:
             def summarise(tokens: Tensor, span: slice, reader: Any) -> Summary:
@@ -127,8 +146,22 @@ class BagBlock(nn.Module):
             branch = streamed.read(self.norm1(tokens), *part(mask, span, total), reader)
             return self.transform(tokens + self.ls1(branch))
 
+        def ready(reader: Any) -> Callable[[Tensor, slice], Tensor]:
+            if streamed.weights is None or watched(self.ls1):
+                return lambda tokens, span: read(tokens, span, reader)
+            matrix, bias = streamed.matrix(reader, self.ls1.gamma)
+
+            def absorbed(tokens: Tensor, _: slice) -> Tensor:
+                h = self.norm1(tokens)
+                branch = torch.stack([product(*pair) for pair in zip(h, matrix, strict=True)])
+                # after the product: a sum that starts from a large bias loses a small product
+                y = tokens + branch if bias is None else tokens + branch + bias
+                return self.transform(y)
+
+            return absorbed
+
         sweeps = [sweep(number) for number in range(len(streamed.streaming.sweeps))]
-        return ChunkedFunction(sweeps, read, self.parameters)(x, spans)
+        return ChunkedFunction(sweeps, read, self.parameters, ready)
 
 
 class Pool(nn.Module):
@@ -176,7 +209,7 @@ class GatedPool(Pool):
     def __init__(self, norm: nn.Module, width: int, hidden: int) -> None:
         super().__init__(norm)
         self.tanh, self.sigmoid = nn.Linear(width, hidden), nn.Linear(width, hidden)
-        self.weight = nn.Linear(hidden, 1)
+        self.weight = nn.Linear(hidden, 1, bias=False)
 
     def scores(self, h: Tensor) -> Tensor:
         """Of normed tiles (B,n,W): (B,n,1), whose exponentials are the weights."""
@@ -186,7 +219,12 @@ class GatedPool(Pool):
     def summarise(self, x: Tensor, mask: Tensor | None) -> Summary:
         """The largest score, the sum of weights and that of weighted tiles."""
         h = self.norm(x)
-        scores = self.scores(h).float() if h.dtype != torch.float64 else self.scores(h)
+        return self.weighed(h, self.scores(h), mask)
+
+    @staticmethod
+    def weighed(h: Tensor, scores: Tensor, mask: Tensor | None) -> Summary:
+        """The same of normed tiles h (B,n,W) and their scores (B,n,1)."""
+        scores = scores if scores.dtype == torch.float64 else scores.float()
         return exponents.weigh(scores[:, None], h[:, None].to(scores.dtype), mask)
 
     def finish(self, summary: Summary) -> Tensor:
@@ -215,7 +253,7 @@ class MaxPool(Pool):
     """The largest number of each channel over the tiles."""
 
     @staticmethod
-    def merge(a: Summary, b: Summary) -> Summary:  # type: ignore[override]
+    def merge(a: Summary, b: Summary) -> Summary:
         """The larger of both."""
         return {"top": torch.maximum(a["top"], b["top"])}
 
