@@ -176,8 +176,7 @@ def tiles(
         "dtype": dtype,
     }
     with sharing(device, arguments, root) as world:
-        files = world.together(lambda: _files(slides, root))
-        masks.check(list(files.values()))
+        files = world.together(lambda: masks.checked(_files(slides, root)))
         model = world.together(
             lambda: encoder_of(
                 encoder,
@@ -286,8 +285,8 @@ class _Masks:
         self.folder = path if path.is_dir() else None
         self.tissue = tissue if self.folder else check_tissue(tissue)
 
-    def check(self, files: Sequence[Path]) -> None:
-        """One mask is of one slide.
+    def checked(self, files: dict[str, Path]) -> dict[str, Path]:
+        """The slides, of which one mask is of one.
 
         Raises:
             UsageError: it would be of several.
@@ -297,6 +296,7 @@ class _Masks:
                 f"--tissue {self.tissue} is the mask of one slide, and there are {len(files)}: "
                 "give a folder that holds a mask for each, named as the slide is"
             )
+        return files
 
     def of(self, file: Path, name: str) -> str | Path:
         """The mask of a slide.
