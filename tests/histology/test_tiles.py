@@ -345,6 +345,17 @@ def test_images_without_a_resolution(encoder: Path, tmp_path: Path) -> None:
         )
 
 
+def test_dicom_files_of_one_slide_are_one(
+    data_root: Path, encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("boxes_0.dcm", "boxes_1.dcm"):
+        source = data_root / "slides_odd" / "openslide" / name
+        (tmp_path / name).write_bytes(source.read_bytes())
+    made = softless.tiles(str(tmp_path), encoder=str(encoder), out=tmp_path / "out", tile=16)
+    assert [(slide.slide, vars(slide)["tiles"]) for slide in made.slides] == [("boxes_0", 1)]
+    assert "they are read as one" in caplog.text
+
+
 def test_masks_of_overlapping_tiles_are_those_of_each(tmp_path: Path) -> None:
     """Against areas of shapely."""
     tiling, _ = tiling_of(Bytes(pixels((300, 400))), "array", Cut(tile=40, overlap=13))
