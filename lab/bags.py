@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -159,8 +159,8 @@ class BagComparison:
 
 
 def bags(
-    data: Sequence[Literal["ucsb", "digits"]] = ("ucsb",),
     *,
+    data: Sequence[str] = ("ucsb",),
     models: Sequence[str] = (),
     seeds: int = 5,
     tiles: Sequence[int] = TILES,

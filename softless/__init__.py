@@ -45,6 +45,7 @@ _VERBS = {
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
+    "serve": "softless.cli.serve",
     "save_weights": "softless.models.publish",
     "push_to_hub": "softless.models.pushed",
     "export": "softless.exporting.export",

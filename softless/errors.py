@@ -207,6 +207,8 @@ EXTRAS = {  # what is imported -> (package, extra)
     "pycocotools": ("pycocotools", "detect"),
     "shapely": ("shapely", "slides"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
+    "mlflow": ("mlflow-skinny", "track"),
+    "wandb": ("wandb", "track"),
     "shtab": ("shtab", "completion"),
     "sklearn": ("scikit-learn", "train"),
     "onnx": ("onnx", "export"),
@@ -218,6 +220,9 @@ EXTRAS = {  # what is imported -> (package, extra)
     "torchao": ("torchao", "executorch"),
     "coremltools": ("coremltools", "coreml"),
     "zarr": ("zarr", "slides"),
+    "fastapi": ("fastapi", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "python_multipart": ("python-multipart", "serve"),
 }
 
 

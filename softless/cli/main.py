@@ -42,6 +42,7 @@ VERBS = {
     "swap": "softless.cli.swap:swap",
     "recover": "softless.cli.recover:recover",
     "export": "softless.exporting.export:export",
+    "serve": "softless.cli.serve:serve",
     "data": "softless.cli.data:data",
     "completion": "softless.cli.completion:completion",
 }

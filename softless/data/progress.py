@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO, TypeVar
 
 from softless.words import visible
@@ -10,6 +12,20 @@ from softless.words import visible
 Item = TypeVar("Item")
 PATIENCE = 2.0  # seconds before the line appears
 INTERVAL = 0.2  # seconds between two states of it
+Listener = Callable[[str, int, int], None]  # label, how many are done, of how many
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Within the block, and in this thread, a function is told of each step in place of a line on
+    the terminal. What it raises ends the work.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def track(
@@ -29,13 +45,16 @@ def track(
         stream: where to write, stderr by default; nothing is written to a stream that is not a
             terminal.
     """
-    stream = stream or sys.stderr
+    stream, listener = stream or sys.stderr, _listener.get()
     start = last = time.monotonic()
     done, displayed = 0, False
     try:
         for item in items:
             yield item
             done += size(item)
+            if listener is not None:
+                listener(label, done, total)
+                continue
             now = time.monotonic()
             if now - start > PATIENCE and now - last > INTERVAL and stream.isatty():
                 last, displayed = now, True

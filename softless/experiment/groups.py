@@ -25,6 +25,7 @@ from softless.tasks.folders import TASKS
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
+LoggerName = Literal["csv", "mlflow", "wandb"]
 CLASSIFICATION = TASKS[0]  # the task of recipes that set no group of a task
 # tasks whose models take whole images of any size
 DENSE = frozenset(name for name, group in GROUPS.items() if group.sized)
@@ -356,6 +357,9 @@ class RunFields(TaskFields, LeadingFields):
     )
     rank_patience: float = setting(
         30.0, "minutes that one of several processes waits for the others", "(0, 10080]"
+    )
+    loggers: tuple[LoggerName, ...] = setting(
+        (), "where the numbers of each epoch go too, beside log.jsonl and TensorBoard"
     )
     grad_checkpointing: bool = setting(
         default=False, says="compute activations twice rather than hold them"

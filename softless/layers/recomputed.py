@@ -66,7 +66,7 @@ class ChunkedFunction:
         """The output of all tokens x (B,N,W), chunk by chunk."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         if torch.is_grad_enabled() and (x.requires_grad or parameters):
-            return _Recomputed.apply(self, spans, x, *parameters)  # type: ignore[no-any-return]
+            return _Recomputed.apply(self, spans, x, *parameters)
         with torch.no_grad():
             return self.forwards(x, spans)[0]
 
@@ -94,8 +94,14 @@ class ChunkedFunction:
 
 
 def spans_of(tokens: int, chunk: int) -> list[slice]:
-    """Consecutive chunks of so many tokens."""
-    return [slice(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]
+    """Consecutive chunks of so many tokens at most, all of about one size.
+
+    A last chunk of a single token would ask, alone, whether a channel has next to nothing in it
+    (`attention.norms.settle`).
+    """
+    number = -(-tokens // chunk)
+    stops = [tokens * (i + 1) // number for i in range(number)]
+    return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
 
 
 def side_by_side(summaries: Iterable[Summary], number: int) -> list[Summary]:

@@ -19,7 +19,7 @@ from softless.attention.checks import check_options
 from softless.attention.chunks import summed, wide
 from softless.attention.packed import absorbed
 from softless.attention.record import Dims, Grid, Operator
-from softless.attention.streaming import ChunkPosition, Summary, Tokens
+from softless.attention.streaming import ChunkPosition, Summary, Sweep, Tokens
 from softless.errors import UsageError
 from softless.layers.attention import Attention
 from softless.layers.plain import LINEAR, Weights, is_nothing, weights_of, why_called
@@ -35,6 +35,7 @@ class StreamedAttention:
         tokens: How many there are in all.
         grid: Where they stand, for an operator that asks.
         kinds: Classes of projections whose weights are read.
+        affine: Whether a reader that is affine, and is not written as a matrix, becomes one too.
 
     Raises:
         UsageError: the operator has no streaming form (the reason is given), or not for these
@@ -49,8 +50,10 @@ class StreamedAttention:
         tokens: int,
         grid: Grid | None = None,
         kinds: Collection[type] = LINEAR,
+        *,
+        affine: bool = False,
     ) -> None:
-        self.kinds = kinds
+        self.kinds, self.affine = kinds, affine
         self.attention, self.record, self.total, self.grid = attention, attention.op, tokens, grid
         if self.record.streaming is None:
             raise UsageError(
@@ -138,7 +141,8 @@ class StreamedAttention:
         reader is.
         """
         attention = self.attention
-        if not (self.record.has_matrix and attention.reads_the_buffer):
+        known = self.record.has_matrix or (self.affine and self._reads_affinely)
+        if not (known and attention.reads_the_buffer):
             return None
         qkv, proj = (
             weights_of(projection, kinds=self.kinds)
@@ -156,21 +160,49 @@ class StreamedAttention:
 
             scale * attention(h) = h G + b',    G = W_q blockdiag(A) W_o scale
 
-        They are in the model's dtype, and their products in float64.
+        They are in the model's dtype, and their products in float64. An operator that reads values
+        has W_v in the place of W_q.
         """
         assert self.weights is not None
         qkv, proj = self.weights
         dtype, inner = proj.W.dtype, self.attention.num_heads * self.attention.head_dim
         qkv, proj = qkv.to(torch.float64), proj.to(torch.float64)
-        P = absorbed(reader.double(), proj.W)
-        G, bias = qkv.W[:inner].T @ P, None
+        first = inner * "qkv".index("q" if self.record.has_matrix else self.looks[-1])
+        rows = slice(first, first + inner)
+        A, offset = (reader.double(), None) if self.record.has_matrix else self._as_matrix(reader)
+        P = absorbed(A, proj.W)
+        G, bias = qkv.W[rows].T @ P, None
         if qkv.b is not None:
-            bias = qkv.b[:inner] @ P
+            bias = qkv.b[rows] @ P
+        if offset is not None:
+            added = offset.flatten(1) @ proj.W.T
+            bias = added if bias is None else bias + added
         if proj.b is not None:
             bias = proj.b.expand(len(P), -1) + (0 if bias is None else bias)
         if scale is not None:
             G, bias = G * scale.double(), None if bias is None else bias * scale.double()
         return G.to(dtype), None if bias is None else bias.to(dtype)[:, None]
+
+    @property
+    def _reads_affinely(self) -> bool:
+        return reads_affinely(self.record, tuple(sorted(self.attention.options.items())))
+
+    def _as_matrix(self, reader: Any) -> tuple[Tensor, Tensor]:
+        """A (B,H,d,d) and what is added (B,H,d), in float64, of a reader that is affine: what it
+        makes of no token and of each channel alone.
+        """
+        flat, structure = pytree.tree_flatten((reader, self.extras))
+        doubled = [
+            x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in flat
+        ]
+        precise, extras = pytree.tree_unflatten(doubled, structure)
+        batch = max(len(x) for x in pytree.tree_leaves(precise) if isinstance(x, Tensor))
+        width, heads = self.attention.head_dim, self.attention.num_heads
+        device = flat[0].device
+        channels = torch.eye(width + 1, width, dtype=torch.float64, device=device)
+        x = channels.expand(batch, heads, -1, -1)
+        o = self.streaming.read(Tokens(x, x, x), precise, **extras)
+        return o[:, :, :-1] - o[:, :, -1:], o[:, :, -1]
 
     @cached_property
     def looks(self) -> tuple[str, ...]:
@@ -185,22 +217,62 @@ def looked_at(record: Operator, options: tuple[tuple[str, Any], ...]) -> tuple[s
     """
     streaming = record.streaming
     assert streaming is not None
-    q, k, v = torch.linspace(0.1, 1, 3 * 2 * 3 * 4, device="cpu").view(3, 1, 2, 3, 4)
-    call = Call(record, q, k, v, dict(options))
-    extras = extras_of(call)
+    clean, extras = _few(record, options)
+    q = clean.q
 
     def seen(function: Callable[[Tokens], Any]) -> str:
         """The parts without which a function has no numbers."""
         parts = ""
         for name in "qkv":
-            holed = {name: torch.full_like(q, torch.nan)}
+            holed: dict[str, Any] = {name: torch.full_like(q, torch.nan)}
             flat = pytree.tree_leaves(function(replace(clean, **holed)))
             if not all(bool(x.isfinite().all()) for x in flat if x.is_floating_point()):
                 parts += name
         return parts or "q"
 
-    clean, reader, stages = Tokens(q, k, v), None, []
+    reader: Any = None
+    stages = []
     for sweep in streaming.sweeps:
-        stages.append(seen(lambda x, s=sweep, r=reader: s.summarise(x, r, **extras)))
+
+        def summarise(tokens: Tokens, sweep: Sweep = sweep, reader: Any = reader) -> Summary:
+            return sweep.summarise(tokens, reader, **extras)
+
+        stages.append(seen(summarise))
+        reader = sweep.finish(summarise(clean), **extras)
+    return *stages, seen(lambda tokens: streaming.read(tokens, reader, **extras))
+
+
+@cache
+def reads_affinely(record: Operator, options: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether what an operator reads, of the one of q, k and v that it reads, is a matrix times it
+    and a row added: found on a few tokens.
+    """
+    streaming, parts = record.streaming, looked_at(record, options)[-1]
+    if streaming is None or len(parts) > 1:
+        return False
+    clean, extras = _few(record, options)
+    reader: Any = None
+    for sweep in streaming.sweeps:
         reader = sweep.finish(sweep.summarise(clean, reader, **extras), **extras)
-    return *stages, seen(lambda x: streaming.read(x, reader, **extras))
+
+    def read(x: Tensor) -> Tensor:
+        holding: dict[str, Any] = {parts: x}
+        return streaming.read(replace(clean, **holding), reader, **extras)
+
+    a, b = _drawn(2, *clean.q.shape) * 2
+    nothing = read(torch.zeros_like(a))
+    apart = read(a) + read(b) - nothing
+    return bool((read(a + b) - apart).norm() < 1e-9 * apart.norm())
+
+
+def _few(record: Operator, options: tuple[tuple[str, Any], ...]) -> tuple[Tokens, dict[str, Any]]:
+    """Three tokens in float64 on the processor, and what the operator takes beside."""
+    q, k, v = _drawn(3, 1, 2, 3, 4)
+    extras = extras_of(Call(record, q, k, v, dict(options)))
+    return Tokens(q, k, v), extras
+
+
+def _drawn(*shape: int) -> Tensor:
+    """The same normal numbers each time, of no structure that an operator could see."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")

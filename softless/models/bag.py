@@ -39,7 +39,7 @@ PoolName = Literal["gated", "cls", "mean"]
 PositionName = Literal["none", "fourier"]
 CHUNK = 2048  # tiles at once, of all bags together, where nobody says
 MANY = 8192  # tiles of all bags together from which that is
-FEWEST = 64  # tiles of a bag at once
+FEWEST = 16  # tiles of a bag at once: a norm of fewer says little of a channel
 TILES = 1024  # that are counted where nobody says
 HIDDEN = 128  # of the gates of abmil_bag: arXiv:1802.04712
 
@@ -190,7 +190,7 @@ class BagModel(nn.Module):
         position: "fourier" adds where a tile stands, in micrometres; "none" does not look.
         chunk: Tiles of a bag at once. Training keeps then one tensor (B,N,W) a block, and computes
             the rest again for its gradients, which are exact. None works on 2,048 tiles at once
-            where all bags have 8,192 and more; 0 on all of them always.
+            where all bags have 8,192 and more; 0 on all of them always. They are 16 at least.
         width: W.
         depth: Blocks.
         num_heads: Of the attention.
@@ -406,7 +406,7 @@ class BagModel(nn.Module):
             return None
         if self.chunk is None and bags * tiles < MANY:
             return None
-        chunk = max(CHUNK // bags, FEWEST) if self.chunk is None else self.chunk
+        chunk = max(CHUNK // bags if self.chunk is None else self.chunk, FEWEST)
         return spans_of(tiles, chunk) if tiles > chunk else None
 
     def _check(self, features: Tensor, coords: Tensor | None, mask: Tensor | None) -> None:

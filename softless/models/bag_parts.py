@@ -129,7 +129,7 @@ class BagBlock(nn.Module):
         """
         if why := self.why_called():
             raise UsageError(f"{name} cannot be streamed: {why}; take it off")
-        streamed = StreamedAttention(self.attn, name, self.norm1.weight, total)
+        streamed = StreamedAttention(self.attn, name, self.norm1.weight, total, affine=True)
 
         def sweep(number: int) -> ChunkSweep:
             def summarise(tokens: Tensor, span: slice, reader: Any) -> Summary:
@@ -253,7 +253,7 @@ class MaxPool(Pool):
     """The largest number of each channel over the tiles."""
 
     @staticmethod
-    def merge(a: Summary, b: Summary) -> Summary:  # type: ignore[override]
+    def merge(a: Summary, b: Summary) -> Summary:
         """The larger of both."""
         return {"top": torch.maximum(a["top"], b["top"])}
 

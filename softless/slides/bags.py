@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -215,7 +216,9 @@ class _BagRun:
         tiles = slice(max(span.start - self.ahead, 0), span.stop - self.ahead)
         parts = []
         if tiles.stop > tiles.start:
-            features = torch.from_numpy(self.bag.features[tiles])[None].to(self.device)
+            # a file that is mapped is not writable, which torch warns of
+            rows = np.require(self.bag.features[tiles], requirements="W")
+            features = torch.from_numpy(rows)[None].to(self.device)
             parts.append(model.embedded(features, self.coords, None, tiles))
         if model.cls_token is not None and span.start == 0:
             parts.insert(0, model.cls_token.to(self.dtype))

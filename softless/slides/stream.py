@@ -127,10 +127,10 @@ def stream(
     quiet: bool = False,
 ) -> BagResult: ...
 @overload
-def stream(  # type: ignore[misc] - each option by its name, below
+def stream(
     model: nn.Module | LoadedRun | str | Path, image: Picture, **options: Any
 ) -> StreamResult: ...
-def stream(
+def stream(  # type: ignore[misc] # each option of images by its name
     model: nn.Module | LoadedRun | str | Path,
     image: Picture | Bag,
     *,

@@ -54,6 +54,11 @@ def test_bags_in_the_order_of_the_table(tmp_path, write):
     assert [part.name(index) for index in range(2)] == ["s4", "s6"]
 
 
+def test_of_clams_two_files_the_one_with_coordinates_is_taken(tmp_path):
+    root = folder(tmp_path / "bags", writers.clam)
+    assert {bag.path.suffix for bag in open_bags(root).bags if bag.path} == {".h5"}
+
+
 def test_all_bags_without_a_table(tmp_path):
     samples = open_bags(folder(tmp_path))
     assert sorted(samples.name(index) for index in range(len(samples))) == NAMES

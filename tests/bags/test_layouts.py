@@ -328,3 +328,18 @@ def test_a_block_that_is_damaged_is_said_where_it_is_read(tmp_path):
     assert np.array_equal(bag.features[:40], tiles().features[:40])
     with pytest.raises(DataError, match=r"'features' cannot be read .* damaged or cut off"):
         bag.features[40:]
+
+
+def test_clams_files_without_patches_do_not_say_their_unit(tmp_path):
+    path = writers.clam(tmp_path, tiles(), patches=False)
+    bag = softless.Bag.open(path)
+    assert "no patches/" in bag.remarks[0]
+    assert bag.coords_px0 is None
+    with pytest.raises(CoordinateError, match="unit='um', or unit='px0'"):
+        _ = bag.coords_um
+    bag = softless.Bag.open(path, unit="px0", tile=SIDE, slide_mpp=MPP0)
+    assert bag.coords_um is not None
+    assert np.array_equal(bag.coords_um, tiles().um)
+    assert softless.Bag.open(path, layout="clam").coords_px0 is not None
+    bare = path.parents[1] / "pt_files" / f"{tiles().slide}.pt"
+    assert softless.Bag.open(bare, layout="clam").has_coords

@@ -88,13 +88,13 @@ def test_the_command_keeps_what_is_there(tmp_path: Path):
     digit_bags(out / "digits-5", 5, PARTS)
     options = {"models": ("mean_bag", "abmil_bag"), "seeds": 1, "tiles": (5,), "out": out}
     short = ("schedule.epochs=1", "schedule.warmup_epochs=0", "schedule.min_steps=none")
-    first = bags(("digits",), **options, set=short, device="cpu")  # type: ignore[arg-type]
+    first = bags(data=("digits",), **options, set=short, device="cpu")  # type: ignore[arg-type]
     assert [row["model"] for row in first.rows] == ["mean_bag", "abmil_bag"]
     assert all(0 <= row["auc"] <= 1 for row in first.rows)
     assert {row["patients"] for row in first.rows} == {20}
     content = json.loads((out / "digits-5-abmil_bag-0.json").read_text())
     assert len(content["chances"]) == 20
     with pytest.raises(UsageError, match="is there already"):
-        bags(("digits",), **options, set=short)  # type: ignore[arg-type]
-    again = bags(("digits",), **options, kept=True)  # type: ignore[arg-type]
+        bags(data=("digits",), **options, set=short)  # type: ignore[arg-type]
+    again = bags(data=("digits",), **options, kept=True)  # type: ignore[arg-type]
     assert again.rows == first.rows

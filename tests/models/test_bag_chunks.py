@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import softless
 from softless.errors import UsageError
-from softless.layers.streamed import looked_at
+from softless.layers.streamed import looked_at, reads_affinely
 from softless.models import bag as bags
 from softless.models.bag import CONTROLS
 from tests.models.bags import bag_model, coordinates, features, operators, relative
@@ -95,13 +95,15 @@ def test_large_bags_are_worked_on_in_chunks_and_small_ones_whole(
     monkeypatch.setattr(bags, "FEWEST", 16)
     model: Any = softless.create_model("sima_bag_tiny", in_dim=4)
     assert model._spans(1, 99) is None
-    assert [s.stop for s in model._spans(1, 100)] == [64, 100]
-    assert model._spans(2, 60)[0].stop == 32
-    assert model._spans(8, 60)[0].stop == 16
+    assert [s.stop for s in model._spans(1, 100)] == [50, 100]
+    assert [s.stop for s in model._spans(2, 64)] == [32, 64]
+    assert len(model._spans(8, 64)) == 4
     model.chunk = 0
     assert model._spans(1, 10**6) is None
     model.chunk = 50
     assert len(model._spans(1, 60)) == 2
+    model.chunk = 1
+    assert len(model._spans(1, 160)) == 10
 
 
 def test_frozen_parts_and_autocast_in_chunks() -> None:
@@ -142,6 +144,13 @@ def test_what_operators_look_at_is_found_by_looking() -> None:
     assert looked_at(softless.OPERATORS["sima"], ()) == ("qkv", "q")
     assert looked_at(softless.OPERATORS["xca"], ()) == ("qk", "v")
     assert looked_at(softless.OPERATORS["nystrom"], ()) == ("qkv", "kv", "q")
+
+
+def test_what_is_affine_is_found_by_trying() -> None:
+    affine = {
+        op for op in operators() if op != "softmax" and reads_affinely(softless.OPERATORS[op], ())
+    }
+    assert affine == {"sima", "sima_l2", "sima_none", "seqnorm", "inline", "xca"}
 
 
 MEMORY = """

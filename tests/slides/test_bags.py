@@ -61,8 +61,8 @@ def test_without_its_attention_a_streamed_bag_has_another_answer(name: str) -> N
 
 def test_features_of_half_precision_are_read_chunk_by_chunk(tmp_path: Path) -> None:
     model, halves = model_of("seqnorm_bag_tiny", "gated"), features(TILES)[0].half().numpy()
-    path = tmp_path / "bag.npz"
-    np.savez(path, features=halves)
+    path = tmp_path / "bag.npy"  # which is mapped, and not writable
+    np.save(path, halves)
     model.position = None
     result = softless.stream(model, softless.Bag.open(path), chunk=32, store=tmp_path / "s")
     with torch.no_grad():
@@ -92,13 +92,14 @@ def test_each_tile_is_read_once_and_no_more_than_a_chunk_at_a_time() -> None:
     rows = Watched(one.features)
     object.__setattr__(one, "features", rows)
     softless.stream(model_of("nystrom_bag_tiny", "gated"), one, chunk=32, quiet=True)
-    assert (rows.most, rows.count) == (32, TILES)
+    assert rows.most <= 32
+    assert rows.count == TILES
 
 
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda m: softless.stream(m, bag(), level=1), UsageError, "level= is for images"),  # type: ignore[call-overload]
+        (lambda m: softless.stream(m, bag(), level=1), UsageError, "level= is for images"),
         (lambda m: softless.stream(m, bag(), chunk=0), UsageError, "at least one"),
         (lambda m: softless.stream(m, torch.zeros(3, 32, 32)), UsageError, "Bag.open"),
         (lambda m: softless.stream(m.half(), bag()), PrecisionError, "float16"),

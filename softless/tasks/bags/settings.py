@@ -53,6 +53,9 @@ class BagsSpec(TaskSettings):
     tile: float | None = setting(
         None, "side of a tile in that unit, where the files do not say it", "(0, inf)"
     )
+    overlap: float | None = setting(
+        None, "overlap of neighbouring tiles in that unit, likewise", "[0, inf)"
+    )
     layout: str | None = setting(None, "tool that wrote the files, where they do not show it")
 
     @property
@@ -62,6 +65,7 @@ class BagsSpec(TaskSettings):
             "unit": self.unit,
             "slide_mpp": self.slide_mpp,
             "tile": self.tile,
+            "overlap": self.overlap,
             "layout": self.layout,
         }
         return {name: value for name, value in said.items() if value is not None}

@@ -40,9 +40,8 @@ from softless.tasks.bags.samples import (
 )
 from softless.tasks.bags.settings import BagsSpec
 from softless.tasks.bags.transforms import BagPipeline, bag_pipeline, padded
-from softless.tasks.classification.task import asked_weights, class_weights
-from softless.tasks.multilabel.task import label_weights
 from softless.tasks.task import Task
+from softless.tasks.weights import asked_weights, class_weights, label_weights
 
 WORDS: Mapping[str, str] = {
     "class": "one class a slide",

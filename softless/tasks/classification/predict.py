@@ -70,13 +70,17 @@ def predict(
     Raises:
         UsageError: the model's output is not finite, or the folder cannot be written.
     """
+    return answered(loaded, samples, out, setting, words_of(loaded), overlays=overlays)
+
+
+def words_of(loaded: LoadedRun) -> Words:
+    """One class an image, the likeliest."""
     classes = loaded.classes
-    words = Words(
+    return Words(
         probabilities=lambda logits: logits.softmax(1),
         labels=lambda row: [classes[int(row.argmax())]],
         title=lambda row: f"{classes[int(row.argmax())]}, {row.max():.0%}",
     )
-    return answered(loaded, samples, out, setting, words, overlays=overlays)
 
 
 def answered(
@@ -147,18 +151,31 @@ def _blocks(
     )
     batches = track(loader, len(loader.positions), "predicting", size=lambda batch: len(batch[1]))
     for start, (images, _) in zip(starts, batches, strict=True):
-        with evaluating(loaded.model), autocast(setting.device, setting.amp):
-            logits = loaded.model(images.to(setting.device, non_blocking=True)).float().cpu()
-        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-        if bad:
-            raise UsageError(
-                f"the model's output is not finite for {names[start + bad[0]]}: the weights in "
-                f"{loaded.path} are of no use"
-            )
-        chances: np.ndarray = words.probabilities(logits.double()).numpy()
+        chances = chances_of(loaded, images, setting, words, names[start:])
         if pictures:
             _draw(loaded, images, chances, names[start:], pictures[start:], words)
         yield chances
+
+
+@torch.no_grad()
+def chances_of(
+    loaded: LoadedRun, images: Tensor, setting: Setting, words: Words, names: Sequence[str]
+) -> np.ndarray:
+    """Probabilities (b, K) float64 of prepared images (b, C, H, W).
+
+    Raises:
+        UsageError: the model's output is not finite; the image is named.
+    """
+    with evaluating(loaded.model), autocast(setting.device, setting.amp):
+        logits = loaded.model(images.to(setting.device, non_blocking=True)).float().cpu()
+    bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise UsageError(
+            f"the model's output is not finite for {names[bad[0]]}: the weights in "
+            f"{loaded.path} are of no use"
+        )
+    chances: np.ndarray = words.probabilities(logits.double()).numpy()
+    return chances
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

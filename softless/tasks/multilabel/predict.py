@@ -19,6 +19,11 @@ def predict(
     Raises:
         UsageError: the model's output is not finite, or the folder cannot be written.
     """
+    return answered(loaded, samples, out, setting, words_of(loaded), overlays=overlays)
+
+
+def words_of(loaded: LoadedRun) -> Words:
+    """The labels from the run's threshold on."""
     threshold = (loaded.recipe.multilabel or MultilabelSpec()).threshold
 
     def labels(row: np.ndarray) -> list[str]:
@@ -32,5 +37,4 @@ def predict(
         ]
         return "; ".join(parts) or "no label"
 
-    words = Words(probabilities=lambda logits: logits.sigmoid(), labels=labels, title=title)
-    return answered(loaded, samples, out, setting, words, overlays=overlays)
+    return Words(probabilities=lambda logits: logits.sigmoid(), labels=labels, title=title)

@@ -131,6 +131,10 @@ def test_the_page(trained):
     for text in ("no medical device", "DeLong", "ROC curve", "Calibration", "Confusion", "Tiles"):
         assert text in page, text
     assert 'class="band"' in page
+    whole = (trained / "report.html").read_text()
+    for text in ("no medical device", "3 folds", "24 patients", "ROC curve", "Confusion", "Folds"):
+        assert text in whole, text
+    assert 'class="band"' in whole
     rows = read(trained / "fold0/tiles.csv")
     assert {row["end"] for row in rows} == {"highest", "lowest"}
     weights = [float(row["weight"]) for row in rows if row["slide"] == rows[0]["slide"]]

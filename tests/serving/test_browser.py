@@ -1,0 +1,207 @@
+"""The page in a real browser: what is dropped, pressed and seen, at a desk and on a phone, light and
+dark.
+
+SOFTLESS_BROWSER=required makes a missing browser an error.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softless.serving.server import Server
+from tests.serving.browser import Browser, browser_path, browsing
+from tests.serving.served import picture, port_of, serving
+
+# what a reader's eye and a screen reader need, by the rules of WCAG 2.1 AA
+CONTRAST = """
+(() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = (element) => { for (let e = element; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] === 1) return c; } return [255, 255, 255]; };
+  const bad = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let seen = 0;
+  while (walk.nextNode()) {
+    const element = walk.currentNode.parentElement;
+    if (!walk.currentNode.textContent.trim() || !element.checkVisibility() || element.closest("script, style, noscript, option")) continue;
+    seen++;
+    const style = getComputedStyle(element), a = light(parse(style.color).slice(0, 3)), b = light(behind(element).slice(0, 3));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && Number(style.fontWeight) >= 700);
+    if (ratio < (large ? 3 : 4.5)) bad.push(`${walk.currentNode.textContent.trim().slice(0, 40)}: ${ratio.toFixed(2)}`);
+  }
+  return { seen, bad };
+})()
+"""
+NAMES = """
+(() => {
+  const bad = [], name = (e) => (e.getAttribute("aria-label") || (e.getAttribute("aria-labelledby") && document.getElementById(e.getAttribute("aria-labelledby"))?.textContent) || e.labels?.[0]?.textContent || e.textContent || "").trim();
+  for (const e of document.querySelectorAll("button, a[href], input, select, progress, canvas, [role=region], summary")) if (!name(e)) bad.push(`no name: ${e.outerHTML.slice(0, 80)}`);
+  for (const e of document.querySelectorAll("img")) if (!e.hasAttribute("alt")) bad.push(`no alt: ${e.src.slice(0, 40)}`);
+  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
+  for (const id of new Set(ids)) if (ids.filter((other) => other === id).length > 1) bad.push(`twice: ${id}`);
+  const levels = [...document.querySelectorAll("h1, h2, h3, h4")].map((e) => Number(e.tagName[1]));
+  levels.forEach((level, i) => { if (i && level > levels[i - 1] + 1) bad.push(`heading ${level} behind ${levels[i - 1]}`); });
+  if (document.querySelectorAll("h1").length !== 1 || document.querySelectorAll("main").length !== 1) bad.push("h1 or main");
+  if (!document.documentElement.lang || !document.title) bad.push("lang or title");
+  for (const th of document.querySelectorAll("th")) if (!th.scope || !th.textContent.trim()) bad.push(`th: ${th.outerHTML}`);
+  for (const e of document.querySelectorAll("button, select, input[type=range], .drop")) { const box = e.getBoundingClientRect(); if (e.checkVisibility() && (box.height < 24 || box.width < 24)) bad.push(`small: ${e.outerHTML.slice(0, 60)}`); }
+  return bad;
+})()
+"""
+VIEWS = [(1200, False), (1200, True), (380, False), (380, True)]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if browser_path() is None:
+        assert os.environ.get("SOFTLESS_BROWSER") != "required", "no chromium is installed here"
+        pytest.skip("no chromium here: apt-get install chromium")
+    with browsing(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(digits: Path, twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    slide = tmp_path_factory.mktemp("slides") / "a large image.png"
+    slide.write_bytes(picture(size=(1500, 1100)))
+    with serving(digits, twin=twin, slide=[slide], docs=True) as started:
+        yield started
+
+
+def check_page(browser: Browser, width: int) -> None:
+    """Nothing that a rule of accessibility, or a narrow screen, finds."""
+    contrast = browser.run(CONTRAST)
+    assert contrast["seen"] > 10
+    assert contrast["bad"] == []
+    assert browser.run(NAMES) == []
+    assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def home(browser: Browser, server: Server, path: str = "/") -> None:
+    browser.events.clear()
+    browser.open(f"http://127.0.0.1:{port_of(server)}{path}")
+
+
+LOOKED = "document.querySelector('.looked')"
+
+
+@pytest.mark.parametrize(("width", "dark"), VIEWS)
+def test_a_test_image_is_taken(browser: Browser, server: Server, width: int, dark: bool):
+    browser.look(width=width, dark=dark)
+    home(browser, server)
+    check_page(browser, width)
+    browser.run("document.querySelectorAll('#samples button')[1].click()")
+    browser.until(LOOKED)
+    check_page(browser, width)
+    assert browser.run("document.querySelectorAll('.pictures img').length") == 4
+    pictures = "[...document.querySelectorAll('.pictures img')]"
+    browser.until(f"{pictures}.every((image) => image.complete && image.naturalWidth)")
+    paper = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(17, 19, 23)" if dark else "rgb(247, 246, 242)")
+    assert browser.complaints() == []
+
+
+def test_a_file_is_chosen_and_another_refused(browser: Browser, server: Server, tmp_path: Path):
+    (tmp_path / "0.png").write_bytes(picture())
+    (tmp_path / "1.png").write_bytes(b"no image")
+    browser.look()
+    home(browser, server)
+    browser.choose("input[type=file]", tmp_path / "0.png")
+    browser.until(LOOKED)
+    assert "40 x 48 pixels" in browser.run("document.getElementById('answer').innerText")
+    browser.choose("input[type=file]", tmp_path / "1.png")
+    browser.until("document.querySelector('#answer .warning')")
+    assert "give JPEG, PNG or WebP" in browser.run("document.getElementById('answer').innerText")
+
+
+def test_an_image_is_dropped(browser: Browser, server: Server):
+    browser.look()
+    home(browser, server)
+    browser.run("""
+      new Promise((done) => {
+        const canvas = document.createElement("canvas"); canvas.width = canvas.height = 50;
+        canvas.toBlob((blob) => {
+          const transfer = new DataTransfer(); transfer.items.add(new File([blob], "dropped.png", { type: "image/png" }));
+          document.getElementById("drop").dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer })); done();
+        });
+      })
+    """)
+    browser.until(LOOKED)
+    assert "50 x 50 pixels" in browser.run("document.getElementById('answer').innerText")
+
+
+def test_the_keyboard_is_enough(browser: Browser, server: Server):
+    browser.look()
+    home(browser, server)
+    order: list[Any] = []
+    for _ in range(4):
+        browser.press("Tab", 9)
+        order.append(browser.run("document.activeElement.name || document.activeElement.tagName"))
+    assert order[:3] == ["image", "sample", "sample"]
+    outline = browser.run("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+    browser.press("Enter", 13)
+    browser.until(LOOKED)
+    browser.run("document.querySelector('.zoom input').focus()")
+    browser.press("Space", 32)
+    browser.until("getComputedStyle(document.querySelector('.zoom img')).position === 'fixed'")
+
+
+def test_no_other_host_is_asked(browser: Browser, server: Server):
+    browser.look()
+    home(browser, server)
+    browser.run("document.querySelectorAll('#samples button')[0].click()")
+    browser.until(LOOKED)
+    addresses = browser.requested()
+    own = f"http://127.0.0.1:{port_of(server)}/"
+    assert len(addresses) > 4
+    assert [address for address in addresses if not address.startswith((own, "data:"))] == []
+
+
+@pytest.mark.parametrize(("width", "dark"), VIEWS)
+def test_a_slide_is_zoomed(browser: Browser, server: Server, width: int, dark: bool):
+    browser.look(width=width, dark=dark)
+    home(browser, server, "/slides/0")
+    if browser.run("!document.querySelector('[name=map]')"):
+        browser.run("document.querySelector('.options button').click()")
+        browser.until("document.querySelector('[name=map]')")
+    browser.until("document.querySelector('canvas').dataset.ready")
+    check_page(browser, width)
+    pixel = "[...document.querySelector('canvas').getContext('2d').getImageData(%s, %s, 1, 1).data]"
+    middle = pixel % ("canvas.width / 2 | 0", "canvas.height / 2 | 0")
+    sum_of = f"(() => {{ const canvas = document.querySelector('canvas'); return {middle}; }})()"
+    browser.until(f"{sum_of}[3] === 255")
+    before = browser.run("document.querySelector('.place').textContent")
+    browser.run("document.querySelector('canvas').focus()")
+    browser.press("+", 187)
+    browser.until(f"document.querySelector('.place').textContent !== '{before}'")
+    browser.press("0", 48)
+    browser.until(f"document.querySelector('.place').textContent === '{before}'")
+    browser.run("document.querySelector('[data-do=in]').click()")
+    browser.until(f"document.querySelector('.place').textContent !== '{before}'")
+    assert browser.complaints() == []
+
+
+def test_routes_are_told_within_the_page(browser: Browser, server: Server):
+    browser.look(width=380)
+    home(browser, server, "/docs")
+    check_page(browser, 380)
+    assert "POST /predict" in browser.run("document.body.innerText")
+    own = f"http://127.0.0.1:{port_of(server)}/"
+    assert all(address.startswith((own, "data:")) for address in browser.requested())
+
+
+def test_without_scripts_the_forms_work(browser: Browser, server: Server):
+    browser.look()
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        home(browser, server)
+        assert browser.run("document.documentElement.className") == ""
+        browser.run("document.querySelectorAll('#samples button')[2].click()")
+        browser.until(f"location.pathname === '/look' && {LOOKED}")
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
