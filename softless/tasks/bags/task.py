@@ -307,9 +307,4 @@ def _check(recipe: Recipe, kind: Kind) -> None:
         )
 
 
-def for_survival(recipe: Recipe) -> Recipe:
-    """The recipe with the measure that survival has, where it has that of classes."""
-    return replace(recipe, metric="concordance") if recipe.metric == "auc" else recipe
-
-
 TASK = Bags

@@ -116,7 +116,9 @@ def test_eval_says_what_training_said_and_predict_what_eval(trained, made, tmp_p
     file = tmp_path / "all.csv"
     other = ["--data", str(made[0]), "--table", str(made[1]), "--predictions", str(file)]
     assert main(["eval", str(run), *other, "--device", "cpu"]) == 0
-    assert "24" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert "24" in output.out
+    assert "32 of 48 slides were in the training or validation part" in output.err
     assert main(["predict", str(run), str(made[0]), "--out", str(tmp_path / "answers")]) == 0
     answers = {row["slide"]: row for row in read(tmp_path / "answers/predictions.csv")}
     rows = read(file)
