@@ -290,8 +290,7 @@ def _mapped(path: Path, name: str) -> np.ndarray | None:
         (shape, fortran, dtype), offset = _npy_header(file), file.tell()
     if dtype.hasobject or not shape or 0 in shape:
         return None
-    order = "F" if fortran else "C"
-    return np.memmap(path, dtype, "r", offset, shape, order)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
 
 
 @dataclass(frozen=True)
