@@ -87,8 +87,8 @@ class BagCosts:
 
 
 def bags(
-    models: Sequence[str] = ("sima_bag_small", "seqnorm_bag_small", "abmil_bag"),
     *,
+    models: Sequence[str] = ("sima_bag_small", "seqnorm_bag_small", "abmil_bag"),
     inference: int = 1_000_000,
     training: int = 50_000,
     softmax: int = 10_000,
