@@ -6,6 +6,7 @@ import softless
 from softless.errors import UsageError
 
 
+@pytest.mark.slow
 def test_inference_and_steps_are_measured_each_in_a_process_of_its_own() -> None:
     measured = softless.bench(
         "bags",
