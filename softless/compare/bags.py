@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ class BagCosts:
 
 
 def bags(
-    models: Sequence[str] = ("sima_bag_small", "seqnorm_bag_small", "abmil_bag"),
     *,
+    models: Sequence[str] = ("sima_bag_small", "seqnorm_bag_small", "abmil_bag"),
     inference: int = 1_000_000,
     training: int = 50_000,
     softmax: int = 10_000,
@@ -232,9 +233,7 @@ def measured(request: Mapping[str, Any]) -> dict[str, Any]:
         call(tiles)
         return {"peak_mib": (_peak() - before) / 2**20}
     calls = [_step(name, way, tiles, features) for name, way in request["ways"]]
-    times = [
-        [_seconds(lambda c=call: c(tiles)) for call in calls] for _ in range(request["rounds"])
-    ]
+    times = [[_seconds(partial(call, tiles)) for call in calls] for _ in range(request["rounds"])]
     return {"cpu_s": [min(column) for column in zip(*times, strict=True)]}
 
 

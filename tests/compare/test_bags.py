@@ -6,10 +6,11 @@ import softless
 from softless.errors import UsageError
 
 
+@pytest.mark.slow
 def test_inference_and_steps_are_measured_each_in_a_process_of_its_own() -> None:
     measured = softless.bench(
         "bags",
-        ["sima_bag_tiny"],
+        models=["sima_bag_tiny"],
         inference=5000,
         training=3000,
         softmax=2500,
@@ -35,6 +36,6 @@ def test_inference_and_steps_are_measured_each_in_a_process_of_its_own() -> None
 
 def test_a_model_of_images_is_refused() -> None:
     with pytest.raises(UsageError, match="no model of bags"):
-        softless.bench("bags", ["sima_deit_tiny_patch16_224"])
+        softless.bench("bags", models=["sima_deit_tiny_patch16_224"])
     with pytest.raises(UsageError, match="rounds from 1"):
         softless.bench("bags", rounds=0)
