@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -229,22 +229,37 @@ class Bench:
 
     def of_tiles(self, seed: int) -> Answers:
         """By the largest value of each feature over the tiles of an eye."""
+        return self._regressed(self._largest, seed)
+
+    @cached_property
+    def _largest(self) -> NDArray[Any]:
+        """(n,D)."""
         bags = [Bag.open(self.bags / "features" / f"{name}.h5") for name in self.names]
-        return self._regressed(np.stack([np.asarray(bag.features[:]).max(0) for bag in bags]), seed)
+        return np.stack([np.asarray(bag.features[:]).max(0) for bag in bags])
 
     def of_whole(self, seed: int) -> Answers:
         """By the features of the whole photograph, as a square."""
+        return self._regressed(self._whole, seed)
+
+    @cached_property
+    def _whole(self) -> NDArray[Any]:
+        """(n,D)."""
         encoder = encoder_of(self.encoder, WHOLE)
         rows = []
         for path in self.photographs:
             with Image.open(path) as photograph:
                 square = photograph.convert("RGB").resize((WHOLE, WHOLE), Image.Resampling.BICUBIC)
             rows.append(encoder.features([np.asarray(square)])[0])
-        return self._regressed(np.stack(rows), seed)
+        return np.stack(rows)
 
     def by_hand(self, seed: int) -> Answers:
         """By colours and by how much brightness changes over several distances."""
-        return self._regressed(np.stack([by_hand(path) for path in self.photographs]), seed)
+        return self._regressed(self._by_hand, seed)
+
+    @cached_property
+    def _by_hand(self) -> NDArray[Any]:
+        """(n,D)."""
+        return np.stack([by_hand(path) for path in self.photographs])
 
     def _regressed(self, features: NDArray[Any], seed: int) -> Answers:
         """Probabilities (n,K) of a logistic regression in each fold."""

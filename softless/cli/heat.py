@@ -26,6 +26,8 @@ from softless.words import aligned, visible
 
 SCORES, OVERLAY, OUTLINES = "scores.h5", "overlay.png", "heat.geojson"
 TOP = 5  # classes that are told
+CLASS, SEVERAL, SURVIVAL = "class", "several", "survival"  # what a model of bags answers
+RISK = "logarithm of the risk"
 CHUNK = 2048
 SIDE = 1280  # pixels of the overlay's longer side
 
@@ -37,7 +39,7 @@ class Heat:
     Attributes:
         slide: Its file.
         tiles: How many.
-        classes: Probability by class, the largest first; empty where there are no classes.
+        classes: Probability by class, the largest first; of survival the logarithm of the risk.
         score: What the scores are.
         label: The class that evidence is for; empty of weights.
         out: The folder.
@@ -65,8 +67,10 @@ class Heat:
 
     def __str__(self) -> str:
         lines = [f"{visible(self.slide)}: {self.tiles:,} tiles, {self.map.scores.caption}"]
-        shares = list(self.classes.items())[:TOP]
-        lines += aligned((name, f"{share:6.1%}") for name, share in shares)
+        lines += aligned(
+            (name, f"{value:.3f}" if name == RISK else f"{value:6.1%}")
+            for name, value in list(self.classes.items())[:TOP]
+        )
         return "\n".join([*lines, f"{self.out}: {SCORES}, {OVERLAY}, {OUTLINES}"])
 
 
@@ -139,13 +143,14 @@ def heat(
     scores = scores_of(model, bag, score, number, classes, chunk=chunk)
     drawn = HeatMap(scores, laid.places, laid.side, laid.step, laid.lattice)
     root = make_folder(located(out))
-    answer = _classes(scores.logits, classes)
+    answer = _answers(scores.logits, classes, getattr(model, "kind", CLASS))
     facts = {"slide": bag.slide, "encoder": bag.encoder, "mpp0": bag.mpp0}
     drawn.write_scores(root / SCORES, facts)
     title = slide_file.name
     if answer:
         first = next(iter(answer))
-        title = f"{title}: {first}, {answer[first]:.0%}"
+        said = f"{answer[first]:.2f}" if first == RISK else f"{answer[first]:.0%}"
+        title = f"{title}: {first}, {said}"
     small = thumbnail(slide_file, side=SIDE)
     write_picture(root / OVERLAY, drawn.picture(small, title))
     write_text(root / OUTLINES, collection(drawn.features()))
@@ -166,6 +171,8 @@ def _of_bags(source: nn.Module | LoadedRun) -> tuple[nn.Module, tuple[str, ...]]
             f"{called} looks at images, and softless heat scores the tiles of a bag: give a run of "
             "bags, or softless slide for a classifier of images"
         )
+    if getattr(model, "kind", CLASS) == SURVIVAL:
+        return model.eval(), ("risk",)
     return model.eval(), run.classes if run and run.named else ()
 
 
@@ -198,10 +205,15 @@ def _number(label: str, classes: tuple[str, ...]) -> int:
     raise UsageError(f"--label {label}: the model does not name its classes, so give a number")
 
 
-def _classes(logits: tuple[float, ...], classes: tuple[str, ...]) -> dict[str, float]:
-    """Probabilities by class, the largest first."""
-    if len(logits) < 2:
-        return {}
+def _answers(logits: tuple[float, ...], classes: tuple[str, ...], kind: str) -> dict[str, float]:
+    """Probabilities by class, the largest first: of one class they sum to 1, of several labels each
+    stands alone. Of survival the logarithm of the risk.
+    """
+    if kind == SURVIVAL:
+        return {RISK: logits[0]}
     names = classes or tuple(f"class {number}" for number in range(len(logits)))
-    shares = torch.tensor(logits, dtype=torch.float64).softmax(0).tolist()
+    values = torch.tensor(logits, dtype=torch.float64)
+    shares = (values.sigmoid() if kind == SEVERAL else values.softmax(0)).tolist()
+    if kind != SEVERAL and len(shares) < 2:
+        return {}
     return dict(sorted(zip(names, shares, strict=True), key=lambda entry: -entry[1]))

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from softless.histology.encoder import encoder_of
 from softless.histology.extract import FEATURES, RECORDS, Extracted, Work, extracted
 from softless.histology.tiling import Cut
 from softless.models.durable import make_folder, remove_empty, write_text
-from softless.slides.files import SLIDE_TYPES
+from softless.slides.files import SLIDE_TYPES, series_of
 from softless.slides.lattice import Origin
 from softless.training.sharing import see_one_folder, sharing
 from softless.words import as_cell, table, visible
@@ -176,8 +176,7 @@ def tiles(
         "dtype": dtype,
     }
     with sharing(device, arguments, root) as world:
-        files = world.together(lambda: _files(slides, root))
-        masks.check(list(files.values()))
+        files = world.together(lambda: masks.checked(_files(slides, root)))
         model = world.together(
             lambda: encoder_of(
                 encoder,
@@ -270,7 +269,21 @@ def _in_folder(folder: Path, out: Path) -> list[Path]:
             f"no slides in {folder} or below: give slides or images, or a folder that holds some"
         )
     report_passed_over(folder, listed.passed_over, listed.hidden)
-    return [folder / file for file in listed.files]
+    return list(_slides(folder / file for file in listed.files))
+
+
+def _slides(files: Iterable[Path]) -> Iterator[Path]:
+    """The files, of several DICOM files of one slide the first."""
+    whose: dict[str, Path] = {}
+    for path in files:
+        try:
+            series = series_of(path)
+        except DataError:  # it is told with its slide
+            series = None
+        if series is None or whose.setdefault(series, path) == path:
+            yield path
+        else:
+            notice(f"{path} is of the slide of {whose[series]}, and they are read as one")
 
 
 class _Masks:
@@ -286,8 +299,8 @@ class _Masks:
         self.folder = path if path.is_dir() else None
         self.tissue = tissue if self.folder else check_tissue(tissue)
 
-    def check(self, files: Sequence[Path]) -> None:
-        """One mask is of one slide.
+    def checked(self, files: dict[str, Path]) -> dict[str, Path]:
+        """The slides, of which one mask is of one.
 
         Raises:
             UsageError: it would be of several.
@@ -297,6 +310,7 @@ class _Masks:
                 f"--tissue {self.tissue} is the mask of one slide, and there are {len(files)}: "
                 "give a folder that holds a mask for each, named as the slide is"
             )
+        return files
 
     def of(self, file: Path, name: str) -> str | Path:
         """The mask of a slide.

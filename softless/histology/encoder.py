@@ -116,7 +116,7 @@ def encoder_of(
     called, viewer, read = _opened(name, weights)
     model = viewer.model.to(device or torch.device("cpu"), dtype).eval()
     for parameter in model.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     width = _width(model, read, viewer.in_chans, side, called)
     far = foreign(model, side, side)
     if far is not None:

@@ -101,12 +101,12 @@ class Extracted:
         Raises:
             DataError: it is damaged.
         """
-        content = read_json(path)
+        content: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in read_json(path).items()
+        }
         try:
-            return cls(**{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in content.items()
-            })
+            return cls(**content)
         except TypeError as error:
             raise DataError(f"{path} is no record of a slide: remove it") from error
 

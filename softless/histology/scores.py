@@ -184,7 +184,7 @@ def _weights(model: Any, bag: Bag, chunk: int) -> tuple[Tensor, Tensor]:
 class _Tiles:
     """A bag as a model takes it: features (1,N,D), places (1,N,2)."""
 
-    model: nn.Module
+    model: Any
     features: Tensor
     places: Tensor | None
 
@@ -195,12 +195,15 @@ class _Tiles:
         return logits
 
     def gradient(self, label: int) -> Tensor:
-        """(1,N)."""
+        """(1,N). What a model takes from features ahead of all else is no evidence: the mean of the
+        training's tiles, where it scales them itself.
+        """
         with torch.enable_grad():
             inputs = self.features.clone().requires_grad_()
             logits = self.model(inputs, self.places)
             (gradient,) = torch.autograd.grad(logits[0, label], inputs)
-        return (gradient * inputs).sum(-1)
+        mean = getattr(self.model.embed, "mean", None)
+        return (gradient * (inputs if mean is None else inputs - mean)).sum(-1).detach()
 
     @torch.inference_mode()
     def lost(self, label: int, logits: Tensor) -> Tensor:

@@ -297,8 +297,12 @@ def test_an_unknown_layout_and_ending(tmp_path):
     path = writers.trident(tmp_path, tiles())
     with pytest.raises(UsageError, match=r"no layout of features named 'tridant'. Did you mean"):
         softless.Bag.open(path, layout="tridant")
+    with pytest.raises(
+        DataError, match="by its attributes that TRIDENT wrote it, and layout='giga"
+    ):
+        softless.Bag.open(path, layout="gigapath")
     with pytest.raises(DataError, match="has no 'feats'"):
-        softless.Bag.open(path, layout="stamp")
+        softless.Bag.open(writers.gigapath(tmp_path, tiles()), layout="stamp")
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"ends in '.txt'"):
         softless.Bag.open(tmp_path / "a.txt")
@@ -343,3 +347,27 @@ def test_clams_files_without_patches_do_not_say_their_unit(tmp_path):
     assert softless.Bag.open(path, layout="clam").coords_px0 is not None
     bare = path.parents[1] / "pt_files" / f"{tiles().slide}.pt"
     assert softless.Bag.open(bare, layout="clam").has_coords
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_npz_of_every_kind_is_read_by_rows(tmp_path, write, kind):
+    features = tiles().features.astype(kind)
+    for name, array in {"rows": features, "columns": np.asfortranarray(features)}.items():
+        write(tmp_path / f"{name}.npz", more=np.ones(3), features=array)
+        bag = softless.Bag.open(tmp_path / f"{name}.npz")
+        assert np.array_equal(bag.features[11:47], features[11:47])
+        assert bag.features.dtype == kind
+
+
+def test_a_compressed_file_is_unpacked_once(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", features=tiles().features)
+    bag, calls, load = softless.Bag.open(tmp_path / "a.npz"), [], np.load
+    monkeypatch.setattr(
+        np, "load", lambda *args, **options: calls.append(1) or load(*args, **options)
+    )
+    parts = [bag.features[start : start + 7] for start in range(0, 60, 7)]
+    assert np.array_equal(np.concatenate(parts), tiles().features)
+    assert len(calls) == 1
+    np.savez_compressed(tmp_path / "a.npz", features=tiles(seed=4).features)
+    assert np.array_equal(bag.features[:7], tiles(seed=4).features[:7])

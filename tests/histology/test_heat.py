@@ -1,7 +1,7 @@
 """`softless heat`: scores of tiles where the tiles lie, as numbers, polygons and a picture."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import softless
 from softless.bags.bag import Bag
@@ -21,6 +20,7 @@ from softless.histology.regions import collection, polygons, region_of_mask
 from softless.histology.scores import Scores, scores_of
 from softless.saliency.colours import colourise
 from softless.slides import Lattice, files
+from softless.tasks.bags.model import StandardisedLinear
 from tests.slides.test_reader import pixels, write
 
 h5py = pytest.importorskip("h5py")
@@ -32,9 +32,9 @@ WIDTH, CLASSES = 12, ("benign", "malignant", "other")
 TILE = 50  # pixels of level 0
 
 
-def bag_model(name: str = "sima_bag_tiny", seed: int = 0, **options: Any) -> nn.Module:
+def bag_model(name: str = "sima_bag_tiny", seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
-    model = softless.create_model(name, in_dim=WIDTH, num_classes=3, **options).eval()
+    model: Any = softless.create_model(name, in_dim=WIDTH, num_classes=3, **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)  # so that tiles differ
@@ -172,7 +172,7 @@ def test_equal_weights_show_nothing(pair: tuple[Path, Path], tmp_path: Path) -> 
     """No rank or stretch makes a pattern of what is none."""
     model = bag_model()
     with torch.no_grad():
-        for parameter in model.pool.parameters():  # type: ignore[union-attr, operator]
+        for parameter in model.pool.parameters():
             parameter.mul_(1e-4)
     softless.heat(model, pair[0], features=pair[1], out=tmp_path / "out")
     tiles, regions = read(tmp_path / "out")
@@ -208,6 +208,35 @@ def test_gradient_times_input_and_leave_out(pair: tuple[Path, Path], tmp_path: P
     if lost.shown[strongest] >= 0.6:
         name = tiles[strongest]["properties"]["classification"]["name"]
         assert name == "strongly for class 1"
+
+
+def test_the_mean_of_the_training_is_no_evidence(pair: tuple[Path, Path]) -> None:
+    """A feature that all tiles have alike says nothing, however large it is."""
+    model, bag = bag_model(), Bag.open(pair[1])
+    plain = scores_of(model, bag, "gradient", 1)
+    scaled = StandardisedLinear(WIDTH, model.embed.out_features)
+    scaled.load_state_dict(model.embed.state_dict(), strict=False)
+    model.embed = scaled
+    scaled.mean.fill_(1000.0)
+    moved = Bag.of(bag.features[:].astype(np.float64) + 1000, slide="moved")
+    shifted = scores_of(model, moved, "gradient", 1)
+    assert np.allclose(shifted.values, plain.values, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["several", "survival"])
+def test_labels_and_risks_are_told_as_what_they_are(
+    kind: str, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = bag_model()
+    model.kind = kind
+    made = softless.heat(model, pair[0], features=pair[1], out=tmp_path / "out")
+    logits = torch.tensor(made.map.scores.logits)
+    if kind == "survival":
+        assert dict(made.classes) == {"logarithm of the risk": pytest.approx(float(logits[0]))}
+    else:
+        assert list(made.classes.values()) == pytest.approx(
+            sorted(logits.sigmoid().tolist(), reverse=True)
+        )
 
 
 BOUNDS = {"x": 100, "y": 40, "width": 200, "height": 300}
@@ -256,7 +285,7 @@ def test_the_tile_that_weighs_most_lies_where_qupath_shows_it(tmp_path: Path) ->
 def heat_map(count: int, values: Sequence[float] | None = None) -> HeatMap:
     across = 300
     coords = np.stack([np.arange(count) % across, np.arange(count) // across], axis=1) * 448.0
-    numbers = np.random.default_rng(0).random(count) if values is None else np.asarray(values)
+    numbers: Any = np.random.default_rng(0).random(count) if values is None else np.array(values)
     scores = Scores("weight", numbers / numbers.sum(), "", (0.0, 1.0))
     size = (448 * (count // across + 1), 448 * across)
     return HeatMap(scores, coords, 448, 448, Lattice((1, 1), size, size))
@@ -316,7 +345,7 @@ def test_twice_the_same_bits(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of bags, and a classifier of images."""
     root = tmp_path_factory.mktemp("models")
     (root / "data").mkdir()

@@ -256,8 +256,8 @@ def test_odd_files(server: Server, kind: str):
 
 
 @pytest.mark.bar("F4", "one pixel, and a wrong kind of content")
-def test_wrong_kinds(server: Server, tiny_jpeg: bytes):
-    assert send(port_of(server), tiny_jpeg).status == 422
+def test_wrong_kinds(server: Server):
+    assert send(port_of(server), saved("JPEG", (1, 1))).status == 422
     assert send(port_of(server), picture(), kind="text/html").status == 415
     assert send(port_of(server), picture(), kind="application/octet-stream").status == 200
     assert send(port_of(server), picture(), kind=None).status == 200
@@ -464,7 +464,8 @@ def test_the_end_waits_for_work_within_a_bound(digits: Path, gate: Gate):
             start = time.monotonic()
         assert time.monotonic() - start < 8
         assert gate.ended.is_set()
-        assert isinstance(waiting.exception(20), OSError | http.client.HTTPException)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            assert waiting.result(20).status == 503
 
 
 # F12
@@ -563,9 +564,13 @@ def test_answers_are_those_of_predict(digits: Path, server: Server, tmp_path: Pa
     rows: dict[int, dict[str, list[str]]] = {}
     for batch in (1, 64):
         out = softless.predict(
-            digits, tmp_path / "images", tmp_path / f"out-{batch}", overlays=False,
-            batch_size=batch, device="cpu",
-        )  # fmt: skip
+            digits,
+            tmp_path / "images",
+            tmp_path / f"out-{batch}",
+            overlays=False,
+            batch_size=batch,
+            device="cpu",
+        )
         lines = [line.split(",") for line in out.csv.read_text().splitlines()[1:]]
         rows[batch] = {line[0]: line[1:] for line in lines}
     with ThreadPoolExecutor(6) as pool:
@@ -623,8 +628,18 @@ def test_answers_tell_nothing_of_the_machine(digits: Path, server: Server, gate:
         ask(port, "/samples/x"),
         ask(port, "/predict", b"x", Content_Type="text/plain"),
     ]
-    secrets = [str(digits), str(Path.home()), "Traceback", "uvicorn", "fastapi", "starlette", "/proc/",
-               torch.__version__, "alert(1)", 'File "']  # fmt: skip
+    secrets = [
+        str(digits),
+        str(Path.home()),
+        "Traceback",
+        "uvicorn",
+        "fastapi",
+        "starlette",
+        "/proc/",
+        torch.__version__,
+        "alert(1)",
+        'File "',
+    ]
     for reply in replies:
         text = reply.body.decode() + json.dumps(dict(reply.headers))
         assert [word for word in secrets if word.lower() in text.lower()] == []
