@@ -444,8 +444,8 @@ def _say_learnt(loaded: LoadedRun, samples: Samples) -> None:
     known = sum(as_cell(samples.name(index)) in learnt for index in range(len(samples)))
     if known:
         notice(
-            f"{known:,} of {counted(len(samples), 'slide')} were in the training or validation part "
-            f"of {loaded.path}: numbers of them say nothing of new ones"
+            f"{known:,} of {counted(len(samples), 'slide')} were in the training or validation "
+            f"part of {loaded.path}: numbers of them say nothing of new ones"
         )
 
 

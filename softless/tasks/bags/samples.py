@@ -100,8 +100,8 @@ def open_whole(recipe: Recipe) -> OpenedBags:
     if faults:
         usable = _of_one_width(samples, usable)
         notice(
-            f"{root}: {counted(len(table) - len(usable), 'slide')} of {len(table):,} cannot be used "
-            f"and {'is' if len(table) - len(usable) == 1 else 'are'} left out"
+            f"{root}: {counted(len(table) - len(usable), 'slide')} of {len(table):,} cannot be "
+            f"used and {'is' if len(table) - len(usable) == 1 else 'are'} left out"
         )
         samples = samples.take(usable)
         samples.left_out = tuple(faults)

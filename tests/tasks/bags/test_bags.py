@@ -160,6 +160,25 @@ def test_a_batch_is_its_bags_by_themselves():
     assert (wrong - alone).abs().max() > 1e-2 * alone.abs().max(), "the mask has something to do"
 
 
+def test_scaled_features_by_chunks_and_streamed(tmp_path):
+    """What scales features is a part of the model wherever it is called."""
+    torch.manual_seed(0)
+    model: Any = bag_model("seqnorm_bag_tiny", {"in_dim": WIDTH, "width": 16}, standardise=True)
+    model.embed.mean.copy_(torch.arange(WIDTH) * 10.0)
+    model.embed.deviation.copy_(torch.arange(WIDTH) + 0.5)
+    model.eval()
+    features = 20 * torch.randn(40, WIDTH) + 10
+    with torch.no_grad():
+        whole = model(features[None])
+        plain = F.linear((features - model.embed.mean) / model.embed.deviation, model.embed.weight)
+        assert torch.allclose(model.embed(features), plain + model.embed.bias, atol=1e-5)
+        model.chunk = 7
+        chunked = model(features[None])
+    streamed = softless.stream(model, softless.Bag.of(features), chunk=9).logits
+    for other in (chunked, streamed):
+        assert (other - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
 def test_tiles_are_drawn_by_seed_epoch_and_index(made):
     recipe = recipe_of(made[0], made[1], **{"bags.tiles": 3})
     task = open_task(recipe)
