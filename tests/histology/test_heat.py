@@ -284,7 +284,7 @@ def test_the_tile_that_weighs_most_lies_where_qupath_shows_it(tmp_path: Path) ->
 
 def heat_map(count: int, values: Sequence[float] | None = None) -> HeatMap:
     across = 300
-    coords = np.stack([np.arange(count) % across, np.arange(count) // across], axis=1) * 448.0
+    coords: Any = np.stack([np.arange(count) % across, np.arange(count) // across], axis=1) * 448.0
     numbers: Any = np.random.default_rng(0).random(count) if values is None else np.array(values)
     scores = Scores("weight", numbers / numbers.sum(), "", (0.0, 1.0))
     size = (448 * (count // across + 1), 448 * across)
