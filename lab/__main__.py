@@ -33,6 +33,8 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "routes": ("lab.routes:routes", "ways of recovering side by side, on held-out images"),
     "probes": ("lab.probes:probes", "a pretrained backbone exchanged, recovered and probed"),
     "backbone": ("lab.backbone:backbone", "DINOv2 ViT-S/14 out of a wheel, proved and written"),
+    "bags": ("lab.bags:bags", "models of bags on histology and on digits, by patients"),
+    "eyes": ("lab.eyes:eyes", "photographs of eyes as bags of tiles, told apart in five folds"),
     "settings": ("lab.settings:settings", "fields set to what they cannot be: what is refused"),
 }
 EXTRAS = {"speed": ("matplotlib",)}

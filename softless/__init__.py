@@ -11,6 +11,7 @@ from softless.attention import OPERATORS, attend, use_backend
 from softless.convert import swap
 from softless.errors import (
     BackendRefused,
+    CoordinateError,
     DataError,
     DivergedError,
     MissingExtra,
@@ -27,9 +28,10 @@ from softless.moved import find_moved_modules as _find_moved_modules
 
 __version__ = "0.1.0"
 
-# Functions whose modules are imported when first used; most are verbs of the command line, with the
+# Names whose modules are imported when first used; most are verbs of the command line, with the
 # same name and arguments.
 _VERBS = {
+    "Bag": "softless.bags.bag",
     "train": "softless.cli.train",
     "eval": "softless.cli.eval",
     "predict": "softless.cli.predict",
@@ -37,15 +39,19 @@ _VERBS = {
     "explain": "softless.tasks.opened",
     "stream": "softless.slides",
     "slide": "softless.cli.slide",
+    "tiles": "softless.cli.tiles",
+    "heat": "softless.cli.heat",
     "recover": "softless.recovery.recover",
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
     "serve": "softless.cli.serve",
     "save_weights": "softless.models.publish",
+    "push_to_hub": "softless.models.pushed",
     "export": "softless.exporting.export",
     "load_exported": "softless.exporting.loaded",
     "edge": "softless.exporting.edge",
+    "completion": "softless.cli.completion",
 }
 
 # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=
@@ -55,6 +61,7 @@ __all__ = [
     "OPERATORS",
     "Attention",
     "BackendRefused",
+    "CoordinateError",
     "DataError",
     "DivergedError",
     "MissingExtra",

@@ -65,6 +65,18 @@ class Faults(DataError):
         return type(self), (self.headline, self.lines)
 
 
+class CoordinateError(DataError):
+    """Positions of tiles that cannot be used as they are told: an unknown unit, or a spacing that
+    contradicts the size of a tile; the sentence has both numbers.
+
+    Examples:
+        >>> grid = [[x, y] for x in (0, 512, 1024) for y in (0, 512, 1024)]
+        >>> softless.Bag.of(torch.ones(9, 4), grid, tile_um=256)
+        Traceback (most recent call last):
+        softless.errors.CoordinateError: ...512...256...
+    """
+
+
 class MissingResolution(DataError):
     """A resolution is asked for, and the slide does not say its own, or nothing that can be."""
 
@@ -188,11 +200,16 @@ def need_module(model: object, function: str) -> None:
 
 ROOT = Path(__file__).resolve().parents[1]  # of a checkout, which holds pyproject.toml
 EXTRAS = {  # what is imported -> (package, extra)
+    "h5py": ("h5py", "bags"),
     "lightly": ("lightly", "ssl"),
     "matplotlib": ("matplotlib", "train"),
     "pydicom": ("pydicom", "dicom"),
     "pycocotools": ("pycocotools", "detect"),
+    "shapely": ("shapely", "slides"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
+    "mlflow": ("mlflow-skinny", "track"),
+    "wandb": ("wandb", "track"),
+    "shtab": ("shtab", "completion"),
     "sklearn": ("scikit-learn", "train"),
     "onnx": ("onnx", "export"),
     "onnxscript": ("onnxscript", "export"),
@@ -202,6 +219,7 @@ EXTRAS = {  # what is imported -> (package, extra)
     "executorch": ("executorch", "executorch"),
     "torchao": ("torchao", "executorch"),
     "coremltools": ("coremltools", "coreml"),
+    "zarr": ("zarr", "slides"),
     "fastapi": ("fastapi", "serve"),
     "uvicorn": ("uvicorn", "serve"),
     "python_multipart": ("python-multipart", "serve"),

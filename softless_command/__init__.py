@@ -37,20 +37,28 @@ def answer(words: Sequence[str]) -> str | None:
     """What a question for help or version is answered; None where a verb must run."""
     words = [word for word in words if word != "--debug"]
     name = words[0] if words else "help"
-    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    content = table()
     if name in {*HELP, "help"}:
-        return f"{table['overview']}\n"
+        return f"{content['overview']}\n"
     if name == "--version":
-        return f"softless {table['version']}\n"
+        return f"softless {content['version']}\n"
     kind = " ".join(words[:2])  # of a verb that has kinds, as `bench twins`
-    known = kind if kind in table["verbs"] else name
-    if known in table["verbs"] and any(word in HELP for word in words[1:]):
-        return parser(table["verbs"][known]).format_help()
+    known = kind if kind in content["verbs"] else name
+    if known in content["verbs"] and any(word in HELP for word in words[1:]):
+        return parser(content["verbs"][known]).format_help()
     return None
 
 
-def parser(stored: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """A verb's parser with what its help is made of."""
+def table() -> dict[str, Any]:
+    """What tools/tables.py wrote of the verbs."""
+    content: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return content
+
+
+def parser(stored: Mapping[str, Any], files: object = None) -> argparse.ArgumentParser:
+    """A verb's parser with what its help is made of; `files` marks, for shtab, what may name a
+    file.
+    """
     argument_parser = argparse.ArgumentParser(
         prog=stored["prog"],
         usage=stored["usage"],
@@ -60,10 +68,12 @@ def parser(stored: Mapping[str, Any]) -> argparse.ArgumentParser:
     )
     for option in stored["options"]:
         how = {**option}
-        names = how.pop("names")
+        names, names_path = how.pop("names"), how.pop("path", False)
         if how["action"] in ACTIONS:
             how["action"] = ACTIONS[how["action"]]
         if how.get("help") is None:
             how["help"] = argparse.SUPPRESS
-        argument_parser.add_argument(*names, default=argparse.SUPPRESS, **how)
+        action = argument_parser.add_argument(*names, default=argparse.SUPPRESS, **how)
+        if names_path:  # shells offer files there
+            action.complete = files  # type: ignore[attr-defined]
     return argument_parser

@@ -444,6 +444,14 @@ def formats() -> str:
     return table(["format", "what reads it", *heads], rows)
 
 
+def layouts() -> str:
+    """The files that `softless.Bag.open` reads (`softless.bags.layouts`)."""
+    from softless.bags.layouts.table import LAYOUTS
+
+    rows = [(f"`{row.name}`", row.tool, row.keys, row.unit) for row in LAYOUTS.values()]
+    return table(["layout", "tool", "what it is known by", "coordinates"], rows)
+
+
 TOOLS = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch"}
 
 
@@ -519,6 +527,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "recovered": recovered,
     "settings": settings,
     "formats": formats,
+    "layouts": layouts,
     "refused": refused,
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from softless.bags.check import is_bags
 from softless.data.findings import DataCheck
 from softless.errors import UsageError, located, unknown
 from softless.experiment.assignments import assignments
@@ -37,10 +38,10 @@ def data(
     Args:
         what: check.
         path: a folder of class folders, with or without splits, of COCO json files, or of images
-            and label images; a COCO json; an npz file with MedMNIST's keys; a table (.csv).
-            docs/data.md has the layouts.
-        table: CSV file that lists the images, as of `softless train`; its files start from
-            `path`, or from its own folder. Its columns are set with
+            and label images; a COCO json; an npz file with MedMNIST's keys; a table (.csv); a
+            folder of bags of features. docs/data.md and docs/bags.md have the layouts.
+        table: CSV file that lists the images or the slides, as of `softless train`; its files
+            start from `path`, or from its own folder. Its columns are set with
             --set table.label=NAME.
         images: folder that a COCO json's file names start from; the usual places are tried without
             it.
@@ -70,11 +71,9 @@ def data(
         user_fields, range = {"data.range": range, **user_fields}, None
     if range is not None and recipe is not None:
         raise UsageError(f"--range is for a check without a recipe: give --set data.range={range}")
-    reading = (
-        None
-        if recipe is None and table is None
-        else _reading(recipe or "folder", user_fields, table)
-    )
+    if recipe is None and table is not None:
+        recipe = "bags" if path is not None and is_bags(located(path)) else "folder"
+    reading = None if recipe is None else _reading(recipe, user_fields, table)
     return check(
         path,
         images=images,
@@ -105,4 +104,5 @@ def _reading(name: str, fields: Mapping[str, Any], table: str | Path | None) -> 
         range=recipe.data.range,
         table=recipe.table,
         group=recipe.data.group,
+        bags=None if recipe.bags is None else recipe.bags.given,
     )

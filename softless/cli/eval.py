@@ -10,14 +10,14 @@ from softless.data.given import data_given, is_dataset, parts_of
 from softless.data.loader import shared_loader
 from softless.data.samples import Samples
 from softless.data.sources import opened_for_all
-from softless.errors import UsageError, need, unknown
+from softless.errors import UsageError, located, need, unknown
 from softless.evaluation.evaluate import Evaluation, evaluate
 from softless.evaluation.features import Probe, as_it_is, extract, output
 from softless.evaluation.knn import nearest
 from softless.evaluation.linear import LinearSettings, probe
 from softless.evaluation.run import MOST_AT_ONCE, LoadedRun
 from softless.experiment.assignments import assignments
-from softless.experiment.groups import CLASSIFIES
+from softless.experiment.groups import CLASSIFIES, LISTED
 from softless.experiment.measures import MEASURES, beside
 from softless.exporting.dense.worth import of_normalised
 from softless.exporting.names import is_file
@@ -28,6 +28,7 @@ from softless.exporting.use import (
     precision_for,
     run_or_file,
 )
+from softless.models.durable import write_text
 from softless.models.given import model_given
 from softless.tasks.dino.transforms import one_crop
 from softless.tasks.labelled import (
@@ -145,6 +146,7 @@ def eval(
     batch_size: int | None = None,
     workers: int = 0,
     amp: Literal["none", "bfloat16", "float16"] | None = None,
+    predictions: str | Path | None = None,
 ) -> Any:
     """Measure the best epoch of a run: a classifier's accuracy, a detector's AP, a segmenter's
     Dice, or what frozen features are worth.
@@ -152,7 +154,8 @@ def eval(
     Of a classifier: accuracy with its 95 % interval beside what always the commonest class and
     chance get, balanced accuracy, AUC, Brier score, calibration error, precision and recall of each
     class, confusion. Of two classes also sensitivity and specificity at the threshold that the run
-    chose on its validation images. AP and Dice have intervals over images. With --knn or --linear,
+    chose on its validation images. AP and Dice have intervals over images. Numbers of bags are of
+    patients: AUC with a bootstrap over patients and DeLong's interval, or concordance. With --knn or --linear,
     of any run but detectors and segmenters: accuracy of a classifier over frozen features, those of
     the train folder against those of the split. A run of DINO alone has no classes, and is measured
     by its 20 nearest neighbours where nothing else is asked for.
@@ -185,6 +188,8 @@ def eval(
         amp: what matrix products are computed in: none is float32. By default as the run was
             trained and tested, so that result.json, `eval` and `predict` agree; features are always
             read in float32.
+        predictions: of bags: a CSV file to be written with slide, patient, label, class and the
+            probability of each class.
 
     Returns:
         The measures of the task, with intervals; as text, and `to_dict()` for machines.
@@ -201,7 +206,20 @@ def eval(
     built = is_dataset(data)
     own = HELD if built else cast("str | Path | None", data)
     with model_given(model), data_given(parts_of(data) if built else None):
-        return _measured(run, own, table, split, knn, linear, set, device, batch_size, workers, amp)
+        return _measured(
+            run,
+            own,
+            table,
+            split,
+            knn,
+            linear,
+            set,
+            device,
+            batch_size,
+            workers,
+            amp,
+            predictions,
+        )
 
 
 def _measured(
@@ -216,6 +234,7 @@ def _measured(
     batch_size: int | None,
     workers: int,
     amp: str | None,
+    predictions: str | Path | None,
 ) -> Any:
     """`eval`, of data in files or of those that are held."""
     if split not in SPLITS:
@@ -250,6 +269,8 @@ def _measured(
         outcome = _by_task(
             job, world, None if data is None else str(data), split, batch_size, workers
         )
+        if predictions is not None:
+            world.first(lambda: _write_answers(outcome, loaded, predictions))
         return DenseEvaluation(*origin, outcome, precision_for(job.amp, loaded))
 
 
@@ -297,7 +318,7 @@ def _job(
             f"{loaded.path} is a run of {loaded.task}: frozen features are measured of "
             "classifiers and of dino"
         )
-    if featureless and table is not None:
+    if loaded.task not in {*LISTED, "dino"} and table is not None:
         raise UsageError(
             f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: "
             "leave it out"
@@ -397,11 +418,34 @@ def _by_task(
     """Measured by the run's own task on the data asked for, scaled as in training."""
     loaded = job.loaded
     task, samples = world.together(
-        lambda: dense_samples(loaded, data, split, batch_size=batch_size, workers=workers)
+        lambda: dense_samples(
+            loaded,
+            data,
+            split,
+            table=None if job.source.own else job.source.table,
+            batch_size=batch_size,
+            workers=workers,
+        )
     )
     loader = task.eval_loader(samples, world.rank, world.size)
     model = of_normalised(loaded.model)
-    return task.to(world.device).evaluate(model, loader, amp=job.amp, label="evaluating")
+    outcome = task.to(world.device).evaluate(model, loader, amp=job.amp, label="evaluating")
+    return task.decided(outcome, loaded.best)
+
+
+def _write_answers(outcome: Outcome, loaded: LoadedRun, path: str | Path) -> None:
+    """The table of answers, where the task has one.
+
+    Raises:
+        UsageError: it has none.
+    """
+    table = getattr(outcome, "table", None)
+    if table is None:
+        raise UsageError(
+            f"--predictions is a table of slides, and {loaded.path} is a run of {loaded.task}: "
+            "leave it out; `softless predict` answers images"
+        )
+    write_text(located(path), table())
 
 
 def _probes(job: EvaluationJob, split: str, batch: int, workers: int) -> tuple[Probe, ...]:

@@ -12,6 +12,7 @@ from softless.experiment.names import ALIASES, canonical
 from softless.exporting.formats.standing import standing
 from softless.exporting.formats.table import FORMATS
 from softless.layers.companions import COMPANIONS
+from softless.models.bag import bag_models
 from softless.recipes import RECIPES, get_recipe
 
 KINDS = ("models", "operators", "recipes", "backends", "formats")
@@ -211,7 +212,7 @@ def _models() -> dict[str, str]:
         for name in timm.list_models()
         if timm.model_entrypoint(name).__module__.startswith("softless.")
     ]
-    return dict.fromkeys(names, "")
+    return dict.fromkeys(names, "") | bag_models()
 
 
 def _operators() -> dict[str, str]:

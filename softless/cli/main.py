@@ -24,7 +24,7 @@ from softless.ranks import ENDED
 from softless.words import visible
 
 # verbs whose work ranks can share
-SHARING = frozenset({"train", "eval", "predict", "explain", "slide", "bench"})
+SHARING = frozenset({"train", "eval", "predict", "explain", "slide", "tiles", "bench"})
 RANKS = "--ranks"
 VERBS = {
     "list": "softless.cli.list:list",
@@ -34,6 +34,8 @@ VERBS = {
     "predict": "softless.cli.predict:predict",
     "explain": "softless.cli.explain:explain",
     "slide": "softless.cli.slide:slide",
+    "tiles": "softless.cli.tiles:tiles",
+    "heat": "softless.cli.heat:heat",
     "bench": "softless.cli.bench:bench",
     "cost": "softless.cli.cost:cost",
     "audit": "softless.cli.audit:audit",
@@ -42,6 +44,7 @@ VERBS = {
     "export": "softless.exporting.export:export",
     "serve": "softless.cli.serve:serve",
     "data": "softless.cli.data:data",
+    "completion": "softless.cli.completion:completion",
 }
 
 
@@ -185,7 +188,7 @@ def overview() -> str:
         "",
     ]
     lines += [
-        f"  {name:<9} {(load(name).__doc__ or '').strip().partition(chr(10))[0]}" for name in VERBS
+        f"  {name:<10} {(load(name).__doc__ or '').strip().partition(chr(10))[0]}" for name in VERBS
     ]
     return "\n".join([
         *lines,

@@ -126,6 +126,16 @@ def parameters(verb: Callable[..., Any]) -> dict[inspect.Parameter, Any]:
     return hinted
 
 
+def paths_of(verb: Callable[..., Any]) -> frozenset[str]:
+    """The parameters that may name a file or a folder."""
+    hints = typing.get_type_hints(verb, localns=_Names(verb))
+    return frozenset(name for name, hint in hints.items() if name != "return" and _names_path(hint))
+
+
+def _names_path(hint: Any) -> bool:
+    return hint is Path or any(map(_names_path, typing.get_args(hint)))
+
+
 class _Unknown(type):
     """What an annotation names that is imported for type checkers only; its attributes and items
     are unknown too.

@@ -46,7 +46,8 @@ def predict(
     cannot be read has no answer: it is named at the end, and the exit code is 4. A second call with
     the same `out` removes what the first left and it does not write itself. Where `out` lies inside
     the images, what is in it is left out. An exported file answers by what it says of itself; of a
-    classifier's no maps are drawn, since no layer is left in it.
+    classifier's no maps are drawn, since no layer is left in it. A run of bags answers a folder of
+    bags: `out/predictions.csv` has slide, class and probabilities.
 
     Args:
         run: the run's folder, a folder of `save_weights` or `local-dir:FOLDER`, or a file of
@@ -94,6 +95,12 @@ def predict(
             lambda: _loaded(run, world.device, batch_size, amp, workers)
         )
         setting = replace(setting, annotations=annotations)
+        answers: Any = TABLE[loaded.task].predict
+        if hasattr(answers, "opened"):  # samples that are no images
+            bags = world.together(lambda: answers.opened(loaded, images))
+            see_one_folder(world, folder)
+            with Results(folder, "predict", bags.paths()) as results:
+                return answers.predict(loaded, bags, results, setting, overlays=False)
         samples = readable(images_for_all(images, loaded.in_chans, folder, loaded.scale, page))
         if loaded.task in DENSE and not isinstance(samples, FileSamples):
             raise shared(
@@ -115,7 +122,6 @@ def predict(
             overlays = False
             notice(f"{loaded.path.name} holds no attention layers, so no saliency maps are drawn")
         see_one_folder(world, folder)
-        answers: Any = TABLE[loaded.task].predict
         with Results(folder, "predict", samples.paths()) as results:
             return answers.predict(loaded, samples, results, setting, overlays=overlays)
 

@@ -11,6 +11,7 @@ from softless.compare.throughput import throughput
 from softless.data.given import data_given, is_dataset, parts_of
 from softless.errors import ResumeMismatch, UsageError, located
 from softless.experiment.assignments import assignments
+from softless.experiment.configuration import Configuration, read_configuration
 from softless.experiment.folder import RunFolder
 from softless.experiment.groups import DENSE
 from softless.experiment.names import canonical
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 def train(
     recipe: str | Recipe | None = None,
     *,
+    config: str | Path | None = None,
     data: "str | Path | Given | None" = None,
     model: "nn.Module | None" = None,
     table: str | Path | None = None,
@@ -69,6 +71,8 @@ def train(
         recipe: a name that `softless list recipes` shows, or a file my_recipe.py that holds
             `recipe()` as those do (in Python also a Recipe); a run that is
             continued knows its own.
+        config: YAML file of fields, which `set` may replace; its line `recipe: NAME` is the recipe.
+            `recipe.yaml` of a run holds every field, and trains it again.
         data: folder of class folders, or .npz file, for recipes that take one; of a run that is
             continued, where its data lie now. In Python also map-style datasets of (image, target):
             one, (train, val) or (train, val, test), or a mapping of these names. Images are
@@ -110,6 +114,8 @@ def train(
         True
     """
     folder = None if out is None else located(out)
+    configuration = None if config is None else read_configuration(located(config))
+    recipe = _with_configuration(recipe, configuration)
     parts = parts_of(data) if is_dataset(data) else None
     _check_callable(on_epoch)
     if (
@@ -121,7 +127,10 @@ def train(
     chosen = with_table(
         _chosen(recipe, folder, resume=resume), None if table is None else located(table)
     )
-    user_fields = flat_fields(assignments(set))
+    user_fields = {
+        **({} if configuration is None else configuration.fields),
+        **flat_fields(assignments(set)),
+    }
     begun = resume and _recipe_in(folder or Path("runs") / chosen.name) is not None
     chosen = with_weights(chosen, weights, user_fields, model=model, begun=begun)
     if parts is not None:
@@ -168,6 +177,18 @@ def train(
     return result
 
 
+def _with_configuration(
+    recipe: str | Recipe | None, configuration: Configuration | None
+) -> str | Recipe | None:
+    """The recipe that is named, or the one of the YAML file."""
+    if configuration is None:
+        return recipe
+    other = configuration.complete or configuration.base
+    if recipe is not None and other is not None and recipe != other:
+        raise UsageError(f"--recipe and {configuration.path} name two recipes: leave --recipe out")
+    return recipe if other is None else other
+
+
 def _check_callable(on_epoch: Any) -> None:
 
     if on_epoch is not None and not callable(on_epoch):
@@ -180,6 +201,9 @@ def _write_page(recipe: Recipe, run_dir: Path, *, device: str) -> None:
     """The page of one run, with its speed here."""
     # whole images are large, and of several sizes
     batch = 1 if recipe.task in DENSE else 16
+    if recipe.unit != "images":
+        page.write([run_dir], run_dir / "report.html")
+        return
     speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
     page.write([run_dir], run_dir / "report.html", speeds=speeds)
 

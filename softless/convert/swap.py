@@ -26,6 +26,7 @@ from softless.errors import UsageError, need_module
 from softless.layers.attention import Attention
 from softless.layers.grid import SharedGrid
 from softless.layers.plain import absent, place_of, refuse_empty, sharded, why_changed
+from softless.models.bag import refuse_bags
 from softless.models.exchanges import Exchange, exchanges_by, noted
 from softless.models.hosts import tokens_ahead
 from softless.modes import in_evaluation
@@ -137,6 +138,7 @@ def swap(
           swapped  blocks.1.attn (Attention)
     """
     need_module(model, "swap")
+    refuse_bags(model, "swap")
     record, options = _operator(op, options)
     check_options(record, options)
     if "sampling" in record.options:

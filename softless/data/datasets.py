@@ -19,6 +19,7 @@ from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.data.tables import table_parts
 from softless.errors import DataError, UsageError, located, unknown
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.data_rules import check_scaling
 from softless.experiment.groups import DataSpec, TableSpec
 from softless.experiment.ranges import FIELD as RANGE
@@ -62,7 +63,7 @@ class Splits:
         return replace(self, train=train, val=val, test=test, classes=tuple(classes))
 
 
-def open_splits(spec: DataSpec, seed: int, table: TableSpec | None = None) -> Splits:
+def open_splits(spec: DataSpec, seed: int, table: TableSpec | BagTableSpec | None = None) -> Splits:
     """Open the source that `spec` names, or the images that a table lists, and cut it
     (`cut_parts`).
 
@@ -77,7 +78,7 @@ def open_splits(spec: DataSpec, seed: int, table: TableSpec | None = None) -> Sp
     cut = cut_parts(parts, classes, spec, seed)
     train, val, test = cut["train"], cut["val"], cut.get("test")
     if spec.limit is not None:
-        train = train.take(_thinned(strata(train.targets), spec.limit, seed))
+        train = train.take(thinned(strata(train.targets), spec.limit, seed))
     mean, std = scaling(spec, train)
     identity = fingerprint(
         spec.source if table is None else "table",
@@ -93,7 +94,7 @@ def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
 
 
 def open_parts(
-    spec: DataSpec, table: TableSpec | None = None
+    spec: DataSpec, table: TableSpec | BagTableSpec | None = None
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the
     class names.
@@ -116,6 +117,7 @@ def open_parts(
         )
     if spec.in_chans < 1:
         raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")
+    table = _of_images(table)
     if table is not None:
         parts, classes = table_parts(table, spec.path, spec.in_chans, Range.of(spec.range))
         return sift(next(iter(parts.values())).root, parts, spec.faults), classes
@@ -143,8 +145,24 @@ def open_parts(
     return sift(located(spec.path), opened[0], spec.faults), opened[1]
 
 
+def _of_images(table: TableSpec | BagTableSpec | None) -> TableSpec | None:
+    """The table, which lists images.
+
+    Raises:
+        UsageError: it lists slides.
+    """
+    if isinstance(table, BagTableSpec):
+        raise UsageError(f"the table {table.path} lists slides: it goes with --recipe bags")
+    return table
+
+
 def cut_parts(
-    parts: Mapping[str, Samples], classes: Sequence[str], spec: DataSpec, seed: int
+    parts: Mapping[str, Samples],
+    classes: Sequence[str],
+    spec: DataSpec,
+    seed: int,
+    *,
+    places: np.ndarray | None = None,
 ) -> dict[str, Samples]:
     """The training, validation and test part of what a source holds, drawn by `seed`; "test" may
     be absent.
@@ -152,14 +170,14 @@ def cut_parts(
     Where there is no validation part, `spec.val_fraction` of the training part is cut off per
     class. With `spec.folds` the images are cut into so
     many folds: number `spec.fold` is the test part, and the validation part is cut off the rest.
-    Groups stay whole.
+    Groups stay whole. `places` (n,) is the fold of each image, where it is declared.
 
     Raises:
         DataError: there are too few images or groups for the cut.
         UsageError: folds of a source that has parts already.
     """
     if spec.folds is not None:
-        return _fold(parts, classes, spec, seed)
+        return _fold(parts, classes, spec, seed, places)
     if "val" in parts:
         return dict(parts)
     train, val = _held_out(
@@ -174,7 +192,11 @@ def cut_parts(
 
 
 def _fold(
-    parts: Mapping[str, Samples], classes: Sequence[str], spec: DataSpec, seed: int
+    parts: Mapping[str, Samples],
+    classes: Sequence[str],
+    spec: DataSpec,
+    seed: int,
+    places: np.ndarray | None,
 ) -> dict[str, Samples]:
     """The parts of one fold; the first one also tries all others, so that none fails hours
     later.
@@ -188,7 +210,8 @@ def _fold(
             "(of a table: table.split=none)"
         )
     every = parts["all"]
-    places = folds_of(every.targets, every.groups, spec.folds, seed, classes)
+    if places is None:
+        places = folds_of(every.targets, every.groups, spec.folds, seed, classes)
     cut: dict[str, Samples] = {}
     for fold in [*(range(1, spec.folds) if spec.fold == 0 else ()), spec.fold]:
         train, val = _held_out(every.take(np.flatnonzero(places != fold)), spec.val_fraction, seed)
@@ -294,7 +317,7 @@ def scaling(spec: DataSpec, train: Samples) -> tuple[tuple[float, ...], tuple[fl
     return tuple(spec.mean), tuple(spec.std)
 
 
-def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
+def thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
     """At most `limit` positions, as even over the classes as their sizes allow: round by round, one
     of each class.
     """

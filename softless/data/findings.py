@@ -79,6 +79,7 @@ class DataCheck:
     strict: bool = False  # warnings and duplicates fail the check too
     # format without checksums -> images that were read
     unguarded: Mapping[str, int] = field(default_factory=dict)
+    noun: str = "image"  # what was seen
 
     @property
     def by_reason(self) -> Mapping[str, int]:
@@ -110,7 +111,7 @@ class DataCheck:
         }
 
     def __str__(self) -> str:
-        total = f"{counted(self.seen, 'image')} seen, {self.good:,} good"
+        total = f"{counted(self.seen, self.noun)} seen, {self.good:,} good"
         total += f", {counted(self.annotations, 'annotation')}" if self.layout == "COCO" else ""
         lines = [visible(f"{self.path} ({self.layout}): {total}")]
         lines += [
@@ -169,6 +170,7 @@ class Gathering:
     max_pixels: int | None = None
     min_side: int | None = None
     scale: Range | None = None  # the declared range of values
+    noun: str = "image"  # what is counted
     image_count: int = 0
     good: int = 0
     annotations: int = 0
@@ -306,6 +308,7 @@ class Gathering:
             counts=self.counts,
             strict=strict,
             unguarded=dict(self.unguarded.most_common()),
+            noun=self.noun,
         )
 
     def _named(self, path: Path | str) -> str:

@@ -5,7 +5,7 @@ even as the groups allow.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -50,10 +50,21 @@ def groups_of(files: Sequence[str], pattern: str) -> list[str]:
 
 def shared_groups(parts: Mapping[str, Samples], called: str) -> Iterator[Fault]:
     """A fault for each group that stands in two parts; `called` is what a group is called."""
+    yield from in_two_parts(
+        (
+            (part, group, samples.name(index))
+            for part, samples in parts.items()
+            for index, group in enumerate([] if samples.groups is None else samples.groups.tolist())
+        ),
+        called,
+    )
+
+
+def in_two_parts(members: Iterable[tuple[str, str, str]], called: str) -> Iterator[Fault]:
+    """A fault for each group that stands in two parts, of members (part, group, name)."""
     places: dict[str, dict[str, str]] = {}
-    for part, samples in parts.items():
-        for index, group in enumerate([] if samples.groups is None else samples.groups.tolist()):
-            places.setdefault(group, {}).setdefault(part, samples.name(index))
+    for part, group, name in members:
+        places.setdefault(group, {}).setdefault(part, name)
     for group, names_by_part in places.items():
         if len(names_by_part) > 1:
             parts_text = " and ".join(f"{part} ({name})" for part, name in names_by_part.items())

@@ -7,37 +7,34 @@ gathered, so that all of it can be said at once. A table that cannot be read at 
 a column, is an error.
 """
 
-import codecs
-import csv
-import io
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 
+from softless.data.csv_tables import (
+    NO_LABEL,
+    TRUTH,
+    class_names,
+    column_of,
+    has_columns,
+    like,
+    read_rows,
+)
 from softless.data.findings import Fault, refusal
 from softless.data.groups import shared_groups
 from softless.data.notices import notice
 from softless.data.places import PARTS, part_of
 from softless.data.samples import FileSamples
-from softless.errors import DataError, located, nearest
+from softless.errors import DataError, located
 from softless.experiment.groups import TableSpec
 from softless.experiment.ranges import Range
-from softless.words import ALIKE, POINTED, POINTER, clipped, composed, counted, few, twins_of
+from softless.words import clipped, composed, few
 
-DELIMITERS = (",", ";", "\t", "|")
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-SPREADSHEET = b"PK\x03\x04"  # begins a zip archive, as a spreadsheet is one
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
-TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-# what tools write for a missing one
-NO_LABEL = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})
 PART_NAMES = ", ".join(PARTS)
 ALONE = "all"  # the part of rows whose table declares none
 
@@ -132,13 +129,17 @@ def read_table(
         raise DataError(
             f"no folder at {root}, where the files of {file} are looked for: name it with --data"
         )
-    header, rows = _read(file, (spec.file, *spec.label, spec.group, spec.split))
+    header, rows = read_rows(file, (spec.file, *spec.label, spec.group, spec.split))
     columns = _columns(file, header, rows, spec)
     good, faults = _read_rows(rows, columns, header, root)
     if not rows:
         raise DataError(f"{file} has a header and no rows: a row lists an image")
     several = len(columns.labels) > 1
-    classes = columns.names if several else _classes(file, good, complete=not faults)
+    classes = (
+        columns.names
+        if several
+        else class_names(file, [(row.number, row.label) for row in good], complete=not faults)
+    )
     parts = _parts(
         good,
         root,
@@ -158,96 +159,8 @@ def label_count(spec: TableSpec) -> int:
         DataError: the table cannot be read, or lacks a column.
     """
     file = located(spec.path or "")
-    header, rows = _read(file, (spec.file, *spec.label, spec.group, spec.split))
+    header, rows = read_rows(file, (spec.file, *spec.label, spec.group, spec.split))
     return len(_columns(file, header, rows, spec).labels)
-
-
-def _read(
-    file: Path, column_names: Sequence[str | None]
-) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and each row that is not empty with its number."""
-    text = _text(file)
-    delimiter, skipped = _delimiter(text, [name for name in column_names if name])
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
-    )
-    try:
-        records = list(enumerate(reader, 1))[skipped:]
-    except csv.Error as error:
-        raise DataError(
-            f"{file} is no table of comma-separated values: {error} at line {reader.line_num}"
-        ) from error
-    filled = [
-        (number, [cell.strip() for cell in cells])
-        for number, cells in records
-        if any(map(str.strip, cells))
-    ]
-    if not filled:
-        raise DataError(
-            f"{file} is empty: its first row names the columns, and each row below lists an image"
-        )
-    (_, header), *rows = filled
-    rows = [
-        (number, cells if any(cells[len(header) :]) else cells[: len(header)])
-        for number, cells in rows
-    ]
-    wrong = [(number, len(cells)) for number, cells in rows if len(cells) != len(header)]
-    if wrong:
-        number, count = wrong[0]
-        remainder = (
-            f", and {counted(len(wrong) - 1, 'more row')} of another length"
-            if len(wrong) > 1
-            else ""
-        )
-        raise DataError(
-            f"{file}: row {number} has {counted(count, 'cell')} and the header "
-            f"{len(header)}{remainder}: a cell that holds the separator "
-            f"'{delimiter}' stands in quotes"
-        )
-    return header, rows
-
-
-def _text(file: Path) -> str:
-    if not file.exists():
-        raise DataError(f"no table at {file}: give a CSV file")
-    if file.is_dir():
-        raise DataError(f"{file} is a folder, and a table is a CSV file")
-    content = file.read_bytes()
-    if content.startswith(POINTER):
-        raise DataError(f"{file} is {POINTED}")
-    if content.startswith(SPREADSHEET):
-        raise DataError(f"{file} is a spreadsheet or an archive: save it as CSV")
-    try:
-        text = content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{file} is not UTF-8 (line {line}): save it as CSV in UTF-8") from error
-    if "\0" in text:
-        raise DataError(f"{file} holds NUL signs and so is no table: save it as CSV in UTF-8")
-    return text
-
-
-def _delimiter(text: str, column_names: Sequence[str]) -> tuple[str, int]:
-    """The sign between cells, and how many lines stand before the header: the sign by which the
-    header has most of the columns asked for.
-    """
-    lines = [line for line in text.splitlines() if line.strip()]
-    if (first_line := "".join(lines[:1]).strip()).lower().startswith("sep=") and len(
-        first_line
-    ) == 5:
-        return first_line[4], 1
-
-    def fits(delimiter: str) -> tuple[int, int]:
-        try:
-            names = [
-                name.strip()
-                for name in next(csv.reader(lines[:1], delimiter=delimiter, skipinitialspace=True))
-            ]
-        except (csv.Error, StopIteration):
-            return 0, 0
-        return len({*column_names} & {*names}), len(names)
-
-    return max(DELIMITERS, key=fits), 0
 
 
 def _columns(
@@ -255,23 +168,23 @@ def _columns(
 ) -> Columns:
     standard = type(spec)()
     group, split = spec.group, spec.split
-    at_file = _place(file, header, spec.file, "table.file")
+    at_file = column_of(file, header, spec.file, "table.file")
     if group is not None and group not in header and group == standard.group:
         raise DataError(
-            f"{file} has no column '{group}': table.group={_like(group, header)} names the one "
+            f"{file} has no column '{group}': table.group={like(group, header)} names the one "
             "that tells whose an image is, and table.group=none "
-            f"says that each image is a group of its own. {_has(header)}"
+            f"says that each image is a group of its own. {has_columns(header)}"
         )
-    at_group = None if group is None else _place(file, header, group, "table.group")
+    at_group = None if group is None else column_of(file, header, group, "table.group")
     by_itself = split is not None and split not in header and split == standard.split
-    at_split = None if split is None or by_itself else _place(file, header, split, "table.split")
+    at_split = None if split is None or by_itself else column_of(file, header, split, "table.split")
     occupied = {at_file, at_group, at_split}
     names = spec.label
     if names == standard.label and names[0] not in header:
         names = _marked(file, header, rows, names[0], occupied)
     if not names:
         raise DataError("table.label names no column: give one, or several of 0 and 1")
-    at_labels = tuple(_place(file, header, name, "table.label") for name in names)
+    at_labels = tuple(column_of(file, header, name, "table.label") for name in names)
     twice = [
         name
         for name, count in Counter((at_file, at_group, at_split, *at_labels)).items()
@@ -283,30 +196,6 @@ def _columns(
             "one of them"
         )
     return Columns(at_file, at_labels, at_group, at_split, tuple(map(composed, names)))
-
-
-def _place(file: Path, header: Sequence[str], name: str, setting: str) -> int:
-    """Where a column stands."""
-    count = header.count(name)
-    if count == 1:
-        return header.index(name)
-    if count:
-        raise DataError(f"{file} has {count} columns named '{name}': rename all but one")
-    raise DataError(
-        f"{file} has no column '{name}': name it with {setting}={_like(name, header)}. "
-        f"{_has(header)}"
-    )
-
-
-def _like(name: str, header: Sequence[str]) -> str:
-    """The column that may be meant, or a word for it."""
-    near = nearest(name.casefold(), [column.casefold() for column in header], cutoff=0.6)
-    match = next((column for column in header if f"'{column.casefold()}'" in near), "")
-    return match or "NAME"
-
-
-def _has(header: Sequence[str]) -> str:
-    return f"It has {few(map(clipped, header), 20)}"
 
 
 def _marked(
@@ -434,35 +323,6 @@ def _no_labels(cells: Sequence[str], columns: Columns) -> str:
     return (
         f"the label '{name}' is {repr(clipped(cell)) if cell else 'empty'}, and each of "
         "several labels is 0 or 1"
-    )
-
-
-def _classes(file: Path, rows: Sequence[ImageRow], *, complete: bool) -> tuple[str, ...]:
-    """The labels that occur: whole numbers by their size, names by their letters."""
-    names = {row.label for row in rows}
-    for name, twin in twins_of(sorted(names)).items():
-        raise DataError(f"{file}: the classes '{twin}' and '{name}' {ALIKE}")
-    numbers = {name: Decimal(name) for name in sorted(names) if NUMBER.fullmatch(name)}
-    fractions = [name for name, value in numbers.items() if value != value.to_integral_value()]
-    if fractions:
-        number = next(row.number for row in rows if row.label == fractions[0])
-        raise DataError(
-            f"{file}: the label {fractions[0]} (row {number}) is a number with a fraction, and "
-            "classes are names or whole numbers: "
-            "name another column with table.label"
-        )
-    written: dict[Decimal, str] = {}
-    for name, value in numbers.items():
-        if (spelling := written.setdefault(value, name)) != name:
-            raise DataError(
-                f"{file}: the labels '{spelling}' and '{name}' are one number: write it in one way"
-            )
-    if len(names) < 2 and complete:
-        raise DataError(
-            f"{file} holds only one class ({few(names)}): a classifier needs at least two"
-        )
-    return tuple(
-        sorted(names, key=numbers.__getitem__) if len(numbers) == len(names) else sorted(names)
     )
 
 

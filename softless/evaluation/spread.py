@@ -78,7 +78,9 @@ def resampled(
     return np.concatenate([measure(block) for block in draws(images, replicates, seed)])
 
 
-def estimate(value: float | None, deviation: float, images: int, *, why: str = "") -> Estimate:
+def estimate(
+    value: float | None, deviation: float, images: int, *, why: str = "", unit: str = "image"
+) -> Estimate:
     """A share with its interval from the draws' standard deviation.
 
     Args:
@@ -87,18 +89,19 @@ def estimate(value: float | None, deviation: float, images: int, *, why: str = "
         images: how many independent ones the measure rests on (of an area under a curve: those of
             the rarer side).
         why: there is no value.
+        unit: what `images` counts, in the singular.
     """
     if value is None:
         return Estimate(None, why=why)
     if images < FEWEST:
         return Estimate(
             value,
-            why=f"it would rest on {counted(images, 'image')}, and at least {FEWEST} are needed",
+            why=f"it would rest on {counted(images, unit)}, and at least {FEWEST} are needed",
         )
     if not 0 < value < 1 or not deviation > 0 or not math.isfinite(deviation):
         return Estimate(
             value,
-            why="every draw of these images gives the same value, so they do not show its spread",
+            why=f"every draw of these {unit}s gives the same value, so they do not show its spread",
         )
     half_width = (
         deviation * math.sqrt(images / (images - 1)) * student(images - 1) / (value * (1 - value))

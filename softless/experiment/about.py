@@ -30,8 +30,10 @@ DATA_RULES: dict[str, Rule] = {
     "images": COUNTS,
     "counted": TEXT,
     "classes": CLASSES,
-    "sizes": SIZES,
-    "seen": SIDES,
+    "sizes?": SIZES,
+    "seen?": SIDES,
+    "unit?": TEXT,
+    "extent?": TEXT,  # in the place of sizes, of samples that have no pixels
 }
 
 

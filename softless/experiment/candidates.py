@@ -16,7 +16,7 @@ from softless.experiment.measures import MEASURES
 AVERAGED, RAW = "averaged", "raw"
 KEYS = {AVERAGED: "val_ema", RAW: "val"}  # of a line; in the order in which ties are decided
 
-CHOSEN = ("threshold",)  # what validation chooses beside the epoch
+CHOSEN = ("threshold", "thresholds")  # what validation chooses beside the epoch
 
 Candidate = dict[str, Any]  # epoch, weights, metric, value and loss: what a kept epoch is known by
 

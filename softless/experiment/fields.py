@@ -41,6 +41,9 @@ class TaskSettings:
     sized: ClassVar[str] = ""
     # whether its images come with classes and its answers are some of these, as a classifier's
     classifies: ClassVar[bool] = False
+    # whether a table may list its samples, which folds can be cut of, as of a classifier's images
+    listed: ClassVar[bool] = False
+    called: ClassVar[str] = "images"  # what its samples are
 
     def check(self, recipe: Any) -> None:
         """Whether the fields of the task, and those of `augment`, go together and with the images.
@@ -190,10 +193,16 @@ def shown(value: Any) -> str:
     return f"({', '.join(map(shown, value))})" if isinstance(value, tuple) else str(value)
 
 
-def group_of(hint: Any) -> type | None:
-    """The dataclass that a hint is, or may be."""
+def group_of(hint: Any, content: Any = None) -> type | None:
+    """The dataclass that a hint is, or may be; of several the first that has all fields of
+    `content`.
+    """
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
-    return typing.cast("type", kinds[0]) if kinds else None
+    names = set(content) if isinstance(content, Mapping) else set()
+    fitting = [
+        kind for kind in kinds if names <= {entry.name for entry in dataclasses.fields(kind)}
+    ]
+    return typing.cast("type", (fitting or kinds)[0]) if kinds else None
 
 
 def _default(entry: dataclasses.Field[Any]) -> Any:

@@ -27,6 +27,7 @@ from softless.models.durable import (
 from softless.words import counted, few
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
+RECIPE_YAML = "recipe.yaml"  # its fields for people and `--config`
 CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
 DUMPS = "diverged-*.json"
 RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"
@@ -34,9 +35,14 @@ PREDICTIONS = ("predictions.npz", "predictions.json")  # of classification and o
 LABELS = "predictions"  # of segmentation, a label image each
 STATE, LOCK = "state.json", "lock"
 LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
+CSV_LOG = "log.csv"  # log.jsonl as a table, where the recipe asks for it
+LOGGED_AT = "loggers.json"  # what services call this run
 SPLITS = "splits.csv"  # file, part and group of each image
 FILES = (
     RECIPE,
+    RECIPE_YAML,
+    CSV_LOG,
+    LOGGED_AT,
     CLASSES,
     LOG,
     WEIGHTS,
@@ -62,6 +68,7 @@ MAY_CHANGE = frozenset({
     "data.workers",
     "threads",
     "rank_patience",
+    "loggers",
     "save.every_steps",
     "save.every_seconds",
     "save.keep",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from softless.errors import UsageError
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.fields import (
     CHANCE,
     COUNT,
@@ -24,6 +25,7 @@ from softless.tasks.folders import TASKS
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
+LoggerName = Literal["csv", "mlflow", "wandb"]
 CLASSIFICATION = TASKS[0]  # the task of recipes that set no group of a task
 # tasks whose models take whole images of any size
 DENSE = frozenset(name for name, group in GROUPS.items() if group.sized)
@@ -32,6 +34,8 @@ CLASSIFIES = frozenset({
     CLASSIFICATION,
     *(name for name, group in GROUPS.items() if group.classifies),
 })
+# those whose samples a table may list, and folds are cut of
+LISTED = frozenset({*CLASSIFIES, *(name for name, group in GROUPS.items() if group.listed)})
 
 
 @dataclass(frozen=True)
@@ -306,7 +310,7 @@ class LeadingFields:
     summary: str
     model: ModelSpec = field(default_factory=ModelSpec)
     data: DataSpec = field(default_factory=DataSpec)
-    table: TableSpec | None = None
+    table: TableSpec | BagTableSpec | None = None
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
@@ -354,6 +358,9 @@ class RunFields(TaskFields, LeadingFields):
     rank_patience: float = setting(
         30.0, "minutes that one of several processes waits for the others", "(0, 10080]"
     )
+    loggers: tuple[LoggerName, ...] = setting(
+        (), "where the numbers of each epoch go too, beside log.jsonl and TensorBoard"
+    )
     grad_checkpointing: bool = setting(
         default=False, says="compute activations twice rather than hold them"
     )
@@ -371,6 +378,11 @@ class RunFields(TaskFields, LeadingFields):
         """The group of the task; classification has none."""
         group = None if self.task == CLASSIFICATION else getattr(self, self.task)
         return cast("TaskSettings | None", group)
+
+    @property
+    def unit(self) -> str:
+        """What the samples are called: images, or what the task says."""
+        return "images" if self.settings is None else self.settings.called
 
     @property
     def effective_lr(self) -> float:

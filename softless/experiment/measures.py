@@ -25,7 +25,8 @@ def describe(scores: Mapping[str, Any]) -> str:
         if scores.get(name) is not None and name != "last"
     ]
     parts += [baseline] if (baseline := against(scores)) else []
-    return f"{', '.join(parts)} ({scores['seen']} of {scores['expected']} images)"
+    unit = scores.get("unit", "images")
+    return f"{', '.join(parts)} ({scores['seen']} of {scores['expected']} {unit})"
 
 
 def against(scores: Mapping[str, Any]) -> str:

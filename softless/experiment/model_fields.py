@@ -16,7 +16,7 @@ from softless.experiment.groups import ModelSpec, RunFields
 from softless.models.arguments import Argument, arguments, takes
 from softless.models.given import GIVEN, given_model
 from softless.models.scale import OPTION, TRAINING
-from softless.models.variants import ENTRIES
+from softless.models.variants import own_operator
 
 _log = logging.getLogger("softless.training")
 R = TypeVar("R", bound=RunFields)
@@ -73,7 +73,7 @@ def _judged(
 
 def _option(model: ModelSpec, name: str, value: Any) -> Any:
     """An option of the operator, which its record judges."""
-    record = get(model.op or ENTRIES[model.name].op)
+    record = get(model.op or own_operator(model.name))
     candidates = readings(value, str | None)
     fitting = next(
         (candidate for candidate in candidates if record.options[name].takes(candidate)),

@@ -46,9 +46,10 @@ class Recipe(RunFields):
         shrunk: Recipe = SHRINK[self.task](
             self, Path(folder or tempfile.mkdtemp(prefix="softless-quick-"))
         )
-        # generated images have 8 bits, and no groups
+        # generated images have 8 bits, and no groups; a table lists them where the task wrote one
         data = replace(shrunk.data, range=None, group=None, folds=None, fold=None)
-        return replace(shrunk, data=data, table=None)
+        written = None if shrunk.table == self.table else shrunk.table
+        return replace(shrunk, data=data, table=written)
 
     def with_fields(self, **fields: Any) -> "Recipe":
         """A copy with dotted fields replaced (`optim.lr`), values given as text or typed, in any
@@ -210,7 +211,7 @@ def _from_json(kind: Any, content: Mapping[str, Any], prefix: str, *, strict: bo
             if not strict:
                 continue
             raise no_field(prefix + name, (prefix + field_name for field_name in abouts))
-        inner = group_of(hints[name])
+        inner = group_of(hints[name], value)
         if inner is not None and value is not None:
             values[name] = _from_json(inner, value, f"{prefix}{name}.", strict=strict)
         else:

@@ -10,7 +10,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 
 from softless.errors import UsageError, unknown
 from softless.experiment.data_rules import check_scaling, compiled
-from softless.experiment.groups import CLASSIFIES, OptimSpec, RunFields
+from softless.experiment.groups import CLASSIFIES, LISTED, OptimSpec, RunFields
 from softless.experiment.ranges import Range
 from softless.models.download import check_released
 from softless.models.variants import ENTRIES
@@ -125,7 +125,7 @@ def parts(recipe: RunFields) -> None:
                 f"data.fold={data.fold} of data.folds={data.folds}: folds are counted from 0 to "
                 f"{data.folds - 1}"
             )
-        if recipe.task not in CLASSIFIES:
+        if recipe.task not in LISTED:
             raise UsageError(
                 f"data.folds={data.folds} is for classification; this recipe is for {recipe.task}"
             )

@@ -22,6 +22,7 @@ from softless.inference.model import InferenceModel
 from softless.inference.optimize import copied
 from softless.inference.packed import NOT_EXPORTED
 from softless.layers.plain import refuse_parts, why_called
+from softless.models.bag import refuse_bags
 from softless.models.hosts import host_of
 
 FORM_NAMES = ("auto", "edge", "plain")
@@ -108,6 +109,7 @@ def edge(
         True
     """
     need_module(model, "edge")
+    refuse_bags(model, "export")
     if form not in FORM_NAMES:
         raise unknown("form", str(form), FORM_NAMES)
     if batch not in {None, 1}:

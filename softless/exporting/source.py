@@ -20,6 +20,7 @@ from softless.experiment.ranges import Range
 from softless.inference.model import InferenceModel
 from softless.layers.attention import Attention
 from softless.models import digests
+from softless.models.bag import refuse_bags
 from softless.models.create import create_model
 from softless.models.published import names_folder
 from softless.models.records import is_number
@@ -161,6 +162,7 @@ def opened(source: nn.Module | str | Path) -> Source:
         return _module(type(source).__name__, source)
     if names_folder(source):
         run = load_run(source)
+        refuse_bags(run.model, "export")
         if run.stored:
             return _module(run.path.name, run.model)
         return Source(run.path.name, run.model, {**run.best, "pixels": list(run.pixels)}, run)
@@ -176,6 +178,7 @@ def opened(source: nn.Module | str | Path) -> Source:
 
 
 def _module(name: str, model: nn.Module) -> Source:
+    refuse_bags(model, "export")
     if isinstance(model, InferenceModel):
         raise UsageError(
             "the model is an inference copy of softless.optimize, with packed weights: export the "

@@ -48,6 +48,7 @@ from softless.layers.plain import (
     why_called,
 )
 from softless.layers.plain import why_not as why_not_plain
+from softless.models.bag import refuse_bags
 from softless.models.features import Features
 from softless.models.host import BlockKind
 from softless.models.hosts import HOSTS
@@ -91,6 +92,7 @@ def optimize(model: nn.Module | str | Path, dtype: torch.dtype = torch.bfloat16)
     if isinstance(model, str | Path) and (folder := published_folder(model)) is not None:
         model = published_model(folder)
     need_module(model, "optimize")
+    refuse_bags(model, "optimize")
     assert isinstance(model, nn.Module)
     if dtype not in DTYPES:
         raise UsageError(

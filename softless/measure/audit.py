@@ -22,7 +22,7 @@ from torch.utils.module_tracker import ModuleTracker
 from torch.utils.weak import WeakIdKeyDictionary
 
 from softless.errors import UsageError
-from softless.measure.cost import input_size_of, part_of, refused, undisturbed
+from softless.measure.cost import input_size_of, part_of, refused, shape_of, undisturbed
 from softless.measure.findings import Audit, allowed_kinds, listed
 from softless.measure.graphs.aten import DIVISIONS, ROOTS, kind_of, plain
 from softless.measure.graphs.files import audit_file
@@ -41,7 +41,7 @@ def audit(
             (OpenVINO, its .bin beside it), .tflite, .pte (ExecuTorch) or .mlpackage (Core ML). A
             file is read without the tool that wrote it, and nothing in it is run or unpickled.
         input_size: side in pixels, (height, width) or (channels, height, width); a module's own
-            size by default. An exported graph has its own.
+            size by default; of a model of bags the number of tiles. An exported graph has its own.
         allow: kinds of function that may be left: `exit_code` is 0 where nothing else is.
 
     Returns:
@@ -113,7 +113,7 @@ def _watched(model: nn.Module, size: tuple[int, int, int]) -> Audit:
         ModuleTracker() as tracker,
     ):
         part = part_of(model)
-        image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
+        image = torch.empty(shape_of(model, size), dtype=first.dtype, device=first.device)
         with _Watcher(image, tracker) as watcher:
             part(image)
     return Audit(size, listed(watcher.counts), watcher.roots, watcher.divisions, _operators(model))

@@ -29,9 +29,9 @@ LONGEST = 2**20  # pixels of a side: beyond any slide, and numbers of bytes stay
 
 @dataclass(frozen=True)
 class Cost:
-    """One forward pass of one image."""
+    """One forward pass of one image, or of one bag of tiles."""
 
-    input_size: tuple[int, int, int]  # channels, height, width
+    input_size: tuple[int, int, int]  # channels, height, width; of a bag 1, tiles, features
     parameters: int  # trained numbers; of an inference copy those that folding left
     macs: int  # multiply-adds of matrix products and convolutions
     flops: int  # 2 x macs
@@ -103,7 +103,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     Args:
         model: The model, in any mode and dtype; it is left as it was.
         input_size: Side, (height, width) or (channels, height, width), in pixels; the model's own
-            size by default.
+            size by default. Of a model of bags the number of tiles.
 
     Returns:
         The counts for a batch of one in evaluation mode; `activation_bytes` for a forward pass with
@@ -131,7 +131,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
         refused(size),
     ):
         part = part_of(model)
-        image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
+        image = torch.empty(shape_of(model, size), dtype=first.dtype, device=first.device)
         # with gradients on: without them attention may merge its output projection, and what is
         # counted is the model as it is written
         with torch.enable_grad(), FlopCounter() as flops, TranscendentalCounter() as counter:
@@ -274,11 +274,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def input_size_of(model: nn.Module, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
-    """Channels, height and width: those given, and the model's own for the others.
+    """Channels, height and width: those given, and the model's own for the others. Of a model of
+    bags 1, tiles and features.
 
     Raises:
         UsageError: neither a side nor two or three sizes, or one that is not in 1..`LONGEST`.
     """
+    if hasattr(model, "bag_size"):
+        of_bag: tuple[int, int, int] = model.bag_size(size)
+        return of_bag
     own = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     embed = getattr(model, "patch_embed", None)
     channels = getattr(model, "in_chans", None) or own[0]
@@ -298,6 +302,11 @@ def input_size_of(model: nn.Module, size: int | tuple[int, ...] | None) -> tuple
     if not 1 <= min(channels, height, width) <= max(channels, height, width) <= LONGEST:
         raise UsageError(f"input_size={size}: every size lies in 1..{LONGEST:,}")
     return int(channels), int(height), int(width)
+
+
+def shape_of(model: nn.Module, size: tuple[int, int, int]) -> tuple[int, ...]:
+    """Of one input of a size: (1, channels, height, width), of a bag (1, tiles, features)."""
+    return size if hasattr(model, "bag_size") else (1, *size)
 
 
 @contextlib.contextmanager

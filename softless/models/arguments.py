@@ -19,6 +19,15 @@ from timm.models import model_entrypoint
 from torch import nn
 
 from softless.attention.registry import get
+from softless.models.bag import (
+    ARGUMENTS,
+    CONTROL_ARGUMENTS,
+    OF_SETS,
+    BagModel,
+    PoolName,
+    is_bag_name,
+    operator_of,
+)
 from softless.models.options import ACTIVATIONS, COMPANIONS
 from softless.models.variants import ENTRIES, HOSTS, VARIANTS, check_host
 
@@ -49,6 +58,8 @@ def arguments(name: str, op: str | None = None) -> Mapping[str, Argument] | None
 
 @cache
 def _arguments(name: str, op: str | None) -> Mapping[str, Argument] | None:
+    if is_bag_name(name):
+        return _of_bag_model(name)
     entry = ENTRIES.get(name)
     variant = (
         entry.variant if entry else next((row for row in VARIANTS if row.name == name and op), None)
@@ -74,6 +85,25 @@ def _arguments(name: str, op: str | None) -> Mapping[str, Argument] | None:
         }
         known_arguments |= {key: Argument(key, hint) for key, hint in COMPANIONS.items()}
     return {key: argument for key, argument in known_arguments.items() if key not in PRIVATE}
+
+
+def _of_bag_model(name: str) -> dict[str, Argument]:
+    """Those of a model of bags, and the options of its operator."""
+    op = operator_of(name)
+    accepted = {
+        key: argument
+        for key, argument in _of(BagModel).items()
+        if key in (CONTROL_ARGUMENTS if op is None else ARGUMENTS)
+    }
+    if op is None:
+        return accepted
+    options = get(op).options
+    accepted |= {"act": Argument("act", typing.Literal[tuple(ACTIVATIONS)], "gelu")}
+    accepted["pool"] = Argument("pool", PoolName, "gated")
+    return accepted | {
+        key: Argument(key, Any, OF_SETS.get(key, option.default), option=True)
+        for key, option in options.items()
+    }
 
 
 def takes(name: str, op: str | None, argument: str) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 
 from softless.attention.registry import OPERATORS
 from softless.errors import DataError, UsageError
+from softless.models.bag import BagModel
 from softless.models.construction import Construction
 from softless.models.exchanges import Exchange
 from softless.models.variants import ENTRIES, VARIANTS
@@ -58,6 +59,12 @@ ARGUMENTS = frozenset({
     "gated",
     "rotary",
     "lpi",
+    # of models of bags
+    "in_dim",
+    "width",
+    "pool",
+    "position",
+    "chunk",
 })
 PREPARATION = frozenset({
     "input_size",
@@ -197,6 +204,8 @@ def as_text(content: Mapping[str, Any]) -> str:
 def _about(
     model: nn.Module, arguments: Mapping[str, Any], data: Mapping[str, Any] | None
 ) -> dict[str, Any]:
+    if isinstance(model, BagModel):
+        return _about_bags(model, data)
     stated = dict(data or {})
     if unknown := stated.keys() - PREPARATION:
         raise UsageError(
@@ -238,6 +247,17 @@ def _about(
         if problem := _problem(name, value, ABOUT):
             raise UsageError(f"cannot say {name}={value!r} in a config.json: {problem}")
     return preparation
+
+
+def _about_bags(model: BagModel, data: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of a model of bags: features are taken as they are."""
+    if data:
+        raise UsageError(
+            "data= says how images are prepared, and a model of bags takes features as they are: "
+            "leave it out"
+        )
+    names = [*label_names(model)]
+    return {"num_classes": model.num_classes, **({"label_names": names} if names else {})}
 
 
 def label_names(model: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+from timm.models import is_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
@@ -18,11 +19,13 @@ from softless.errors import DataError, UsageError, located, unknown
 from softless.layers.attention import Attention
 from softless.models import config, digests, vit
 from softless.models.arguments import arguments
+from softless.models.bag import create_bag_model, is_bag_name
 from softless.models.construction import constructed
 from softless.models.download import downloaded
 from softless.models.exchanges import exchanged_again
 from softless.models.files import CONFIG, FILE
 from softless.models.hosts import HOSTS
+from softless.models.hub import hub_folder, is_ours, names_hub, timms_model
 from softless.models.options import COMPANIONS, host_arguments
 from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
@@ -41,7 +44,8 @@ def create_model(
     Args:
         name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm,
             an XCiT, CvT ("cvt_13_224") or SOFT's pyramid ("soft_pyramid_tiny_224").
-            "local-dir:FOLDER" is what `save_weights` wrote there.
+            "local-dir:FOLDER" is what `save_weights` wrote there, "hf-hub:OWNER/NAME" a repository
+            of the hub, which `push_to_hub` or timm wrote.
         op: Operator for a host, by its name or its registered record; None keeps a registered
             model's own, and gives a host timm's own attention.
         pretrained: Load the weights that timm knows for this name (downloads), or those of the
@@ -80,6 +84,8 @@ def create_model(
         if op is not None:
             raise UsageError(f"'{name}' says its operator itself: leave op='{op}' out")
         return _from_folder(located(name.removeprefix(FOLDER)), pretrained, kwargs)
+    if names_hub(name):
+        return _from_hub(name, op, pretrained, kwargs)
     op = None if op is None else registered(op).name
     check_host(name, op)
     kwargs = {
@@ -124,6 +130,10 @@ def _unknown_option(
 
 def _named(name: str, op: str | None, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
     """A model by a name that is known."""
+    if is_bag_name(name) and not is_model(name):
+        if pretrained:
+            raise UsageError(f"'{name}' has no released weights: pass pretrained=False")
+        return create_bag_model(name, **kwargs)
     if name in ENTRIES and ENTRIES[name].name != ENTRIES[name].variant.name:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     if name in ENTRIES and op is None:  # a host of ours with its own operator
@@ -227,6 +237,25 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
         trained_as_configured(model)
         same = kwargs.get("num_classes") in {None, stored.built.arguments.get("num_classes")}
         fill(model, folder, head="same" if same and not kwargs.get("features_only") else "new")
+    return model
+
+
+def _from_hub(
+    name: str, op: str | Operator | None, pretrained: bool, kwargs: dict[str, Any]
+) -> nn.Module:
+    """A model of a repository of the hub."""
+    folder = hub_folder(name, weights=pretrained)
+    if is_ours(folder):
+        if op is not None:
+            raise UsageError(f"'{name}' says its operator itself: leave op='{op}' out")
+        return _from_folder(folder, pretrained, kwargs)
+    host, arguments, prepared = timms_model(folder)
+    model: Any = create_model(host, op, **{**arguments, **kwargs})
+    model.pretrained_cfg |= prepared
+    if pretrained:
+        same = kwargs.get("num_classes", number := arguments.get("num_classes")) == number
+        fill(model, folder / FILE, head="same" if same else "new")
+        trained_as_configured(model)
     return model
 
 

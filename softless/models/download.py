@@ -42,11 +42,9 @@ def downloaded(name: str, make: Callable[[], Made]) -> Made:
         DataError: they are neither on this machine nor to be had.
     """
     check_released(name)
-    from huggingface_hub import constants
-
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _out_of_reach(constants.ENDPOINT)
+    why = ""
     try:
-        with _offline(constants) if why else _patient():
+        with reaching() as why:
             return make()
     # the hub's errors are of this kind, a file that is not in the cache among them
     except OSError as error:
@@ -56,6 +54,18 @@ def downloaded(name: str, make: Callable[[], Made]) -> Made:
             f"({reason}): fetch them where there "
             "is a network, and load the file (load_weights; --weights of train and swap)"
         ) from error
+
+
+@contextmanager
+def reaching() -> Iterator[str]:
+    """The hub's client within, which looks into its cache alone where the hub gives no answer:
+    why it gives none, or nothing.
+    """
+    from huggingface_hub import constants
+
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _out_of_reach(constants.ENDPOINT)
+    with _offline(constants) if why else _patient():
+        yield why
 
 
 def _out_of_reach(address: str) -> str:

@@ -28,6 +28,7 @@ from softless.models.header import check_header
 from softless.words import POINTED, POINTER
 
 FILE, CONFIG = "model.safetensors", "config.json"  # of a published folder, as timm names them
+CARD = "README.md"  # what people read of it, as the hub names it
 SHOWN = 5
 OTHER_KINDS = {
     b"\x1f\x8b": "a gzip archive: unpack it first",

@@ -4,6 +4,7 @@ digests that tell a damaged file.
 model.safetensors   the state dict
 config.json         architecture, arguments, preparation of images (softless.models.config)
 digests.json        the sha256 of both, and of every tensor
+README.md           the model card
 """
 
 import json
@@ -20,11 +21,12 @@ from softless.errors import UsageError, located, need_module
 from softless.layers.attention import Attention
 from softless.layers.class_attention import ClassAttention
 from softless.models import config, digests
+from softless.models.card import written
 from softless.models.construction import Construction
 from softless.models.create import create_model
 from softless.models.durable import write_folder, write_tensors, write_text
 from softless.models.exchanges import Exchange, exchanged_again, exchanges_of
-from softless.models.files import CONFIG, FILE, check_finite
+from softless.models.files import CARD, CONFIG, FILE, check_finite
 from softless.models.inferred import inferred_construction
 
 OF_TRAINING = (nn.Dropout, DropPath, nn.Identity)  # modules that a model without drop rates has not
@@ -38,8 +40,9 @@ def save_weights(
     *,
     data: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    card: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a model's weights as safetensors and JSON: whole, or not at all.
+    """Write a model's weights as safetensors and JSON, with a model card: whole, or not at all.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` loads the folder once softless is
     imported, if the model has a registered name or is one of timm's with its own attention.
@@ -57,6 +60,8 @@ def save_weights(
             labels.
         classes: their names in the order of the logits; those that the model was opened with by
             default.
+        card: what the model card says of the training: a title and a text each. It also says how
+            the model is built and used; `push_to_hub` completes it.
 
     Returns:
         The folder.
@@ -94,7 +99,9 @@ def save_weights(
         for name, tensor in model.state_dict().items()
     }
     check_finite(state.items(), "the model")
-    write_folder(folder, lambda beside: _write(beside, state, content))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    text = written(content, card or {}, parameters)
+    write_folder(folder, lambda beside: _write(beside, state, content, text))
     return folder
 
 
@@ -103,9 +110,10 @@ def is_new(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
-def _write(folder: Path, state: dict[str, Tensor], content: dict[str, Any]) -> None:
+def _write(folder: Path, state: dict[str, Tensor], content: dict[str, Any], card: str) -> None:
     write_tensors(folder / FILE, state, {"format": "pt"})
     write_text(folder / CONFIG, config.as_text(content))
+    write_text(folder / CARD, card)
     digest_list = digests.describe(folder, (FILE, CONFIG), state)
     write_text(folder / digests.DIGESTS, json.dumps(digest_list, indent=1) + "\n")
 

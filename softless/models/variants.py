@@ -19,6 +19,7 @@ from torch import nn
 from softless.attention.registry import get
 from softless.errors import UsageError, nearest
 from softless.layers.attention import Attention, operator_class
+from softless.models.bag import bag_models, check_bag_name, is_bag_name, operator_of
 from softless.models.construction import constructed
 from softless.models.hosts import HOSTS
 
@@ -216,6 +217,11 @@ def add_entries(entries: Mapping[str, RegisteredModel]) -> None:
 add_entries(_entries())
 
 
+def own_operator(name: str) -> str | None:
+    """The operator of a named model of ours, of images or of bags; None of a control."""
+    return operator_of(name) if is_bag_name(name) else ENTRIES[name].op
+
+
 # timm's modules whose models take attn_layer=
 TIMM_MODULES = {module for host in HOSTS.values() for module in host.timm_modules}
 
@@ -228,6 +234,9 @@ def check_host(name: str, op: str | None) -> None:
     """
     if op is not None:
         get(op)
+    if is_bag_name(name) and not is_model(name):
+        check_bag_name(name, op)
+        return
     if name in ENTRIES:
         entry = ENTRIES[name]
         if entry.name != entry.variant.name and op not in {None, entry.op}:
@@ -267,7 +276,7 @@ def _exchanges(name: str) -> bool:
 
 def _check_known(name: str) -> None:
     if not is_model(name):
-        near = nearest(name, [*ENTRIES, *timm.list_models()])
+        near = nearest(name, [*ENTRIES, *bag_models(), *timm.list_models()])
         raise UsageError(
             f"no model named '{name}'. {near}`softless list models` shows ours, "
             "timm.list_models() the hosts"

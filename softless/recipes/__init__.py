@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from softless.errors import UsageError, located, unknown
+from softless.experiment.configuration import BASE, ENDINGS, read_configuration
 from softless.experiment.names import ALIASES, canonical
 from softless.experiment.recipe import Recipe
 from softless.recipes import (
     ade20k_softnorm_upernet,
     aerial,
     arteries,
+    bags,
     boxes,
     cards,
     classify,
@@ -42,6 +44,7 @@ RECIPES = {
     "imagenet_sima_deit_small": imagenet_sima_deit_small.recipe,
     "imagenet_sima_xcit_small": imagenet_sima_xcit_small.recipe,
     "dino": dino.recipe,
+    "bags": bags.recipe,
     "imagenet_sima_dino": imagenet_sima_dino.recipe,
     "ade20k_softnorm_upernet": ade20k_softnorm_upernet.recipe,
     "vessels": vessels.recipe,
@@ -61,18 +64,32 @@ __all__ = ["ALIASES", "FINE_TUNING", "RECIPES", "canonical", "get_recipe"]
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of this name, of one that it had once, or of a file `my_recipe.py`.
+    """The recipe of this name, of one that it had once, or of a file `my_recipe.py` or
+    `my_recipe.yaml`.
 
-    A file holds `recipe()`, as the modules here do; it is run.
+    A file of Python holds `recipe()`, as the modules here do, and is run; one of YAML holds a
+    complete recipe, or names the recipe that its fields are set of.
 
     Raises:
         UsageError: there is none, the nearest name is offered; or the file gives no recipe.
     """
     if name.endswith(".py"):
         return _of_file(located(name))
+    if name.endswith(ENDINGS):
+        return _of_yaml(located(name))
     if canonical(name) not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[canonical(name)]()
+
+
+def _of_yaml(file: Path) -> Recipe:
+    """The recipe that a YAML file holds, or describes by another."""
+    configuration = read_configuration(file)
+    if configuration.complete is not None:
+        return configuration.complete
+    if configuration.base is None:
+        raise UsageError(f"{file} names no recipe: add a line `{BASE}: NAME`, or give --recipe")
+    return get_recipe(configuration.base).with_fields(**configuration.fields)
 
 
 def _of_file(file: Path) -> Recipe:

@@ -40,6 +40,7 @@ from softless.layers.attention import Attention
 from softless.measure.audit import audit
 from softless.measure.findings import Audit
 from softless.models import digests
+from softless.models.bag import refuse_bags
 from softless.recovery.answers import Nearness, nearness
 from softless.recovery.dense import AnswerVectors, Framed, features_in, fitted_part
 from softless.recovery.distil import distil
@@ -274,6 +275,7 @@ def _opened(model: nn.Module | LoadedRun) -> tuple[LoadedRun | None, nn.Module]:
     """
     if not isinstance(model, LoadedRun):
         need_module(model, "recover")
+        refuse_bags(model, "recover")
         return None, model
     if model.task not in {CLASSIFICATION, FEATURES} and features_in(model.model) is None:
         raise UsageError(

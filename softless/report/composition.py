@@ -19,6 +19,7 @@ def draw_composition(groups: Sequence[Group]) -> Html | None:
     if data is None:
         return None
     datasets = [group.first.provenance.get("data") for group in groups]
+    unit = _unit(data)
     note = (
         ""
         if all(dataset == data for dataset in datasets)
@@ -30,18 +31,25 @@ def draw_composition(groups: Sequence[Group]) -> Html | None:
         "Data",
         table(
             *_rows(data),
-            caption=f"Images in {data['name']}, and {data['counted']} of each class"
+            caption=f"{unit.capitalize()} in {data['name']}, and {data['counted']} of each class"
             if data["classes"].get("train")
-            else f"Images in {data['name']}",
+            else f"{unit.capitalize()} in {data['name']}",
         ),
         tag("p", _sizes(data), class_="note"),
         tag("p", note, class_="note") if note else None,
     )
 
 
+def _unit(data: Mapping[str, Any]) -> str:
+    """What is counted; runs of an older softless have images."""
+    return str(data.get("unit", "images"))
+
+
 def _rows(data: Mapping[str, Any]) -> tuple[list[Any], list[list[Any]]]:
     parts = [part for part in PARTS if part in data["images"]]
-    rows: list[list[Any]] = [["all images", *(count(data["images"][part]) for part in parts)]]
+    rows: list[list[Any]] = [
+        [f"all {_unit(data)}", *(count(data["images"][part]) for part in parts)]
+    ]
     names = data["classes"].get("train") or {}
     rows += [
         [name, *(count(data["classes"][part].get(name, 0)) for part in parts)] for name in names
@@ -50,6 +58,9 @@ def _rows(data: Mapping[str, Any]) -> tuple[list[Any], list[list[Any]]]:
 
 
 def _sizes(data: Mapping[str, Any]) -> str:
+    if "sizes" not in data or "seen" not in data:
+        extent = str(data.get("extent", ""))
+        return f"The training {_unit(data)} have {extent}." if extent else ""
     sizes, (height, width) = data["sizes"], data["seen"]
     small, large = (" × ".join(map(str, sizes[name])) for name in ("smallest", "largest"))
     looked = (

@@ -25,6 +25,7 @@ class Curve:
     text: str
     dots: bool = False
     ring: tuple[float, float] | None = None
+    band: Sequence[tuple[float, float, float]] = ()  # place, and both ends above it
 
 
 def square(
@@ -35,13 +36,23 @@ def square(
     identifier: str,
     *,
     note: str = "",
+    marks: Sequence[str] = (),
 ) -> Html:
-    """The chart as a figure; the dashed line is that of equal shares."""
+    """The chart as a figure; the dashed line is that of equal shares.
+
+    `marks` are what is written at the five ticks across, where that is no share; then there is no
+    such line.
+    """
     description = f"{title}: {' '.join(curve.text for curve in curves)}"
     drawing = tag(
         "svg",
         tag("title", description, id=f"{identifier}-title"),
-        [_tick(value) for value in TICKS],
+        [
+            _tick(value, mark)
+            for value, mark in zip(
+                TICKS, marks or [percent(value, 0) for value in TICKS], strict=True
+            )
+        ],
         tag("text", across, x=LEFT + SIDE / 2, y=TOP + SIDE + BOTTOM - 4, class_="tick mid axis"),
         tag(
             "text",
@@ -51,7 +62,9 @@ def square(
             transform="rotate(-90)",
             class_="tick mid axis",
         ),
-        tag("line", x1=_x(0), y1=_y(0), x2=_x(1), y2=_y(1), class_="grid strong even"),
+        None
+        if marks
+        else tag("line", x1=_x(0), y1=_y(0), x2=_x(1), y2=_y(1), class_="grid strong even"),
         [_drawn(curve) for curve in curves],
         viewBox=f"0 0 {LEFT + SIDE + 18} {TOP + SIDE + BOTTOM}",
         role="img",
@@ -66,7 +79,7 @@ def square(
     )
 
 
-def _tick(value: float) -> Html:
+def _tick(value: float, mark: str) -> Html:
     return tag(
         "g",
         tag("line", x1=_x(0), x2=_x(1), y1=_y(value), y2=_y(value), class_="grid"),
@@ -77,7 +90,7 @@ def _tick(value: float) -> Html:
             y=f"{TOP + (1 - value) * SIDE + 4:.1f}",
             class_="tick end",
         ),
-        tag("text", percent(value, 0), x=_x(value), y=TOP + SIDE + 17, class_="tick mid"),
+        tag("text", mark, x=_x(value), y=TOP + SIDE + 17, class_="tick mid"),
     )
 
 
@@ -86,6 +99,11 @@ def _drawn(curve: Curve) -> Html:
     elements = [
         tag("polyline", points=" ".join(f"{_x(a)},{_y(b)}" for a, b in points), class_="curve")
     ]
+    if curve.band:
+        around = [(x, high) for x, _, high in curve.band]
+        around += [(x, low) for x, low, _ in reversed(curve.band)]
+        corners = " ".join(f"{_x(a)},{_y(b)}" for a, b in around)
+        elements.insert(0, tag("polygon", points=corners, class_="band"))
     if curve.dots:
         elements += [tag("circle", cx=_x(a), cy=_y(b), r=3.5, class_="dot") for a, b in points]
     if curve.ring is not None:

@@ -94,9 +94,10 @@ def colour_bar(
     width: int,
     *,
     signed: bool,
+    ends: tuple[str, str] | None = None,
 ) -> None:
     """Colours from low to high, between their names, along so many pixels."""
-    words = ("-", "+") if signed else ("low", "high")
+    words = ends or (("-", "+") if signed else ("low", "high"))
     room = 34
     ramp: ArrayLike = np.linspace(-1 if signed else 0, 1, width - 2 * room)
     bar = (

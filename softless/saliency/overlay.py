@@ -25,7 +25,12 @@ def enlarge(
 
 
 def overlay(
-    image: Image.Image, values: ArrayLike, *, signed: bool = False, smooth: bool = True
+    image: Image.Image,
+    values: ArrayLike,
+    *,
+    signed: bool = False,
+    smooth: bool = True,
+    strength: float = 0.7,
 ) -> Image.Image:
     """The picture with the map over it: up-sampled bicubically or in its own cells, opaque where it
     is large, so that the image stays readable.
@@ -35,11 +40,12 @@ def overlay(
         values: (h, w) in 0..1, or in -1..1 with `signed`.
         smooth: whether the map may look finer than it is; otherwise each of its cells has one
             colour.
+        strength: how much more opaque the largest signed value is than none.
     """
     large = enlarge(values, image.size, signed=signed, smooth=smooth)
     # colour belongs to the map alone
     grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]
-    opacity = (0.15 + 0.7 * np.abs(large) if signed else 0.32 + 0.45 * large)[..., None]
+    opacity = (0.15 + strength * np.abs(large) if signed else 0.32 + 0.45 * large)[..., None]
     blended = grey * (1 - opacity) + colourise(large, signed=signed) * opacity
     return Image.fromarray(blended.round().astype(np.uint8))
 

@@ -20,6 +20,7 @@ from softless.evaluation.run import LoadedRun
 from softless.experiment.ranges import Range
 from softless.inference.layers import PatchProjection
 from softless.models import config
+from softless.models.bag import refuse_bags
 from softless.models.scale import TRAINING, Scale, training_scale
 from softless.modes import unwrapped
 
@@ -131,7 +132,12 @@ def size_of(model: nn.Module, size: Size, height: int, width: int) -> tuple[int,
 
 
 def viewer_of(model: nn.Module | LoadedRun) -> Viewer:
-    """A viewer of a model, left where it lies, or of a run."""
+    """A viewer of a model, left where it lies, or of a run.
+
+    Raises:
+        UsageError: a model of bags.
+    """
+    refuse_bags(model.model if isinstance(model, LoadedRun) else model, "looking at an image")
     if isinstance(model, LoadedRun):
         best = model.best
         return Viewer(

@@ -40,6 +40,7 @@ SLIDE_TYPES = frozenset({
     ".svslide",
     ".czi",
 })
+DICOM_TYPES = frozenset({".dcm", ".dicom"})
 WHITE = (255, 255, 255)
 SHIFT = 1 / 1024  # of a pixel, up to which a place is whole: cairo has 256 steps in a pixel
 # formats of openslide whose tiles are those of the TIFF
@@ -477,6 +478,25 @@ def _by_openslide(path: Path) -> bool:
             raise
         return False
     return named_so or lib.OpenSlide.detect_format(str(path)) is not None
+
+
+def series_of(path: Path) -> str | None:
+    """What the DICOM files of one slide have in common; None of any other file.
+
+    Raises:
+        DataError: it is a slide, and cannot be opened.
+    """
+    if path.suffix.lower() not in DICOM_TYPES:
+        return None
+    try:
+        lib = openslide(path)
+    except MissingExtra:
+        return None
+    if lib.OpenSlide.detect_format(str(path)) != "dicom":
+        return None
+    with opened_by(lib, path) as handle:
+        series: str | None = handle.properties.get("dicom.SeriesInstanceUID")
+    return series
 
 
 def openslide(path: Path) -> Any:

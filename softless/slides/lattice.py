@@ -68,6 +68,11 @@ class Lattice:
         places = np.arange(self.grid[axis] + 1, dtype=np.float64) * self.patch[axis]
         return np.minimum(places, self.size[axis]) * self.placement.scale[axis]
 
+    def spans(self, axis: int) -> NDArray[np.float64]:
+        """Where n patches begin and end along an axis, (n, 2), in level 0."""
+        edges = self.edges(axis)
+        return np.stack([edges[:-1], edges[1:]], axis=1)
+
     def rectangle(self, top: int, left: int, bottom: int, right: int) -> Corners:
         """The patches of rows top to bottom and columns left to right, as the viewer counts."""
         down, across = self.edges(0), self.edges(1)

@@ -20,16 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention import weights
-from softless.attention.call import HALF, Call, extras_of, widen
-from softless.attention.checks import check_options
+from softless.attention.call import HALF, widen
 from softless.attention.chunks import summed, wide
 from softless.attention.norms import EPS, TokenNorm, keep, root
-from softless.attention.packed import absorbed, product
-from softless.attention.record import Dims, Grid
+from softless.attention.packed import product
+from softless.attention.record import Grid
 from softless.attention.streaming import ChunkPosition, Summary, Tokens
-from softless.errors import PrecisionError, UsageError
+from softless.errors import PrecisionError
 from softless.inference.packed import PackedLinear
-from softless.layers.plain import Weights, is_nothing, weights_of, why_called
+from softless.layers.streamed import StreamedAttention
 from softless.slides.hosts import Parts
 
 LINEARS = (nn.Linear, PackedLinear)
@@ -89,61 +88,19 @@ class Layer:
     def __init__(self, parts: Parts, sequence: TokenSequence) -> None:
         self.parts, self.attention, self.sequence = parts, parts.attention, sequence
         self.record, self.name = parts.attention.op, parts.name
-        if self.record.streaming is None:
-            raise UsageError(
-                f"{self.name}: operator '{self.record.name}' cannot be streamed: "
-                f"{self.record.no_stream}"
-            )
         weight = _number_of(parts)
-        if weight.dtype == torch.float16:
+        if self.record.streaming is not None and weight.dtype == torch.float16:
             raise PrecisionError(
                 f"{self.name}: float16 cannot hold the output of many tokens: stream the model in "
                 "bfloat16 or float32"
             )
-        self.streaming, self.sweeps = self.record.streaming, self.record.streaming.sweeps
-        heads, width = self.attention.num_heads, self.attention.head_dim
-        # shape and dtype of all keys, and no memory
-        long = weight.new_zeros(()).expand(1, heads, sequence.tokens, width)
-        settings = self.attention.extras(
-            sequence.tokens,
-            sequence.grid if self.record.wants("grid", self.attention.options) else None,
+        self.streamed = StreamedAttention(
+            parts.attention, parts.name, weight, sequence.tokens, sequence.grid, LINEARS
         )
-        grid, learned = settings.pop("grid", None), settings.pop("learned", None)
-        call = Call(
-            self.record,
-            long,
-            long,
-            long,
-            check_options(self.record, settings),
-            grid=grid,
-            learned=learned,
-        )
+        self.streaming, self.sweeps = self.streamed.streaming, self.streamed.streaming.sweeps
         self.extras: dict[str, Any] = {
-            name: widen(value) for name, value in extras_of(call).items()
+            name: widen(value) for name, value in self.streamed.extras.items()
         }
-        dims = Dims.of(long, long, long, grid, self.record.filled(self.attention.options))
-        if why := self.streaming.refuses(**self.extras) or self.record.limits(dims, **self.extras):
-            raise UsageError(
-                f"{self.name}: operator '{self.record.name}' cannot be streamed: {why}"
-            )
-        self.weights = self._weights()
-
-    def _weights(self) -> tuple[Weights, Weights] | None:
-        """Those of both projections, where they can absorb the matrix that the operator's last
-        reader is.
-        """
-        attention = self.attention
-        if not (self.record.has_matrix and attention.reads_the_buffer):
-            return None
-        qkv, proj = (
-            weights_of(projection, kinds=LINEARS) for projection in (attention.qkv, attention.proj)
-        )
-        skipped = (
-            attention.gate is None
-            and is_nothing(attention.norm)
-            and not why_called(attention.proj_drop)
-        )
-        return (qkv, proj) if skipped and qkv is not None and proj is not None else None
 
     # Sums over tokens
 
@@ -170,31 +127,15 @@ class Layer:
         operator's reader.
         """
         reader = self.finish(total, len(self.sweeps) - 1)
-        return reader if self.weights is None else self._absorbed(reader, *self.weights)
-
-    def _absorbed(
-        self, matrix: Tensor, qkv: Weights, proj: Weights
-    ) -> tuple[Tensor, Tensor | None]:
-        """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products
-        in float64.
-        """
-        attention, scale, dtype = self.attention, self.parts.scale1, proj.W.dtype
-        inner = attention.num_heads * attention.head_dim
-        qkv, proj = qkv.to(torch.float64), proj.to(torch.float64)
-        P = absorbed(matrix.double(), proj.W)[0]
-        G, bias = qkv.W[:inner].T @ P, None
-        if qkv.b is not None:
-            bias = qkv.b[:inner] @ P
-        if proj.b is not None:
-            bias = proj.b + (0 if bias is None else bias)
-        if scale is not None:
-            G, bias = G * scale.double(), None if bias is None else bias * scale.double()
-        return G.to(dtype), None if bias is None else bias.to(dtype)
+        if self.streamed.weights is None:
+            return reader
+        G, bias = self.streamed.matrix(reader, self.parts.scale1)
+        return G[0], None if bias is None else bias[0, 0]
 
     def attend(self, x: Tensor, span: slice, reader: Any) -> Tensor:
         """Add the attention of the tokens x (n,D) of a chunk to them, in place."""
         h = self.parts.norm1(x)
-        if self.weights is not None:
+        if self.streamed.weights is not None:
             matrix, bias = reader
             x += product(h, matrix)
             # after the product: a sum that starts from a large bias loses a small product

@@ -197,31 +197,59 @@ def drawn(maps: Maps, picture: Image.Image, title: str = "") -> Image.Image:
         picture: The whole of what was read, at any size.
         title: Above the colours' name.
     """
+    patch_map, base = maps.shown, enlarged(picture)
+    values = _over(patch_map.values, maps.lattice, base.size)
+    return laid(base, values, maps.lattice, patch_map.name, signed=patch_map.signed, title=title)
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """A small picture by a whole number of times, in colour."""
     factor = max(1, LEAST // max(picture.size))
-    base = picture.convert("RGB").resize(
+    return picture.convert("RGB").resize(
         (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
     )
-    patch_map = maps.shown
-    values = _over(patch_map.values, maps.lattice, base.size)
-    laid = np.asarray(
-        overlay(base, np.nan_to_num(values), signed=patch_map.signed), dtype=np.float64
-    )
+
+
+def laid(
+    base: Image.Image,
+    values: NDArray[np.floating],
+    lattice: Lattice,
+    name: str,
+    *,
+    signed: bool,
+    title: str = "",
+    ends: tuple[str, str] | None = None,
+    strength: float = 0.7,
+) -> Image.Image:
+    """Values over a picture of their size, with a scale bar, and below it what the colours say.
+
+    Args:
+        base: The whole of what was read.
+        values: (height,width) in 0..1, or in -1..1 where `signed`; NaN lies under a veil.
+        lattice: Where the picture lies in its file.
+        name: Of the values.
+        signed: Whether they have a sign.
+        title: Above the name.
+        ends: What the first and the last colour are called.
+        strength: As of `overlay`.
+    """
+    laid_over = overlay(base, np.nan_to_num(values), signed=signed, strength=strength)
     bare = np.asarray(base, dtype=np.float64) * (1 - VEIL) + 255 * VEIL
-    pixels = np.where(np.isnan(values)[..., None], bare, laid).round().astype(np.uint8)
+    over = np.asarray(laid_over, dtype=np.float64)
+    pixels = np.where(np.isnan(values)[..., None], bare, over).round().astype(np.uint8)
     sheet = Image.new("RGB", (base.width, base.height + FOOT), PAPER)
     sheet.paste(Image.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(sheet)
-    _scale_bar(draw, base.size, maps.lattice)
+    _scale_bar(draw, base.size, lattice)
     ramp = min(260, base.width // 2)
     room = base.width - ramp - 3 * EDGE
     if title:
         text = fitting(draw, visible(title), room, font(16))
         draw.text((EDGE, base.height + 8), text, fill=INK, font=font(16))
-    text = fitting(draw, visible(patch_map.name), room, font(13))
+    text = fitting(draw, visible(name), room, font(13))
     draw.text((EDGE, base.height + 32), text, fill=FAINT, font=font(13))
-    colour_bar(
-        sheet, draw, (base.width - ramp - EDGE, base.height + 20), ramp, signed=patch_map.signed
-    )
+    corner = (base.width - ramp - EDGE, base.height + 20)
+    colour_bar(sheet, draw, corner, ramp, signed=signed, ends=ends)
     return sheet
 
 

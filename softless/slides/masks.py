@@ -5,7 +5,6 @@ A patch that does not is removed.
 
 # h x w patches
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,16 +40,8 @@ def mask_of(path: str | Path, lattice: Lattice) -> Mask:
         DataError: no such file, one that cannot be read, or no mask of this image.
         MissingExtra: GeoJSON without what reads it.
     """
-    file = located(path)
-    ending = file.suffix.lower()
-    if ending not in OUTLINES | PICTURES:
-        raise DataError(
-            f"{file} is no mask that is read: give a PNG of two values (0: does not count), or "
-            "polygons as GeoJSON"
-        )
-    if not file.is_file():
-        raise DataError(f"no mask at {file}")
-    mask = _of_outlines(file, lattice) if ending in OUTLINES else _of_picture(file, lattice)
+    file = mask_file(path)
+    mask = _of_outlines(file, lattice) if is_outlines(file) else _of_picture(file, lattice)
     if not mask.any():
         raise DataError(
             f"{file} leaves no patch of the image: none lies half inside it; "
@@ -59,10 +50,46 @@ def mask_of(path: str | Path, lattice: Lattice) -> Mask:
     return mask
 
 
+def mask_file(path: str | Path) -> Path:
+    """A file that may be a mask, by its name.
+
+    Raises:
+        DataError: no such file, or one of another kind.
+    """
+    file = located(path)
+    if file.suffix.lower() not in OUTLINES | PICTURES:
+        raise DataError(
+            f"{file} is no mask that is read: give a PNG of two values (0: does not count), or "
+            "polygons as GeoJSON"
+        )
+    if not file.is_file():
+        raise DataError(f"no mask at {file}")
+    return file
+
+
+def is_outlines(file: Path) -> bool:
+    """Whether a file of a mask holds polygons, by its name."""
+    return file.suffix.lower() in OUTLINES
+
+
 # A picture
 
 
 def _of_picture(file: Path, lattice: Lattice) -> Mask:
+    x0, y0, x1, y1 = lattice.shown
+    values = picture_of(file, lattice)
+    height, width = values.shape
+    rows = (lattice.spans(0) - y0) * (height / (y1 - y0))
+    columns = (lattice.spans(1) - x0) * (width / (x1 - x0))
+    return shares(values, rows, columns) >= HALF
+
+
+def picture_of(file: Path, lattice: Lattice) -> Mask:
+    """The values (h,w) of a PNG, upright, over what `lattice.shown` says.
+
+    Raises:
+        DataError: unreadable, of more than two values, or not of the image's shape.
+    """
     values = lattice.turned(_two_values(file))
     x0, y0, x1, y1 = lattice.shown
     height, width = values.shape
@@ -72,9 +99,7 @@ def _of_picture(file: Path, lattice: Lattice) -> Mask:
             f"({x1 - x0:.0f} x {y1 - y0:.0f} "
             "at level 0): draw the mask over the whole image, at any scale"
         )
-    rows = (lattice.edges(0) - y0) * (height / (y1 - y0))
-    columns = (lattice.edges(1) - x0) * (width / (x1 - x0))
-    return shares(values, rows, columns) >= HALF
+    return values
 
 
 def _two_values(file: Path) -> Mask:
@@ -113,46 +138,42 @@ def _same_shape(mask: tuple[int, int], image: tuple[float, float]) -> bool:
 def shares(
     values: NDArray[Any], rows: NDArray[np.float64], columns: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The mean (h,w) of a picture in each rectangle between edges, in its pixels; what lies beyond
-    it is 0.
+    """The mean (h,w) of a picture in each rectangle, in its pixels; what lies beyond it is 0.
 
     Args:
         values: The picture (height, width).
-        rows: (h + 1,) rising edges down.
-        columns: (w + 1,) rising edges across.
+        rows: (h, 2) where each begins and ends down.
+        columns: (w, 2) where each begins and ends across.
     """
     sums = np.stack([_between(line, columns) for line in _bands(values, rows)])
-    areas = np.outer(np.diff(rows), np.diff(columns))
+    areas = np.outer(np.diff(rows)[:, 0], np.diff(columns)[:, 0])
     return np.divide(sums, areas, out=np.zeros_like(sums), where=areas > 0)
 
 
 def _bands(values: NDArray[Any], rows: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Sums over the height of the picture between edges, a part of a pixel counting as that
+    """Sums over the height of the picture between two edges, a part of a pixel counting as that
     part.
     """
     height = len(values)
-    for top, bottom in itertools.pairwise(rows):
+    for top, bottom in rows:
         first, last = (int(np.clip(edge, 0, height)) for edge in (np.floor(top), np.ceil(bottom)))
         lines = np.arange(first, last)
         parts = np.clip(np.minimum(lines + 1, bottom) - np.maximum(lines, top), 0, 1)
         yield parts @ values[first:last].astype(np.float64)
 
 
-def _between(line: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums of a line of pixels between edges."""
+def _between(line: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of a line of pixels between two edges."""
     places = np.arange(len(line) + 1)
-    sums: NDArray[np.float64] = np.interp(edges, places, np.concatenate([[0.0], np.cumsum(line)]))
-    return np.diff(sums)
+    sums: NDArray[np.float64] = np.interp(columns, places, np.concatenate([[0.0], np.cumsum(line)]))
+    return np.diff(sums)[:, 0]
 
 
 # Outlines
 
 
 def _of_outlines(file: Path, lattice: Lattice) -> Mask:
-    shapely = _shapely(file)
-    region = shapely.union_all([
-        _upright(shapely, shape, lattice) for shape in _shapes(shapely, file)
-    ])
+    shapely, region = _shapely(file), region_of(file, lattice)
     inside = _inside(shapely, region, lattice)
     x0, y0, x1, y1 = region.bounds
     height, width = lattice.extent
@@ -163,6 +184,18 @@ def _of_outlines(file: Path, lattice: Lattice) -> Mask:
             "is left out"
         )
     return inside
+
+
+def region_of(file: Path, lattice: Lattice) -> Any:
+    """The union of a file's polygons, in upright pixels of level 0.
+
+    Raises:
+        DataError: it is no GeoJSON, or holds no simple polygon that counts.
+        MissingExtra: what reads it is not installed.
+    """
+    shapely = _shapely(file)
+    shapes = [_upright(shapely, shape, lattice) for shape in _shapes(shapely, file)]
+    return shapely.union_all(shapes)
 
 
 def _shapely(file: Path) -> Any:
@@ -248,13 +281,13 @@ def _inside(shapely: Any, region: Any, lattice: Lattice) -> Mask:
     does.
     """
     shapely.prepare(region)
-    down, across = lattice.edges(0), lattice.edges(1)
-    y, x = ((edges[:-1] + edges[1:]) / 2 for edges in (down, across))
+    down, across = lattice.spans(0), lattice.spans(1)
+    y, x = (spans.mean(1) for spans in (down, across))
     inside = np.stack([shapely.contains_xy(region, x, np.full_like(x, line)) for line in y])
     for row, column in _cut(shapely, region, down, across):
         ys, xs = (
-            edges[i] + (np.arange(SAMPLES) + 0.5) / SAMPLES * (edges[i + 1] - edges[i])
-            for edges, i in ((down, row), (across, column))
+            start + (np.arange(SAMPLES) + 0.5) / SAMPLES * (end - start)
+            for start, end in (down[row], across[column])
         )
         places = shapely.contains_xy(region, *(side.ravel() for side in np.meshgrid(xs, ys)))
         inside[row, column] = places.mean() >= HALF
@@ -266,10 +299,10 @@ def _cut(
 ) -> Iterator[tuple[int, int]]:
     """Row and column of each patch that an outline runs through, a row at a time."""
     lines = region.boundary
-    for row, (top, bottom) in enumerate(itertools.pairwise(down)):
-        strip = shapely.clip_by_rect(lines, across[0], top, across[-1], bottom)
+    for row, (top, bottom) in enumerate(down):
+        strip = shapely.clip_by_rect(lines, across.min(), top, across.max(), bottom)
         if strip.is_empty:
             continue
-        boxes = shapely.box(across[:-1], top, across[1:], bottom)
+        boxes = shapely.box(across[:, 0], top, across[:, 1], bottom)
         for column in np.flatnonzero(shapely.intersects(boxes, strip)):
             yield row, int(column)

@@ -115,7 +115,7 @@ def _source(
     slide_mpp: float | None,
     to_size: Callable[[int, int], tuple[int, int]] | None,
 ) -> Source:
-    level0_mpp = _resolution(pixels, slide_mpp, name)
+    level0_mpp = level0_resolution(pixels, slide_mpp, name)
     own = pixels
     if mpp is not None:
         pixels, own = _at(pixels, mpp, level0_mpp, name)
@@ -282,7 +282,9 @@ def _at_size(pixels: Pixels, size: tuple[int, int]) -> tuple[Pixels, Pixels]:
     return Scaled(pixels, (pixels.size[0] / size[0], pixels.size[1] / size[1]), size), pixels
 
 
-def _resolution(pixels: Pixels, slide_mpp: float | None, name: str) -> tuple[float, float] | None:
+def level0_resolution(
+    pixels: Pixels, slide_mpp: float | None, name: str
+) -> tuple[float, float] | None:
     """Micrometres per pixel of level 0, down and across: as the file says, or as the caller does
     where it says nothing.
 

@@ -25,15 +25,24 @@ LEAST = 0.05  # of a pixel's weight that must lie on what can be read
 
 @dataclass(frozen=True)
 class Axis:
-    """A side of so many pixels, brought to another number."""
+    """A side of so many pixels, brought to another number; or a stretch of it.
+
+    Attributes:
+        side: Pixels of it.
+        new: New pixels.
+        start: Where the first of them begins.
+        step: Pixels of the side for each new one; None: all of them for all.
+    """
 
     side: int
     new: int
+    start: float = 0.0
+    step: float | None = None
 
     @cached_property
     def by(self) -> float:
         """Pixels of the side for each new one."""
-        return self.side / self.new
+        return self.side / self.new if self.step is None else self.step
 
     @cached_property
     def _reach(self) -> float:
@@ -46,7 +55,7 @@ class Axis:
 
     def _ends(self, at: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """The centres of pixels, and from where to where the side has a part in each."""
-        centres = (at + 0.5) * self.by
+        centres = self.start + (at + 0.5) * self.by
         lows = np.maximum(0, (centres - self._reach + 0.5).astype(np.int64))
         highs = np.minimum(self.side, (centres + self._reach + 0.5).astype(np.int64))
         return centres, lows, highs

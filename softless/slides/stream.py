@@ -9,13 +9,14 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from softless.bags.bag import Bag
 from softless.data.notices import notice
 from softless.data.progress import track
 from softless.errors import NothingReadable, UsageError, located
@@ -28,6 +29,7 @@ from softless.saliency.maps import signed_unit, unit
 from softless.saliency.saliency import Saliency
 from softless.saliency.viewer import Picture, Size, size_of, viewer_of
 from softless.slides import store as stores
+from softless.slides.bags import BagResult, stream_bag, unused
 from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory
 from softless.slides.files import Choice
 from softless.slides.hosts import StreamedHost, host_of
@@ -115,9 +117,22 @@ class StreamResult:
         return 4 if self.unreadable else 0
 
 
+@overload
 def stream(
     model: nn.Module | LoadedRun | str | Path,
-    image: Picture,
+    image: Bag,
+    *,
+    chunk: int = CHUNK,
+    store: str | Path | None = None,
+    quiet: bool = False,
+) -> BagResult: ...
+@overload
+def stream(
+    model: nn.Module | LoadedRun | str | Path, image: Picture, **options: Any
+) -> StreamResult: ...
+def stream(  # type: ignore[misc] # each option of images by its name
+    model: nn.Module | LoadedRun | str | Path,
+    image: Picture | Bag,
     *,
     chunk: int = CHUNK,
     store: str | Path | None = None,
@@ -136,7 +151,7 @@ def stream(
     tokens: bool = False,
     quiet: bool = False,
     order: Order | None = None,
-) -> StreamResult:
+) -> StreamResult | BagResult:
     """The same result as model(image), in memory bounded by the chunk: exact attention over all
     tokens of an image of any size.
 
@@ -153,7 +168,9 @@ def stream(
             slide. All but a tensor are normalised by `mean` and `std`; where the last patches reach
             beyond the image they are filled up with the mean colour. Of a model that was trained in
             a declared range, files and arrays hold stored values. A slide, or a tiled TIFF, is read
-            region by region; an image file whole, as bytes.
+            region by region; an image file whole, as bytes. Or a `softless.Bag` for a model of
+            bags: then `chunk`, `store` and `quiet` alone are taken, and features are read chunk by
+            chunk.
         chunk: Tokens worked on at once. A layer with local patch interaction works on whole rows of
             the grid, one at least.
         store: A folder for the residual stream; None is memory. A run that was killed goes on there
@@ -186,7 +203,7 @@ def stream(
 
     Returns:
         Logits, features, maps, and the tiles that could not be read: their tokens are masked, which
-            is removal.
+            is removal. Of a bag logits, features and the gated weight of each tile.
 
     Raises:
         UsageError: a model, an operator or a size that cannot be streamed; what is in the way is
@@ -215,6 +232,23 @@ def stream(
             "order= is for runs in memory: one in a folder goes on in the order in which the "
             "chunks lie"
         )
+    if isinstance(image, Bag):
+        unused([
+            ("level", level != 0),
+            ("mpp", mpp is not None),
+            ("slide_mpp", slide_mpp is not None),
+            ("channels", channels is not None),
+            ("page", page is not None),
+            ("resize", resize is not None),
+            ("mask", mask is not None),
+            ("tissue", tissue != "none"),
+            ("origin", origin != "slide"),
+            ("mean", mean is not None),
+            ("std", std is not None),
+            ("tokens", tokens),
+            ("order", order is not None),
+        ])
+        return stream_bag(opened(model), image, chunk=chunk, store=store, quiet=quiet)
     start, viewer = time.monotonic(), viewer_of(opened(model))
     model = viewer.model
     host = host_of(model)

@@ -42,6 +42,27 @@ def tissue_of(image: Picture, lattice: Lattice, choice: Choice | None = None) ->
         DataError: it holds no tissue that saturation tells, or is grey.
         MissingExtra: what finds connected regions is not installed.
     """
+    name = _name(image)
+    tissue = tissue_picture(image, lattice, choice)
+    rows, columns = (
+        lattice.spans(axis) * (tissue.shape[axis] / lattice.extent[axis]) for axis in (0, 1)
+    )
+    patches = shares(tissue, rows, columns) >= HALF
+    if not patches.any():
+        raise DataError(
+            f"{name} shows no tissue: no patch of it is stained; --tissue none looks at all of "
+            "it, --mask FILE at a part"
+        )
+    return patches
+
+
+def tissue_picture(image: Picture, lattice: Lattice, choice: Choice | None = None) -> Mask:
+    """Which pixels (h,w) of a small picture of the whole are tissue; specks and holes are gone.
+
+    Raises:
+        DataError: it is grey.
+        MissingExtra: what finds connected regions is not installed.
+    """
     _needs_skimage()
     mpp = lattice.placement.mpp
     side = (
@@ -55,22 +76,16 @@ def tissue_of(image: Picture, lattice: Lattice, choice: Choice | None = None) ->
         area = SMALLEST / (
             mpp[0] * lattice.size[0] / lost.shape[0] * mpp[1] * lattice.size[1] / lost.shape[1]
         )
-    name = str(image) if isinstance(image, str | Path) else "the image"
+    name = _name(image)
     tissue = stained(small, lost, name)
     if tissue is None:
         notice(f"{name}: its whole picture is stained, so all of it counts as tissue")
-        return np.ones(lattice.grid, dtype=bool)
-    tissue = _without_small(tissue, area)
-    rows, columns = (
-        lattice.edges(axis) * (lost.shape[axis] / lattice.extent[axis]) for axis in (0, 1)
-    )
-    patches = shares(tissue, rows, columns) >= HALF
-    if not patches.any():
-        raise DataError(
-            f"{name} shows no tissue: no patch of it is stained; --tissue none looks at all of "
-            "it, --mask FILE at a part"
-        )
-    return patches
+        return np.ones(lost.shape, dtype=bool)
+    return _without_small(tissue, area)
+
+
+def _name(image: Picture) -> str:
+    return str(image) if isinstance(image, str | Path) else "the image"
 
 
 def stained(picture: NDArray[np.uint8], lost: Mask, name: str) -> Mask | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from softless.bags.check import bags_root, check_bags, is_bags
 from softless.data.arrays import (
     NOT_AN_NPZ,
     no_classes,
@@ -33,6 +34,7 @@ from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.data.tables import read_table
 from softless.errors import DataError, Faults, UsageError, located
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.groups import TableSpec
 from softless.experiment.ranges import Range
 from softless.tasks.detection import coco
@@ -61,8 +63,10 @@ class Reading:
     fov: str | None = None  # folder of fields of view
     values: Mapping[Any, str] | None = None  # what stored values of label images are called
     range: str | None = None  # the declared range of the images' values
-    table: TableSpec | None = None  # that lists the images
+    table: TableSpec | BagTableSpec | None = None  # that lists the images or the slides
     group: str | None = None  # a pattern that finds groups in the paths of class folders
+    # what `Bag.open` takes, of a recipe that reads bags
+    bags: Mapping[str, Any] | None = None
 
 
 def check(
@@ -81,8 +85,8 @@ def check(
         path: a folder `root/{train,val,test}/class/*`, `root/class/*` or of images alone; images
             with label images, `root/images/{train,val,test}` and `root/labels*/{train,val,test}`,
             or as ADE20K has them; a COCO json, or a folder with several in `annotations/`; an npz
-            file with MedMNIST's keys. Of a table (`reading.table`) the folder that its files start
-            from, or None.
+            file with MedMNIST's keys; a folder of bags of features. Of a table (`reading.table`) the
+            folder that its files start from, or None.
         images: folder that a COCO json's file names start from; looked for by the usual layouts
             without it.
         min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by
@@ -104,6 +108,10 @@ def check(
         UsageError: a limit below 1, or `images` for data that are not COCO.
     """
     listed = None if reading is None else reading.table
+    if _reads_bags(path, reading):
+        _refuse_of_images(images=images, min_side=min_side, max_pixels=max_pixels, range=range)
+        return _check_bags(path, reading, strict=strict)
+    assert not isinstance(listed, BagTableSpec)
     root = located(path or (listed and listed.path) or "")
     if listed is None and not root.exists():
         raise not_there(root)
@@ -123,6 +131,32 @@ def check(
         _checked(root, findings, None if images is None else located(images), reading),
         strict=strict,
     )
+
+
+def _reads_bags(path: str | Path | None, reading: Reading | None) -> bool:
+    """Whether slides are meant: by the recipe, or by what lies there."""
+    if reading is not None:
+        return reading.bags is not None
+    return path is not None and is_bags(located(path))
+
+
+def _refuse_of_images(**options: object) -> None:
+    """Raise a UsageError for what says nothing of bags."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(
+                f"{name}={value} is for images, and these are bags of features: leave it out"
+            )
+
+
+def _check_bags(path: str | Path | None, reading: Reading | None, *, strict: bool) -> DataCheck:
+    """Slides as bags of features, and the table that lists them."""
+    spec = None if reading is None else reading.table
+    assert spec is None or isinstance(spec, BagTableSpec)
+    root = bags_root(path, spec)
+    findings = Gathering(root if root.is_dir() else root.parent)
+    options = {} if reading is None else reading.bags or {}
+    return findings.report(root, check_bags(root, spec, options, findings), strict=strict)
 
 
 def _checked(root: Path, findings: Gathering, images: Path | None, reading: Reading | None) -> str:

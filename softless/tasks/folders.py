@@ -14,6 +14,7 @@ TASKS = (  # the first is the task of recipes that set no group of a task
     "multilabel",
     "detection",
     "segmentation",
+    "bags",
     "distillation",
     "dino",
 )

@@ -11,6 +11,7 @@ from softless.data.notices import notice
 from softless.data.samples import Samples
 from softless.errors import DataError, located
 from softless.evaluation.run import LoadedRun
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.groups import DataSpec, TableSpec
 from softless.words import counted, few
 
@@ -22,7 +23,7 @@ class EvaluationSource:
     """The labelled images that are asked for."""
 
     spec: DataSpec
-    table: TableSpec | None  # that lists them
+    table: TableSpec | BagTableSpec | None  # that lists them
     own: bool  # whether they are those of the run
 
     @property
@@ -45,9 +46,14 @@ def source_of(
         own = replace(stored, source="given", path=None, group=None, folds=None, fold=None)
         return EvaluationSource(own, None, own=False)
     path = None if data is None else str(data)
+    settings = loaded.recipe.settings
+    if settings is not None and settings.listed:  # which reads its samples and tables itself
+        rows = columns if table is None or columns is None else replace(columns, path=str(table))
+        return EvaluationSource(replace(stored, path=path or stored.path), rows, own=False)
     spec = replace(stored, path=path, group=None, folds=None, fold=None)
     if table is not None:  # whose an image is matters to nothing that is measured
-        listed = replace(columns or TableSpec(), path=str(table), group=None)
+        own = columns if isinstance(columns, TableSpec) else TableSpec()
+        listed = replace(own, path=str(table), group=None)
         if loaded.task == "multilabel":
             listed = replace(listed, label=loaded.classes)
         return EvaluationSource(replace(spec, source="folder"), listed, own=False)

@@ -44,7 +44,7 @@ class Fitted:
                 else f"; ema_decay {decay[0]:g} -> {decay[1]:.6g}, to average over as many images"
             )
             sentences.append(
-                f"batch_size {old} -> {new}: {images} training images make "
+                f"batch_size {old} -> {new}: {images} training {self.recipe.unit} make "
                 f"{images // (old * self.recipe.accumulate)} steps an epoch, "
                 f"and schedule.min_epoch_steps is {schedule.min_epoch_steps}{also}"
             )

@@ -56,7 +56,8 @@ def write(
 
 def render(groups: Sequence[Group], title: str, speeds: Mapping[Path, Speed] | None = None) -> str:
     """The page as text."""
-    return document("Softless report", title, _subtitle(groups), _sections(groups, speeds), LINKS)
+    links = {**LINKS, "samples": getattr(_view(groups), "HEADING", LINKS["samples"])}
+    return document("Softless report", title, _subtitle(groups), _sections(groups, speeds), links)
 
 
 def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> list[Html]:
@@ -73,18 +74,28 @@ def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> l
             if part
         ),
         section("curves", "Learning", draw_curves(groups), lead=_curves_lead(groups)),
+        *([_cost(groups, speeds)] if groups[0].first.recipe.unit == "images" else []),
         section(
-            "cost",
-            "Cost",
-            draw_cost(groups, speeds),
-            lead="Counted on one image; speeds are measured.",
+            "samples",
+            getattr(view, "HEADING", "Test images"),
+            view.samples(groups),
+            lead=view.SAMPLES,
         ),
-        section("samples", "Test images", view.samples(groups), lead=view.SAMPLES),
         *(view.further(groups) if hasattr(view, "further") else []),
         *([exported] if exported else []),
         section("recipe", "Recipes" if len(groups) > 1 else "Recipe", draw_recipes(groups)),
         section("method", "Method", draw_provenance(groups, view.method(groups))),
     ]
+
+
+def _cost(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> Html:
+    """What one image costs; of samples of another kind there is no one size."""
+    return section(
+        "cost",
+        "Cost",
+        draw_cost(groups, speeds),
+        lead="Counted on one image; speeds are measured.",
+    )
 
 
 def _view(groups: Sequence[Group]) -> Any:
@@ -147,12 +158,13 @@ def _subtitle(groups: Sequence[Group]) -> str:
     first = groups[0].first
     runs = sum(len(group.runs) for group in groups)
     test = (first.result.get("test") or {}).get("seen")
+    unit = first.recipe.unit.removesuffix("s")
     classes = len(first.classes)
     parts = [
         f"recipe {first.recipe.name}",
         counted(classes, "class", "classes") if classes else "",
     ]
-    parts += [counted(test, "test image")] if test else []
+    parts += [counted(test, f"test {unit}")] if test else []
     parts += [
         counted(runs, "run"),
         counted(int(first.result["epochs"]), "epoch"),

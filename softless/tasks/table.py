@@ -7,9 +7,10 @@ from typing import NamedTuple
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, need, unknown
 from softless.evaluation.run import LoadedRun
+from softless.experiment.bag_table import BagTableSpec
+from softless.experiment.groups import LISTED, TableSpec
 from softless.experiment.recipe import Recipe
 from softless.tasks import folders, lengths
-from softless.tasks.classification.task import Classification
 from softless.tasks.folders import of_tasks
 from softless.tasks.task import Task
 
@@ -45,7 +46,7 @@ def open_task(recipe: Recipe) -> Task:
     kind = TASKS[recipe.task]
     if recipe.metric not in kind.measures:
         raise unknown(f"measure of {kind.name}", recipe.metric, kind.measures)
-    if recipe.class_weights != "none" and not issubclass(kind, Classification):
+    if recipe.class_weights != "none" and not kind.weighs:
         raise UsageError(
             f"class_weights={recipe.class_weights} is for classification; this recipe is for "
             f"{kind.name}"
@@ -63,15 +64,17 @@ def dense_samples(
     path: str | None,
     split: str,
     *,
+    table: TableSpec | BagTableSpec | None = None,
     batch_size: int | None = None,
     workers: int = 0,
 ) -> tuple[Task, Samples]:
     """The run's own task on a split of labelled images, their classes in the run's order.
 
     Args:
-        loaded: a run of detection or segmentation.
+        loaded: a run of any task but classification.
         path: where the images are; None is where the run found its own.
         split: train, val or test.
+        table: that lists other samples, where the task takes one.
         batch_size: images at once; as in training by default.
         workers: processes that load images.
 
@@ -80,7 +83,13 @@ def dense_samples(
     """
     stored = loaded.recipe
     spec = replace(stored.data, path=path or stored.data.path, workers=workers)
-    task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
+    recipe = replace(stored, data=spec, batch_size=batch_size or stored.batch_size)
+    if loaded.task in LISTED and (path is not None or table is not None):
+        whole = replace(spec, folds=None, fold=None)
+        recipe = replace(recipe, data=whole, table=table or stored.table)
+        task = TASKS[loaded.task].open_other(recipe, split)
+    else:
+        task = open_task(recipe)
     task = task.with_classes(loaded.classes, f"the run {loaded.path}")
     splits = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}
     samples = splits[split]

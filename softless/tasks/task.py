@@ -69,6 +69,7 @@ class Task(ABC):
     measures: ClassVar[tuple[str, ...]]  # of `experiment.measures`, that may choose the best epoch
     # whether the state before the first step is measured too, as epoch 0, and may be the best
     measured_first: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False  # whether `class_weights` have a meaning for its loss
 
     recipe: Recipe  # of the length that fits the data, once `open_task` gave it
     splits: Splits
@@ -83,6 +84,13 @@ class Task(ABC):
             DataError: all faults, each with its file.
             UsageError: a field of the recipe that cannot be used.
         """
+
+    @classmethod
+    def open_other(cls, recipe: Recipe, split: str) -> "Task":  # noqa: ARG003
+        """The task on other data than a run was trained on, where the part `split` of them is
+        measured; a task may take data without parts whole.
+        """
+        return cls.open(recipe)
 
     def with_classes(self, classes: Sequence[str], owner: str) -> "Task":
         """The task with class indices in the order of `classes`, matched by name, as a trained
@@ -216,6 +224,25 @@ class Task(ABC):
     def baselines(self, samples: Samples) -> Mapping[str, Mapping[str, Any]]:  # noqa: ARG002
         """Measures on these samples that need no training (the commonest class, another human), by
         name: what a score is held against.
+        """
+        return {}
+
+    def trial(self) -> tuple[Tensor, ...]:
+        """What a new model is tried on before a folder is made: arguments of its forward pass."""
+        return (torch.zeros(1, self.splits.in_chans, *sides(self.recipe.data.image_size)),)
+
+    def extent(self, samples: Samples) -> str:  # noqa: ARG002
+        """How large the samples are, in words, where they have no pixels; nothing of images."""
+        return ""
+
+    @classmethod
+    def over_folds(cls, folder: Path, runs: Sequence[Path]) -> dict[str, Any]:  # noqa: ARG003
+        """What the runs of all folds say together: files are written into their folder, numbers
+        returned for folds.json. Nothing where each fold speaks for itself.
+
+        Args:
+            folder: of the folders of the folds.
+            runs: their folders, finished.
         """
         return {}
 

@@ -47,8 +47,12 @@ def about_data(run: Run) -> dict[str, Any]:
         "images": {part: len(samples) for part, samples in present.items()},
         "counted": run.task.counted,
         "classes": {part: run.task.composition(samples) for part, samples in present.items()},
-        "sizes": sizes(splits.train),
-        "seen": list(run.task.trained_pixels()),
+        "unit": run.recipe.unit,
+        **(
+            {"extent": extent}
+            if (extent := run.task.extent(splits.train))
+            else {"sizes": sizes(splits.train), "seen": list(run.task.trained_pixels())}
+        ),
     }
 
 

@@ -17,11 +17,10 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from softless.data.datasets import cut_parts, open_parts
 from softless.errors import DataError, Interrupted, ResumeMismatch, UsageError, need
 from softless.experiment.claim import holder
 from softless.experiment.folder import REPORT, RunFolder, differences
@@ -29,6 +28,7 @@ from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe, as_json, restored
 from softless.models.durable import make_folder, write_text
 from softless.models.records import TABLE, check, read_json, whole
+from softless.tasks.table import TASKS
 from softless.training.loop import fit
 from softless.training.result import Result
 from softless.training.settle import located
@@ -72,6 +72,7 @@ class Folds:
     folder: Path
     results: tuple[Result, ...]
     estimates: Mapping[str, FoldEstimate]  # by measure
+    together: Mapping[str, Any] = field(default_factory=dict)  # what the task says of all folds
 
     def to_dict(self) -> dict[str, Any]:
         """What folds.json holds: estimates by measure, and the result of each fold."""
@@ -79,6 +80,7 @@ class Folds:
             "folds": len(self.results),
             "estimates": {name: vars(estimate) for name, estimate in self.estimates.items()},
             "results": [_entry(result) for result in self.results],
+            **({"together": dict(self.together)} if self.together else {}),
         }
 
     def __str__(self) -> str:
@@ -98,6 +100,7 @@ class Folds:
             )
         return "\n".join([
             *lines,
+            *([str(self.together["text"])] if self.together.get("text") else []),
             (
                 f"run folders {self.folder / 'fold0'} to fold{len(self.results) - 1}, numbers "
                 f"{self.folder / FOLDS}"
@@ -119,8 +122,8 @@ def fit_folds(
     that is not finished.
 
     Args:
-        recipe: of a classifier; its images are cut into folds, so they may have no parts of their
-            own.
+        recipe: of a task that folds can be cut for (`experiment.groups.LISTED`); its images may
+            have no parts of their own.
         folder: of the folders of the folds.
         folds: how many, at least 2; None continues as many as there are.
         resume: go on with the folds in the folder.
@@ -159,7 +162,8 @@ def fit_folds(
             )
             if not run_folder.has(REPORT):
                 finished(fold_recipe, run_folder.path)
-    reached = Folds(folder, tuple(results), _estimates(results))
+    together = TASKS[recipe.task].over_folds(folder, [result.run_dir for result in results])
+    reached = Folds(folder, tuple(results), _estimates(results), together)
     _write(folder, {"folds": count, "recipe": as_json(recipe), **reached.to_dict()})
     return reached
 
@@ -251,8 +255,7 @@ def _continued(stored: Mapping[str, Any], recipe: Recipe, folder: Path, folds: i
 def _try_cuts(first: Recipe) -> None:
     """Cut all folds before the first is trained."""
     first.check()
-    parts, classes = open_parts(first.data, first.table)
-    cut_parts(parts, classes, first.data, first.seed)
+    TASKS[first.task].open(first)
 
 
 def _clear_beyond(folder: Path, count: int) -> None:

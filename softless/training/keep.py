@@ -16,6 +16,7 @@ from softless.experiment.candidates import KEYS, best_of, better, finite, gain, 
 from softless.experiment.epochs import COUNTED, START, of_epoch
 from softless.experiment.folder import MODEL, RESULT
 from softless.experiment.groups import CLASSIFIES
+from softless.experiment.measures import describe
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
 from softless.models.sides import sides
@@ -54,7 +55,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
     if np.isfinite(candidate["loss"]) and not finite(candidate):
         raise UsageError(
             f"{run.recipe.metric} cannot be computed on this validation split of "
-            f"{line['val']['seen']} images, so no epoch "
+            f"{line['val']['seen']} {run.recipe.unit}, so no epoch "
             f"can be chosen by it: set {_usable_measures(run, line['val'])}"
         )
     line["kept"] = better(candidate, run.best)
@@ -155,7 +156,7 @@ def result(run: Run, outcome: Outcome | None) -> Result:
     if outcome is not None:
         assert run.splits.test is not None
         outcome.write(run.folder.path, run.splits.test)
-    publish(run)
+    publish(run, _trained(run, reached))
     run.folder.write_json(
         RESULT,
         {**{key: value for key, value in asdict(reached).items() if key != "run_dir"}, **COUNTED},
@@ -163,7 +164,24 @@ def result(run: Run, outcome: Outcome | None) -> Result:
     return reached
 
 
-def publish(run: Run) -> None:
+def _trained(run: Run, reached: Result) -> dict[str, str]:
+    """What the model card says of the training; no path of this machine."""
+    recipe, splits = run.requested, run.splits
+    parts = {"training": splits.train, "validation": splits.val, "test": splits.test}
+    counts = [f"{len(part):,} {name}" for name, part in parts.items() if part is not None]
+    scores = reached.val if reached.test is None else reached.test
+    low, high = scores.get("interval") or (None, None)
+    interval = "" if low is None else f", 95 % interval {low:.3f} to {high:.3f}"
+    return {
+        "recipe": f"`{recipe.name}`, {recipe.summary}",
+        run.task.counted: ", ".join(counts),
+        "epochs": f"{reached.epochs}, of which {reached.best_epoch} is the best on validation",
+        "seed": str(recipe.seed),
+        "test" if reached.test is not None else "validation": f"{describe(scores)}{interval}",
+    }
+
+
+def publish(run: Run, card: Mapping[str, str]) -> None:
     """The best weights, which the model holds now, as a folder for timm's `local-dir:`."""
     folder, data = run.folder.path / MODEL, run.recipe.data
     model = run.task.published(run.task.evaluated(run.model))
@@ -183,7 +201,7 @@ def publish(run: Run) -> None:
     image_facts |= {"task": run.recipe.task} if labelled else {}
     classes = run.splits.classes if labelled else None
     try:
-        save_weights(model, folder, data=image_facts, classes=classes)
+        save_weights(model, folder, data=image_facts, classes=classes, card=card)
     except StorageError:
         raise
     except UsageError as error:  # the run itself is whole
@@ -215,5 +233,5 @@ def summary(run: Run, line: dict[str, Any]) -> str:
         return f"the start{loss}{chosen}"
     return (
         f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  "
-        f"{rate(line['images_per_second'])} images/s"
+        f"{rate(line['images_per_second'])} {run.recipe.unit}/s"
     )

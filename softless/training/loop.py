@@ -30,10 +30,10 @@ from softless.training.agreement import agree_on_command
 from softless.training.epoch_state import OnEpoch
 from softless.training.faults import Rewind, StepOutcome, buffers, judge, leave_out
 from softless.training.gradients import backward
+from softless.training.loggers import check_loggers, logging_to
 from softless.training.progress import Progress
 from softless.training.result import Result, stored
 from softless.training.run import Partial, Run
-from softless.training.scalars import Scalars
 from softless.training.settle import settled
 from softless.training.setup import continue_newest, set_up
 from softless.training.signals import Signals, Stop
@@ -81,6 +81,7 @@ def fit(
     """
     if recipe is not None:
         recipe.check()
+        check_loggers(recipe.loggers)
     folder = RunFolder(Path(run_dir))
     patience = PATIENCE if recipe is None else recipe.rank_patience
     with (
@@ -165,13 +166,13 @@ def train(run: Run, *, progress: bool) -> Result:
         run.world.first(lambda: checkpoint.save(run))
     with (
         Progress(run.epochs, len(run.loader), run.updates, show=show) as bar,
-        Scalars(run) as scalars,
+        logging_to(run) as log,
     ):
         while run.epoch < run.epochs and not keep.ended_early(run):
             line = run_epoch_or_rewind(run, bar)
             if line is not None:
                 bar.epoch(line["epoch"], keep.summary(run, line))
-                scalars.write(line)
+                log(line)
     with run.rest():
         return finish(run)
 

@@ -80,6 +80,7 @@ def build_for(
         task.splits.classes,
         outputs=task.outputs,
         drawn=drawn,
+        trial=task.trial,
     )
     if recover is not None:
         recover(model)
@@ -116,11 +117,13 @@ def assembled(
     *,
     outputs: int | None = None,
     drawn: bool = False,
+    trial: Callable[[], tuple[Tensor, ...]] | None = None,
 ) -> nn.Module:
     """Assemble, start and try a model: a size that it refuses is refused before a folder is
     made.
 
-    `drawn` leaves the weights as the seed draws them, for those of a checkpoint.
+    `drawn` leaves the weights as the seed draws them, for those of a checkpoint. `trial` makes what
+    it is tried on; None is an image.
     """
     start = None if drawn else start_of(recipe.model)
     if recipe.model.name == GIVEN:
@@ -139,7 +142,8 @@ def assembled(
     if start is not None:
         _begin(model, start, recipe, construction, classes)
     with torch.no_grad(), _in_one_sentence(recipe):
-        model.eval()(torch.zeros(1, in_chans, *sides(recipe.data.image_size)))
+        image = (torch.zeros(1, in_chans, *sides(recipe.data.image_size)),)
+        model.eval()(*(image if trial is None else trial()))
     model.train()
     if recipe.grad_checkpointing:
         host: Any = getattr(model, "host", model)

@@ -70,6 +70,8 @@ class Opening:
     trained: int | None = None  # of the parameters, where it is not all
     softmax: str = ""  # where the model keeps softmax beside another operator
     fitted: tuple[str, ...] = ()  # what of the recipe's length was changed to fit the data
+    extent: str = ""  # how large the samples are, where they have no pixels
+    unit: str = "images"  # what they are called
     # that the steps and validations ahead take, about; None: not tried
     seconds: float | None = None
     cpu_seconds: float | None = None
@@ -89,10 +91,11 @@ class Opening:
         several = f", {self.processes} processes of" if self.processes > 1 else ","
         total, ahead = self.epochs * self.steps, self.epochs * self.steps - self.done
         remaining = f"; {self.done:,} are done, {ahead:,} ahead" if self.done else ""
+        size = f"; {self.extent}" if self.extent else f" at {height} x {width}"
         return [
             (
                 f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, "
-                f"{test} images at {height} x {width}"
+                f"{test} {self.unit}{size}"
             ),
             (
                 f"model    {self.model}, {self.parameters:,} parameters{several} "
@@ -164,6 +167,8 @@ def described(run: Run) -> Opening:
         trained=_trained(run),
         softmax=told(softmax_kept(run.task.evaluated(run.model))),
         fitted=tuple(run.task.fitted.sentences(len(run.splits.train))),
+        extent=run.task.extent(splits.train),
+        unit=recipe.unit,
     )
 
 

@@ -12,6 +12,7 @@ from softless.data.given import has_labels
 from softless.data.notices import notice
 from softless.data.tables import label_count
 from softless.errors import UsageError, located, need_module
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.groups import CLASSIFIES, ModelSpec, TableSpec
 from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN, noted
@@ -32,6 +33,8 @@ def with_table(recipe: Recipe, path: str | Path | None) -> Recipe:
     """
     if path is None:
         return recipe
+    if recipe.settings is not None and recipe.settings.listed:
+        return replace(recipe, table=replace(recipe.table or BagTableSpec(), path=str(path)))
     if recipe.task != "classification" or recipe.data.source != "folder":
         raise UsageError(
             f"recipe '{recipe.name}' reads no image files with classes, so --table {path} has "
@@ -57,8 +60,8 @@ def with_labels(recipe: Recipe, path: str | Path | None, user_fields: Mapping[st
             name: value for name, value in user_fields.items() if name.partition(".")[0] == "table"
         }
         named = recipe.with_fields(**columns)
-        has_table = named.table is not None and located(named.table.path or "").is_file()
-        several = has_table and named.table is not None and label_count(named.table) > 1
+        has_table = isinstance(named.table, TableSpec) and located(named.table.path or "").is_file()
+        several = has_table and isinstance(named.table, TableSpec) and label_count(named.table) > 1
     else:
         several = (
             recipe.data.source == "npz"

@@ -51,7 +51,7 @@ class Result:
             f"best epoch {self.best_epoch} of {self.epochs}{whose}: validation {describe(self.val)}"
         ]
         if self.test is not None:
-            low, high = self.test.get("interval", (None, None))
+            low, high = self.test.get("interval") or (None, None)
             form = ".1%" if "top1" in self.test else ".3f"
             interval = "" if low is None else f", 95 % interval {low:{form}} to {high:{form}}"
             lines.append(f"test {describe(self.test)}{interval}")

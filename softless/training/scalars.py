@@ -10,7 +10,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 from softless.experiment.folder import SCALARS
@@ -33,15 +32,7 @@ class Scalars:
             restarted = {"step": run.epoch + 1, "session_log": {"status": "START"}}
             append(self.path, _records({"file_version": "brain.Event:2"}, restarted))
 
-    def __enter__(self) -> "Scalars":  # noqa: PYI034 - typing.Self is younger than Python 3.10
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self, *, failed: bool) -> None:
         """Each epoch is on disk already."""
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -51,7 +42,7 @@ class Scalars:
             StorageError: the disk is full or the folder cannot be written.
         """
         if self.enabled:
-            values = [{"tag": name, "simple_value": value} for name, value in _flat(line)]
+            values = [{"tag": name, "simple_value": value} for name, value in flat(line)]
             append(self.path, _records({"step": line["epoch"], "summary": {"value": values}}))
 
 
@@ -75,9 +66,10 @@ def _records(*events: Mapping[str, Any]) -> bytes:
     return stream.getvalue()
 
 
-def _flat(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def flat(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a line by name, those of tables as `val/loss`; the epoch itself is none."""
     for name, value in line.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
+            yield from flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and name != "epoch":
             yield prefix + name, float(value)

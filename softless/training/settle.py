@@ -112,8 +112,10 @@ def located(recipe: Recipe) -> Recipe:
         data = replace(data, path=from_root(data.path))
     if model.weights:
         model = replace(model, weights=from_root(model.weights.removeprefix(FOLDER)))
-    if table is not None and table.path:
-        table = replace(table, path=from_root(table.path))
+    if table is not None:
+        files = {name: getattr(table, name, None) for name in ("path", "slides", "splits")}
+        rooted: Any = {name: from_root(file) for name, file in files.items() if file}
+        table = replace(table, **rooted)
     return replace(recipe, data=data, table=table, model=model)
 
 

@@ -15,11 +15,13 @@ from softless.errors import CheckpointError
 from softless.experiment import claim
 from softless.experiment.checkpoints import Checkpoints
 from softless.experiment.claim import Claim
+from softless.experiment.configuration import written
 from softless.experiment.folder import (
     CHECKPOINTS,
     CLASSES,
     LEFT_OUT,
     RECIPE,
+    RECIPE_YAML,
     RESULT,
     SPLITS,
     RunFolder,
@@ -180,6 +182,7 @@ def _describe(run: Run) -> None:
     fitted = {name: new_value for name, (_, new_value) in run.task.fitted.changed.items()}
     content = {**as_json(run.requested), "fitted": fitted}
     run.folder.write_json(RECIPE, {**content, **origin.versions(), "machine": machine(run.device)})
+    write_text(run.folder.path / RECIPE_YAML, written(run.requested))
     run.folder.write_json(CLASSES, list(run.splits.classes))
     write_about(run)
     if run.recovered:

@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     "img_size": 32,
 }
 SIMA = "sima_deit_tiny_patch16_224"
-NAMES = {"model.safetensors", "config.json", "digests.json"}
+NAMES = {"model.safetensors", "config.json", "digests.json", "README.md"}
 
 # name, operator, arguments, and the architecture that timm is told; timm knows all but the last two
 MODELS: dict[str, tuple[str, str | None, dict[str, Any], str]] = {

@@ -14,6 +14,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def faults(thing: Callable[..., Any]) -> Iterator[str]:
 
 def raises(thing: Callable[..., Any]) -> bool:
     """Whether a function, or the constructor of a class, raises; a call may do it for it."""
-    function = thing.__init__ if inspect.isclass(thing) else thing
+    function = thing.__init__ if inspect.isclass(thing) and not is_dataclass(thing) else thing
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return any(isinstance(node, ast.Raise | ast.Call) for node in ast.walk(tree))
 

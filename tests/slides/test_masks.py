@@ -59,6 +59,18 @@ def polygons(path: Path, *shapes: Any, kind: str = "collection") -> Path:
     return path
 
 
+def pairs(edges: np.ndarray) -> np.ndarray:
+    return np.stack([edges[:-1], edges[1:]], axis=1)
+
+
+def test_shares_of_rectangles_that_lie_over_one_another() -> None:
+    values = np.random.default_rng(1).random((9, 7)) > 0.5
+    rows, columns = np.array([[0, 4], [2, 6], [5, 11.0]]), np.array([[0, 7], [1, 2.0]])
+    found = shares(values, rows, columns)
+    assert found[1, 0] == pytest.approx(values[2:6].mean())
+    assert found[2, 1] == pytest.approx(values[5:, 1].sum() / 6)
+
+
 def test_shares_are_the_means_of_rectangles() -> None:
     values = np.random.default_rng(0).random((14, 23)) > 0.5
     rows, columns = np.array([0, 0.25, 3.5, 3.75, 14]), np.array([-1, 2.5, 20, 25.0])
@@ -69,7 +81,8 @@ def test_shares_are_the_means_of_rectangles() -> None:
             (columns[column : column + 2] * 4 + 4).astype(int),
         )
         wanted = fine[y[0] : y[1], x[0] : x[1]].mean()
-        assert shares(values, rows, columns)[row, column] == pytest.approx(wanted, abs=1e-12)
+        means = shares(values, pairs(rows), pairs(columns))
+        assert means[row, column] == pytest.approx(wanted, abs=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "one", "RGB"])

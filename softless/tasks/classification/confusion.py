@@ -21,13 +21,21 @@ def confusion(group: Group) -> NDArray[np.int64]:
     return total
 
 
-def draw_confusion(group: Group, counts: NDArray[np.int64]) -> Html:
-    """One model's counts (K, K) as a matrix, or in words where there are many classes."""
-    classes = group.first.classes
-    heading = tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label)
+def draw_confusion(group: Group, counts: NDArray[np.int64], unit: str = "images") -> Html:
+    """One model's counts (K, K) as a matrix, or in words where there are many classes; `unit` is
+    what is counted.
+    """
+    return draw_counts(group.label, group.colour, group.first.classes, counts, unit)
+
+
+def draw_counts(
+    label: str, colour: str, classes: tuple[str, ...], counts: NDArray[np.int64], unit: str
+) -> Html:
+    """Counts (K, K) under a heading with a colour."""
+    heading = tag("h3", tag("span", class_=f"swatch {colour}"), label)
     if not counts.sum():
         return tag("div", heading, tag("p", "No test predictions.", class_="note"))
-    body = _matrix(classes, counts, group) if len(classes) <= MOST else None
+    body = _matrix(classes, counts, label, colour, unit) if len(classes) <= MOST else None
     return tag(
         "div",
         heading,
@@ -37,7 +45,9 @@ def draw_confusion(group: Group, counts: NDArray[np.int64]) -> Html:
     )
 
 
-def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -> Html:
+def _matrix(
+    classes: tuple[str, ...], counts: NDArray[np.int64], label: str, colour: str, unit: str
+) -> Html:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     rows = []
     for truth, name in enumerate(classes):
@@ -48,7 +58,7 @@ def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -
             "td",
             percent(shares[truth, truth], 0),
             class_="recall",
-            title=f"of {counts[truth].sum()} images of {name}",
+            title=f"of {counts[truth].sum()} {unit} of {name}",
         )
         rows.append(tag("tr", tag("th", name, scope="row"), cells, recall))
     long_names = max(map(len, classes)) > 3
@@ -62,20 +72,19 @@ def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -
             "table",
             tag(
                 "caption",
-                f"Rows: truth. Columns: what {group.label} said. Last column: share of the class "
-                "found.",
+                f"Rows: truth. Columns: what {label} said. Last column: share of the class found.",
             ),
             tag(
                 "thead",
                 tag("tr", tag("td"), head, tag("th", "found", scope="col", class_="recall")),
             ),
             tag("tbody", rows),
-            class_=f"matrix {group.colour}" + (" many" if len(classes) > 12 else ""),
+            class_=f"matrix {colour}" + (" many" if len(classes) > 12 else ""),
         ),
         class_="scroll",
         tabindex="0",
         role="region",
-        aria_label=f"confusion of {group.label}",
+        aria_label=f"confusion of {label}",
     )
 
 

@@ -37,6 +37,7 @@ from softless.models.sides import sides
 from softless.models.sizes import with_training_scale
 from softless.tasks.classification.measure import validate
 from softless.tasks.task import Loss, Task, TrainingProgress
+from softless.tasks.weights import asked_weights, class_weights
 
 MIXUP_MODES = ("batch", "pair", "elem")
 
@@ -56,6 +57,7 @@ class Classification(Task):
     name = "classification"
     needs: ClassVar[tuple[str, ...]] = ()
     measures: ClassVar[tuple[str, ...]] = ("top1", "balanced_accuracy", "auc", "loss")
+    weighs = True
 
     def __init__(
         self, recipe: Recipe, classes: Sequence[str], class_counts: Sequence[int] | np.ndarray
@@ -244,43 +246,6 @@ def model_args(recipe: Recipe, classes: int, in_chans: int) -> dict[str, Any]:
     return with_training_scale(
         spec.name, args if spec.op is None else {"op": spec.op, **args}, pixels
     )
-
-
-def asked_weights(
-    requested: str | Mapping[int | str, float],
-    classes: Sequence[str],
-    balanced: Callable[[], Tensor],
-) -> Tensor | None:
-    """The weights of the classes (K,) that a recipe asks for: none, balanced ones, or those that
-    are named.
-
-    Raises:
-        UsageError: an unknown class.
-    """
-    if isinstance(requested, str):
-        return balanced() if requested == "balanced" else None
-    weights = torch.ones(len(classes))
-    for name, weight in requested.items():
-        if str(name) not in classes:
-            raise unknown("class (class_weights)", str(name), classes)
-        weights[classes.index(str(name))] = weight
-    return weights
-
-
-def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:
-    """n / (K n_c) for each class, (K,) float32 of counts (K,): rare classes count more, the mean
-    over the images stays 1.
-
-    Raises:
-        UsageError: a class without an image.
-    """
-    counts = torch.as_tensor(np.asarray(class_counts), dtype=torch.float64)
-    if (counts == 0).any():
-        raise UsageError(
-            "balanced class weights need an image of every class; training images per class: "
-            f"{counts.long().tolist()}"
-        )
-    return (counts.sum() / (len(counts) * counts)).float()
 
 
 def _mixer(augment: AugmentSpec, classes: int) -> Any:

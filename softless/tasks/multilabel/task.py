@@ -22,8 +22,9 @@ from softless.data.loader import EpochLoader
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError
 from softless.experiment.recipe import Recipe
-from softless.tasks.classification.task import Classification, asked_weights
+from softless.tasks.classification.task import Classification
 from softless.tasks.multilabel.measure import LabelEvaluation, evaluate_labels
+from softless.tasks.weights import asked_weights, label_weights
 from softless.words import few
 
 
@@ -112,21 +113,6 @@ class Multilabel(Classification):
         return F.binary_cross_entropy_with_logits(
             logits.to(dtype), targets.to(dtype), pos_weight=self.weight
         )
-
-
-def label_weights(targets: np.ndarray, classes: Sequence[str]) -> Tensor:
-    """Images without a label over those with it, for each label: (K,) float32 of targets (n, K).
-
-    Raises:
-        UsageError: a label that no image has.
-    """
-    positive = np.asarray(targets, dtype=np.float64).sum(0)
-    none = [name for name, count in zip(classes, positive, strict=True) if not count]
-    if none:
-        raise UsageError(
-            f"balanced class weights need an image with every label; none has {few(none)}"
-        )
-    return torch.as_tensor((len(targets) - positive) / positive).float()
 
 
 TASK = Multilabel

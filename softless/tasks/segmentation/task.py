@@ -24,13 +24,13 @@ from softless.data.samples import Samples
 from softless.data.transforms import Pipeline
 from softless.errors import UsageError, need
 from softless.experiment.recipe import Recipe
-from softless.tasks.classification.task import asked_weights, class_weights
 from softless.tasks.segmentation.measure import SegmentationScores as Outcome
 from softless.tasks.segmentation.measure import Tally, evaluate
 from softless.tasks.segmentation.samples import IGNORE, LabelImages, open_label_images
 from softless.tasks.segmentation.settings import SegmentationSpec
 from softless.tasks.segmentation.transforms import eval_pipeline, train_pipeline
 from softless.tasks.task import Task
+from softless.tasks.weights import asked_weights, class_weights
 
 
 class Segmentation(Task):

@@ -19,7 +19,8 @@ from softless.experiment.recipe import Recipe
 from softless.recipes import get_recipe
 from softless.tasks.multilabel.measure import LabelEvaluation, resampled, weighted_auc
 from softless.tasks.multilabel.settings import MultilabelSpec
-from softless.tasks.multilabel.task import Multilabel, label_weights
+from softless.tasks.multilabel.task import Multilabel
+from softless.tasks.weights import label_weights
 from tests.data.making import labelled, medmnist, table
 
 SMALL = [
