@@ -89,6 +89,7 @@ class Bags(Task):
         "top1",
         "balanced_accuracy",
         "concordance",
+        "last",  # where validation patients are too few to pick an epoch
     )
     counted: ClassVar[str] = "bags"
     weighs = True
@@ -284,7 +285,7 @@ def _check(recipe: Recipe, kind: Kind) -> None:
         UsageError: it does not.
     """
     metric = recipe.metric
-    if (kind == "survival") != (metric == "concordance") and metric != "loss":
+    if (kind == "survival") != (metric == "concordance") and metric not in {"loss", "last"}:
         usual = "concordance" if kind == "survival" else "auc"
         raise UsageError(
             f"metric={metric}: the table has {'survival times' if kind == 'survival' else 'labels'}"

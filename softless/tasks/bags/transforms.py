@@ -33,7 +33,8 @@ class Read:
 
     def __call__(self, sample: tuple[Any, Any]) -> tuple[Tiles, Any]:
         bag, target = sample
-        features = torch.from_numpy(np.ascontiguousarray(bag.features[0 : len(bag)]))
+        # a copy: files that are kept in memory are not to be written into
+        features = torch.from_numpy(np.array(bag.features[0 : len(bag)]))
         coords = bag.coords_um if self.positions else None
         placed = (
             torch.zeros(len(features), 0, dtype=torch.float64)
