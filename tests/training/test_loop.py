@@ -93,7 +93,7 @@ def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
         == result.weights
         == json.loads((out / "best.json").read_text())["weights"]
     )
-    recipe = json.loads((out / "recipe.json", "recipe.yaml").read_text())
+    recipe = json.loads((out / "recipe.json").read_text())
     assert recipe["optim"]["lr"] == tiny.optim.lr
     assert {"softless", "torch", "timm", "machine"} <= set(recipe)
     assert json.loads((out / "classes.json").read_text()) == ["0", "1", "2"]
