@@ -45,7 +45,7 @@ quick: $(STAMP)          ## the tests that take less than ten seconds each
 
 soak: $(STAMP)           ## hours: kills, several ranks, every compiler and sanitizer, and the counts behind docs/reliability.md
 	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py tests/experiment/test_files.py tests/cli/test_disks.py --count benchmarks/reliability.csv
-	$(BIN)/python -m pytest -m soak tests/attention tests/compare tests/exporting tests/lab tests/cli tests/convert tests/layers tests/measure tests/models tests/native tests/ops tests/ranks tests/slides
+	$(BIN)/python -m pytest -m soak tests/attention tests/compare tests/exporting tests/lab tests/cli tests/convert tests/layers tests/measure tests/models tests/native tests/ops tests/ranks tests/serving tests/slides
 	$(BIN)/python -m lab survival --record
 
 threads: $(STAMP)        ## eight threads of every host and operator, against one; a quarter of an hour

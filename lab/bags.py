@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lab.bag_rivals import RIVALS, in_place
 from lab.kept import answer_in
 from softless.compare.record import record_path, write_csv
 from softless.data.progress import track
@@ -177,6 +178,7 @@ def bags(
     Args:
         data: ucsb, folds of 58 patients; digits, 2,250 bags of which half hold one nine.
         models: names; by default `<op>_bag_tiny` of every operator, and the controls.
+            torchmil_abmil and torchmil_transmil are torchmil's, where it is installed.
         seeds: how many, from 0 on.
         tiles: lengths of the bags of digits; one of them is a nine.
         ucsb: folder of ucsb_bags.npz and slides.csv.
@@ -193,8 +195,8 @@ def bags(
     need("sklearn")
     names = list(models) or [*(n for n in bag_models() if n.endswith(f"_{SIZE}")), *CONTROLS]
     for name in names:
-        if name not in bag_models():
-            raise unknown("model of bags", name, bag_models())
+        if name not in bag_models() and name not in RIVALS:
+            raise unknown("model of bags", name, [*bag_models(), *RIVALS])
     for kind in data:
         if kind not in {"ucsb", "digits"}:
             raise unknown("kind of data", kind, ("ucsb", "digits"))
@@ -295,9 +297,10 @@ def _measured(
         fields, each, spec = DIGITS, [{}], BagTableSpec(path=str(listed))
     answers: dict[str, tuple[bool, float]] = {}
     for part in each:
-        answers |= _tested(
-            _recipe(model, files, spec, {**fields, **part, **own, "seed": seed}), device
-        )
+        with in_place(model) as name:
+            answers |= _tested(
+                _recipe(name, files, spec, {**fields, **part, **own, "seed": seed}), device
+            )
     names = sorted(answers)
     return BagCell(
         kind,

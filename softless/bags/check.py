@@ -15,7 +15,7 @@ import numpy as np
 
 from softless.bags.bag import Bag
 from softless.bags.files import source_of
-from softless.bags.folder import BagSamples, bag_files, gathered_bags
+from softless.bags.folder import BagSamples, bag_files, gathered_bags, reason_of
 from softless.bags.many import holds_many
 from softless.bags.table import ALONE, BagTable, gathered_table
 from softless.data.findings import Fault, Gathering
@@ -123,7 +123,8 @@ def _check_each(samples: BagSamples, findings: Gathering) -> set[str]:
             digest = digest_of(bag)
             faults = list(_of_coordinates(bag))
         except DataError as error:
-            faults, digest = [Fault(bag.slide, str(error), "unreadable")], None
+            reason = reason_of(error, bag.features.name)
+            faults, digest = [Fault(bag.slide, reason, "unreadable")], None
         if faults:
             findings.bad += faults
             broken.add(bag.slide)

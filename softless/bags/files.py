@@ -6,13 +6,14 @@ A source names a file and holds nothing open, so that bags pass to other process
 
 import json
 import os
+import struct
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import local
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from softless.words import POINTED, POINTER, clipped
 
 _held = local()  # files: those that stay open, by process and path
 H5 = frozenset({".h5", ".hdf5"})
+NAME_AT = 26  # of a zip's header of a member: two bytes of length each for name and rest
 ENDINGS = (".h5", ".hdf5", ".npz", ".npy", ".pt", ".pth", ".zarr")
 # what pickle names where numpy arrays were saved by torch: they hold numbers and run nothing
 PLAIN_CLASSES: tuple[Any, ...] = (
@@ -238,26 +240,57 @@ def _npz(path: Path) -> Source:
     return FileSource(path, forms, _plain(attributes), {}, _open_npz)
 
 
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns are together, and type; the file then stands at the first number."""
+    read = (
+        np.lib.format.read_array_header_1_0
+        if np.lib.format.read_magic(file) == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    return read(file)
+
+
 def _npz_forms(archive: zipfile.ZipFile) -> Iterator[tuple[str, Form]]:
     """Names with shapes and types, from the headers alone."""
     for name in archive.namelist():
         if not name.endswith(".npy"):
             continue
         with archive.open(name) as member:
-            version = np.lib.format.read_magic(member)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read(member)
+            shape, _, dtype = _npy_header(member)
         yield name.removesuffix(".npy"), Form(shape, dtype)
 
 
 @contextmanager
 def _open_npz(path: Path, key: str) -> Iterator[np.ndarray]:
+    """An array as it is stored, mapped; a compressed one is unpacked once for reads in turn."""
+    mapped = _mapped(path, f"{key}.npy")
+    if mapped is None:
+        status = path.stat()
+        mapped = _unpacked(path, key, status.st_mtime_ns, status.st_size)
+    yield mapped
+
+
+@lru_cache(maxsize=1)
+def _unpacked(path: Path, key: str, *_stamp: int) -> np.ndarray:
     with np.load(path, allow_pickle=False) as file:
-        yield file[key]
+        array = file[key]
+    array.flags.writeable = False
+    return array
+
+
+def _mapped(path: Path, name: str) -> np.ndarray | None:
+    """A member that is not compressed; None where it is, or has no rows to map."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        member = archive.getinfo(name)
+        if member.compress_type != zipfile.ZIP_STORED:
+            return None
+        file.seek(member.header_offset + NAME_AT)
+        lengths = struct.unpack("<HH", file.read(4))  # of the name, and of what follows it
+        file.seek(sum(lengths), os.SEEK_CUR)
+        (shape, fortran, dtype), offset = _npy_header(file), file.tell()
+    if dtype.hasobject or not shape or 0 in shape:
+        return None
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def gathered_bags(
             bags.append(_opened(files[0], slide, settings))
             usable.append(index)
         except DataError as error:
-            faults.append(Fault(_below(files[0], root), str(error), "unreadable"))
+            faults.append(Fault(_below(files[0], root), reason_of(error, files[0]), "unreadable"))
     faults += _different(bags, root)
     remarks = _unlisted(openers, table)
     if not bags:
@@ -211,9 +211,21 @@ def _openers(root: Path) -> dict[str, list[Path]]:
         raise DataError(f"no folder at {root}: name the folder of the bags with --data")
     by_name: dict[str, list[Path]] = {}
     for file in bag_files(root):
-        for name in _many(file) or (bare(file.name),):
+        try:
+            names = _many(file) or (bare(file.name),)
+        except DataError:  # it is said where the bag is opened
+            names = (bare(file.name),)
+        for name in names:
             by_name.setdefault(name, []).append(file)
     return by_name
+
+
+def reason_of(error: DataError, called: object) -> str:
+    """What an error says of a file, without its name, which stands ahead of it."""
+    sentence = str(error)
+    if sentence.startswith(f"{called} "):
+        return f"it{sentence.removeprefix(str(called))}"
+    return sentence.removeprefix(f"{called}: ")
 
 
 def bag_files(root: Path, also: Collection[str] = ()) -> Iterator[Path]:

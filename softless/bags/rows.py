@@ -111,7 +111,8 @@ class Rows:
                 f"{self.name}: {counted(len(bad), 'row')} of its features hold NaN or infinity, "
                 f"first row {first + int(bad[0])}: make its features again"
             )
-        return rows
+        # torch warns of arrays that are not writable, and what is read is the reader's own
+        return rows if rows.flags.owndata and rows.flags.writeable else rows.copy()
 
 
 def _all_finite(rows: np.ndarray) -> bool:

@@ -31,6 +31,7 @@ KINDS: Mapping[str, Comparison] = {
     "latency": Comparison("softless.compare.latency:latency", trains=False),
     "export": Comparison("softless.compare.exports:exports", trains=False),
     "recover": Comparison("softless.compare.recovery:recoveries", trains=False),
+    "bags": Comparison("softless.compare.bags:bags", trains=False),
 }
 # what measures this repository, and stands beside it
 LAB = (
@@ -60,7 +61,16 @@ LAB = (
 
 def bench(
     kind: Literal[
-        "twins", "compare", "uses", "dino", "resolution", "runs", "latency", "export", "recover"
+        "twins",
+        "compare",
+        "uses",
+        "dino",
+        "resolution",
+        "runs",
+        "latency",
+        "export",
+        "recover",
+        "bags",
     ],
     *arguments: Any,
     **options: Any,
@@ -77,6 +87,8 @@ def bench(
     runs       finished runs of one model over their seeds: mean test accuracy with its interval
     latency    what an image takes a model in each runtime that is here, or several models
     export     a run in every format: does it work, is it right, exponentials, bytes, time
+    bags       models of bags: inference over a store of tiles, a training step in chunks, whole and
+               beside softmax
     recover    a trained model with other operators in place of its own, refitted and distilled:
                accuracy, agreement, exponentials
 
@@ -86,7 +98,7 @@ def bench(
     in a checkout.
 
     Args:
-        kind: twins, compare, uses, dino, resolution, runs, latency, export or recover.
+        kind: twins, compare, uses, dino, resolution, runs, latency, export, recover or bags.
         arguments: what the kind takes by place.
         options: what it takes by name.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from softless.data.datasets import open_parts, open_splits
 from softless.data.given import data_given, is_dataset, parts_of
 from softless.data.loader import shared_loader
+from softless.data.notices import notice
 from softless.data.samples import Samples
 from softless.data.sources import opened_for_all
 from softless.errors import UsageError, located, need, unknown
@@ -17,6 +18,7 @@ from softless.evaluation.knn import nearest
 from softless.evaluation.linear import LinearSettings, probe
 from softless.evaluation.run import MOST_AT_ONCE, LoadedRun
 from softless.experiment.assignments import assignments
+from softless.experiment.folder import SPLITS as SPLITS_FILE
 from softless.experiment.groups import CLASSIFIES, LISTED
 from softless.experiment.measures import MEASURES, beside
 from softless.exporting.dense.worth import of_normalised
@@ -45,8 +47,9 @@ from softless.tasks.table import TASKS, dense_samples
 from softless.tasks.task import Outcome
 from softless.training.machine import IN_MEMORY
 from softless.training.sharing import sharing
+from softless.training.split_table import learnt_from
 from softless.training.world import World
-from softless.words import visible
+from softless.words import as_cell, counted, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -430,7 +433,20 @@ def _by_task(
     loader = task.eval_loader(samples, world.rank, world.size)
     model = of_normalised(loaded.model)
     outcome = task.to(world.device).evaluate(model, loader, amp=job.amp, label="evaluating")
+    if not job.source.own and loaded.task in LISTED:
+        _say_learnt(loaded, samples)
     return task.decided(outcome, loaded.best)
+
+
+def _say_learnt(loaded: LoadedRun, samples: Samples) -> None:
+    """A line where a run is measured on what it learnt from."""
+    learnt = learnt_from(loaded.path / SPLITS_FILE)
+    known = sum(as_cell(samples.name(index)) in learnt for index in range(len(samples)))
+    if known:
+        notice(
+            f"{known:,} of {counted(len(samples), 'slide')} were in the training or validation "
+            f"part of {loaded.path}: numbers of them say nothing of new ones"
+        )
 
 
 def _write_answers(outcome: Outcome, loaded: LoadedRun, path: str | Path) -> None:

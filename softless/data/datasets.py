@@ -19,6 +19,7 @@ from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.data.tables import table_parts
 from softless.errors import DataError, UsageError, located, unknown
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.data_rules import check_scaling
 from softless.experiment.groups import DataSpec, TableSpec
 from softless.experiment.ranges import FIELD as RANGE
@@ -62,7 +63,7 @@ class Splits:
         return replace(self, train=train, val=val, test=test, classes=tuple(classes))
 
 
-def open_splits(spec: DataSpec, seed: int, table: TableSpec | None = None) -> Splits:
+def open_splits(spec: DataSpec, seed: int, table: TableSpec | BagTableSpec | None = None) -> Splits:
     """Open the source that `spec` names, or the images that a table lists, and cut it
     (`cut_parts`).
 
@@ -93,7 +94,7 @@ def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
 
 
 def open_parts(
-    spec: DataSpec, table: TableSpec | None = None
+    spec: DataSpec, table: TableSpec | BagTableSpec | None = None
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the
     class names.
@@ -116,6 +117,7 @@ def open_parts(
         )
     if spec.in_chans < 1:
         raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")
+    table = _of_images(table)
     if table is not None:
         parts, classes = table_parts(table, spec.path, spec.in_chans, Range.of(spec.range))
         return sift(next(iter(parts.values())).root, parts, spec.faults), classes
@@ -141,6 +143,17 @@ def open_parts(
     else:
         opened = npz_parts(spec.path, spec.in_chans, scale)
     return sift(located(spec.path), opened[0], spec.faults), opened[1]
+
+
+def _of_images(table: TableSpec | BagTableSpec | None) -> TableSpec | None:
+    """The table, which lists images.
+
+    Raises:
+        UsageError: it lists slides.
+    """
+    if isinstance(table, BagTableSpec):
+        raise UsageError(f"the table {table.path} lists slides: it goes with --recipe bags")
+    return table
 
 
 def cut_parts(

@@ -122,8 +122,8 @@ def areas(
 
     nobody = Estimate(None, why=f"every {unit} is of one side")
     of_columns = [Area(nobody, nobody) for _ in ordered]
-    for place, k in enumerate(usable):
-        of_columns[k] = area(values[k], drawn[:, place], moved[:, place], rarer[place])
+    for column, k in enumerate(usable):
+        of_columns[k] = area(values[k], drawn[:, column], moved[:, column], rarer[column])
     mean = float(np.mean([values[k] for k in usable]))
     return of_columns, area(mean, drawn.mean(1), moved.mean(1), min(rarer))
 
@@ -229,8 +229,8 @@ class PatientEvaluation:
             threshold = self._threshold(k)
             if threshold is None:
                 continue
-            said, truth = self.units.answers[:, k] >= threshold, self.truth[:, k]
-            hits, passed = int((said & truth).sum()), int((~said & ~truth).sum())
+            positive, truth = self.units.answers[:, k] >= threshold, self.truth[:, k]
+            hits, passed = int((positive & truth).sum()), int((~positive & ~truth).sum())
             sick, well = int(truth.sum()), int((~truth).sum())
             name, unit = self.classes[k], self.units.unit
             rows[name] = {
@@ -383,13 +383,13 @@ def roc_band(
     """
     grid = np.linspace(0, 1, GRID)
     index = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    levels, place = np.unique(-scores, return_inverse=True)
+    levels, level = np.unique(-scores, return_inverse=True)
 
     def curves(weights: np.ndarray) -> np.ndarray:
         rows = []
         for counted in weights[:, index]:
             up, down = (
-                np.bincount(place, weights=counted * side, minlength=len(levels)).cumsum()
+                np.bincount(level, weights=counted * side, minlength=len(levels)).cumsum()
                 for side in (positive, ~positive)
             )
             if not up[-1] or not down[-1]:

@@ -169,8 +169,8 @@ def refuse_bags(model: object, action: str) -> None:
     """
     if isinstance(getattr(model, "_orig_mod", model), BagModel):
         raise UsageError(
-            f"{action}: this is a model of bags, which takes features of tiles and no images: ask it "
-            "by softless.stream(model, softless.Bag.open(path)), or call it"
+            f"{action}: this is a model of bags, which takes features of tiles and no images: ask "
+            "it by softless.stream(model, softless.Bag.open(path)), or call it"
         )
 
 
@@ -257,9 +257,11 @@ class BagModel(nn.Module):
         """Truncated normal weights in the linear layers, as timm's ViT."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                for name, parameter in module.named_parameters():
+                    if name == "weight":
+                        nn.init.trunc_normal_(parameter, std=module.in_features**-0.5)
+                    else:
+                        nn.init.zeros_(parameter)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
 

@@ -21,7 +21,7 @@ from softless.attention.packed import product
 from softless.attention.streaming import ChunkPosition, Summary, add
 from softless.errors import UsageError
 from softless.layers.attention import Attention
-from softless.layers.plain import watched, why_called
+from softless.layers.plain import place_of, watched, why_called
 from softless.layers.recomputed import ChunkedFunction, ChunkSweep
 from softless.layers.streamed import StreamedAttention
 from softless.models.options import activation
@@ -55,11 +55,10 @@ class FourierPosition(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """Coordinates (B,n,2) float64, counted from the bag's smallest -> (B,n,W)."""
-        weight = self.proj.weight
         lengths = torch.tensor(self.wavelengths, dtype=torch.float64, device=coords.device)
         angles = (coords.double()[..., None] * (2 * math.pi / lengths)).flatten(-2)
         waves = torch.cat([angles.sin(), angles.cos()], -1)
-        return self.proj(waves.to(weight.dtype))
+        return self.proj(waves.to(place_of(self.proj).dtype))
 
 
 def from_smallest(coords: Tensor, mask: Tensor | None) -> Tensor:
@@ -110,7 +109,7 @@ class BagBlock(nn.Module):
         """Whether the operator can work in chunks, in this precision, and nobody would miss that
         the whole is called.
         """
-        halved = self.norm1.weight.dtype == torch.float16
+        halved = place_of(self.norm1).dtype == torch.float16
         return not (self.attn.op.streaming is None or halved or self.why_called())
 
     def why_called(self) -> str:
@@ -129,7 +128,7 @@ class BagBlock(nn.Module):
         """
         if why := self.why_called():
             raise UsageError(f"{name} cannot be streamed: {why}; take it off")
-        streamed = StreamedAttention(self.attn, name, self.norm1.weight, total, affine=True)
+        streamed = StreamedAttention(self.attn, name, place_of(self.norm1), total, affine=True)
 
         def sweep(number: int) -> ChunkSweep:
             def summarise(tokens: Tensor, span: slice, reader: Any) -> Summary:
@@ -229,7 +228,7 @@ class GatedPool(Pool):
 
     def finish(self, summary: Summary) -> Tensor:
         """The weighted mean of the tiles (B,W)."""
-        return exponents.averages(summary)[:, 0, 0].to(self.weight.weight.dtype)
+        return exponents.averages(summary)[:, 0, 0].to(place_of(self.weight).dtype)
 
 
 class MeanPool(Pool):

@@ -7,7 +7,9 @@ Paper:   attention over tiles of Ilse et al. (arXiv:1802.04712) behind a block o
          sequence-normalised attention (arXiv:2406.01314).
 Command: softless train --recipe bags --data FEATURES --table slides.csv --folds 5
 
-Survival: --set table.time=days table.event=dead metric=concordance.
+The rate and the smoothing were chosen on validation patients of ucsb_bags. The epoch is picked by
+the validation loss, which all three kinds of labels have.
+Survival: --set table.time=days table.event=dead batch_size=64.
 """
 
 from softless.experiment.bag_table import BagTableSpec
@@ -21,9 +23,7 @@ def recipe() -> Recipe:
         name="bags",
         summary="slides as bags of features, a class or survival of each patient",
         model=ModelSpec(name="seqnorm_bag_tiny"),
-        data=DataSpec(
-            source="folder", in_chans=1, mean=(0.0,), std=(1.0,), val_fraction=0.2, workers=0
-        ),
+        data=DataSpec(source="folder", in_chans=1, mean=(0.0,), std=(1.0,), val_fraction=0.2),
         table=BagTableSpec(),
         bags=BagsSpec(smoothing=0.1),
         optim=OptimSpec(lr=5e-4, base_batch=None, weight_decay=0.05, clip_grad=3.0),

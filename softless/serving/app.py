@@ -111,6 +111,8 @@ class Desk:
                 )
                 self._check(job, outcome, departure)
             return self._of(outcome)
+        except asyncio.CancelledError:
+            raise Refusal(503, "the server is ending", {"Retry-After": "30"}) from None
         finally:
             departure.cancel()
             if not outcome.done():

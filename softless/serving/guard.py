@@ -27,6 +27,7 @@ HEADERS = [
     (b"cache-control", b"no-store"),
 ]
 LONGEST = 2048  # signs of a path with its query
+MOST_HEADERS = 32_768  # bytes of all headers of a request
 
 
 def is_loopback(host: str) -> bool:
@@ -83,6 +84,8 @@ class Guard:
     def _refuses(self, scope: Any, headers: list[tuple[bytes, bytes]]) -> tuple[int, str] | None:
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > LONGEST:
             return 414, "the address is too long"
+        if sum(len(name) + len(value) for name, value in headers) > MOST_HEADERS:
+            return 431, "the headers are too long"
         hosts = _all(headers, b"host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             return 403, "this server does not go by that name: ask it by the address it printed"

@@ -196,6 +196,8 @@ def _uvicorn(owner: Server, ready: Callable[[], None]) -> Any:
             await asyncio.to_thread(owner.worker.ready.wait)
             ready()
 
+    # who sends damaged forms would fill the log
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         owner.app,
         http=protocol(owner.limits),

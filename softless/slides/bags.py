@@ -88,6 +88,7 @@ def stream_bag(
         raise UsageError(f"chunk={chunk}: at least one tile at once")
     with ExitStack() as stack:
         stack.enter_context(evaluating(network))
+        stack.enter_context(bag.held_open())
         run = _BagRun(network, bag, chunk, None if store is None else located(store), stack)
         steps: Iterator[None] = run.steps()
         for _ in steps if quiet else track(steps, run.number, "streaming"):

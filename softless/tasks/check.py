@@ -109,6 +109,7 @@ def check(
     """
     listed = None if reading is None else reading.table
     if _reads_bags(path, reading):
+        _refuse_of_images(images=images, min_side=min_side, max_pixels=max_pixels, range=range)
         return _check_bags(path, reading, strict=strict)
     assert not isinstance(listed, BagTableSpec)
     root = located(path or (listed and listed.path) or "")
@@ -139,13 +140,20 @@ def _reads_bags(path: str | Path | None, reading: Reading | None) -> bool:
     return path is not None and is_bags(located(path))
 
 
+def _refuse_of_images(**options: object) -> None:
+    """Raise a UsageError for what says nothing of bags."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(
+                f"{name}={value} is for images, and these are bags of features: leave it out"
+            )
+
+
 def _check_bags(path: str | Path | None, reading: Reading | None, *, strict: bool) -> DataCheck:
     """Slides as bags of features, and the table that lists them."""
     spec = None if reading is None else reading.table
     assert spec is None or isinstance(spec, BagTableSpec)
     root = bags_root(path, spec)
-    if not root.exists():
-        raise not_there(root)
     findings = Gathering(root if root.is_dir() else root.parent)
     options = {} if reading is None else reading.bags or {}
     return findings.report(root, check_bags(root, spec, options, findings), strict=strict)

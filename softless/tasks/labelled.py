@@ -52,7 +52,8 @@ def source_of(
         return EvaluationSource(replace(stored, path=path or stored.path), rows, own=False)
     spec = replace(stored, path=path, group=None, folds=None, fold=None)
     if table is not None:  # whose an image is matters to nothing that is measured
-        listed = replace(columns or TableSpec(), path=str(table), group=None)
+        own = columns if isinstance(columns, TableSpec) else TableSpec()
+        listed = replace(own, path=str(table), group=None)
         if loaded.task == "multilabel":
             listed = replace(listed, label=loaded.classes)
         return EvaluationSource(replace(spec, source="folder"), listed, own=False)

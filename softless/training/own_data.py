@@ -60,8 +60,8 @@ def with_labels(recipe: Recipe, path: str | Path | None, user_fields: Mapping[st
             name: value for name, value in user_fields.items() if name.partition(".")[0] == "table"
         }
         named = recipe.with_fields(**columns)
-        has_table = named.table is not None and located(named.table.path or "").is_file()
-        several = has_table and named.table is not None and label_count(named.table) > 1
+        has_table = isinstance(named.table, TableSpec) and located(named.table.path or "").is_file()
+        several = has_table and isinstance(named.table, TableSpec) and label_count(named.table) > 1
     else:
         several = (
             recipe.data.source == "npz"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 
 from softless.data.datasets import Splits
 from softless.words import as_cell
@@ -21,3 +22,13 @@ def written(splits: Splits) -> str:
             for index, group in enumerate(groups)
         )
     return text.getvalue()
+
+
+def learnt_from(path: Path) -> frozenset[str]:
+    """The names, as cells, that stand in the training or validation part; none without a file."""
+    if not path.is_file():
+        return frozenset()
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return frozenset(
+            row["file"] for row in csv.DictReader(file) if row.get("part") in {"train", "val"}
+        )

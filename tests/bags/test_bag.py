@@ -20,6 +20,7 @@ def test_a_bag_in_memory():
     assert len(bag) == 30
     assert bag.features.shape == (30, 8)
     assert bag.features.dtype == np.float32
+    bag.features[3:7][:] = 0
     assert np.array_equal(bag.features[3:7], FEATURES[3:7])
     assert np.array_equal(np.asarray(bag.features), FEATURES)
     assert np.array_equal(bag.coords_um, GRID)

@@ -14,7 +14,7 @@ from softless.bags.table import BagTable, read_bag_table
 from softless.cli.data import data
 from softless.cli.main import main
 from softless.data.findings import DataCheck
-from softless.errors import DataError, Faults
+from softless.errors import DataError, Faults, UsageError
 from softless.experiment.bag_table import BagTableSpec
 from tests.bags import writers
 from tests.bags.test_bag_tables import written
@@ -123,7 +123,7 @@ def test_bags_that_cannot_be_read_are_said_at_once(tmp_path):
     writers.trident(root, writers.without(replace(tiles(), slide="s5")))
     with pytest.raises(Faults, match="2 faults before the first step") as caught:
         open_bags(root, table(tmp_path))
-    assert "s2.h5 cannot be read as HDF5" in str(caught.value)
+    assert "s2.h5: it cannot be read as HDF5" in str(caught.value)
     assert "s5.h5: it has no tiles" in str(caught.value)
 
 
@@ -238,7 +238,7 @@ def test_every_fault_is_named(tmp_path):
         in reasons["equal slides"]
     )
     unreadable = " ".join(str(fault) for fault in report.bad if fault.kind == "unreadable")
-    assert "s2.h5 cannot be read as HDF5" in unreadable
+    assert "s2.h5: it cannot be read as HDF5" in unreadable
     assert "1 row of its features hold NaN or infinity, first row 9" in unreadable
 
 
@@ -285,3 +285,24 @@ def test_images_with_arrays_beside_them_are_no_bags(tmp_path):
     np.savez(tmp_path / "a.npz", train_images=np.zeros((4, 4)))
     assert not is_bags(tmp_path / "a.npz")
     assert is_bags(writers.trident(tmp_path, tiles()))
+
+
+def test_files_that_hold_nothing_are_faults_like_others(tmp_path):
+    root = folder(tmp_path / "bags")
+    (root / "empty.npz").write_bytes(b"")
+    (root / "text.h5").write_text("hello")
+    report = data("check", root)
+    assert [(fault.path, fault.kind) for fault in report.bad] == [
+        ("empty.npz", "unreadable"),
+        ("text.h5", "unreadable"),
+    ]
+    assert report.bad[0].reason == "it is empty: write it again"
+    assert (report.seen, report.good) == (10, 8)
+
+
+def test_what_says_nothing_of_bags_is_refused(tmp_path):
+    root = folder(tmp_path / "bags")
+    with pytest.raises(UsageError, match="min_side=5 is for images"):
+        data("check", root, min_side=5)
+    with pytest.raises(DataError, match=r"no folder at .*gone"):
+        data("check", tmp_path / "gone", recipe="bags")

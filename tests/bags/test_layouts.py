@@ -56,6 +56,9 @@ def test_every_layout_is_written_here():
 @OVER_ALL
 def test_some_rows_are_read_alone_and_in_another_process(tmp_path, layout):
     slide, bag = tiles(), pickle.loads(pickle.dumps(opened(tmp_path, layout)))
+    rows = bag.features[17:33]
+    assert rows.flags.writeable
+    rows[:] = 0  # what was read is the reader's own
     assert np.array_equal(bag.features[17:33], slide.features[17:33])
     assert np.array_equal(bag.features[[40, 2]], slide.features[[40, 2]])
     assert bag.features.dtype == (np.float16 if layout.startswith("stamp") else np.float32)
@@ -297,8 +300,12 @@ def test_an_unknown_layout_and_ending(tmp_path):
     path = writers.trident(tmp_path, tiles())
     with pytest.raises(UsageError, match=r"no layout of features named 'tridant'. Did you mean"):
         softless.Bag.open(path, layout="tridant")
+    with pytest.raises(
+        DataError, match="by its attributes that TRIDENT wrote it, and layout='giga"
+    ):
+        softless.Bag.open(path, layout="gigapath")
     with pytest.raises(DataError, match="has no 'feats'"):
-        softless.Bag.open(path, layout="stamp")
+        softless.Bag.open(writers.gigapath(tmp_path, tiles()), layout="stamp")
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"ends in '.txt'"):
         softless.Bag.open(tmp_path / "a.txt")
@@ -343,3 +350,31 @@ def test_clams_files_without_patches_do_not_say_their_unit(tmp_path):
     assert softless.Bag.open(path, layout="clam").coords_px0 is not None
     bare = path.parents[1] / "pt_files" / f"{tiles().slide}.pt"
     assert softless.Bag.open(bare, layout="clam").has_coords
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_npz_of_every_kind_is_read_by_rows(tmp_path, write, kind):
+    features = tiles().features.astype(kind)
+    for name, array in {"rows": features, "columns": np.asfortranarray(features)}.items():
+        write(tmp_path / f"{name}.npz", more=np.ones(3), features=array)
+        bag = softless.Bag.open(tmp_path / f"{name}.npz")
+        assert np.array_equal(bag.features[11:47], features[11:47])
+        assert bag.features.dtype == kind
+
+
+def test_a_compressed_file_is_unpacked_once(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", features=tiles().features)
+    bag, load = softless.Bag.open(tmp_path / "a.npz"), np.load
+    calls: list[object] = []
+
+    def counting(*args, **options):
+        calls.append(args)
+        return load(*args, **options)
+
+    monkeypatch.setattr(np, "load", counting)
+    parts = [bag.features[start : start + 7] for start in range(0, 60, 7)]
+    assert np.array_equal(np.concatenate(parts), tiles().features)
+    assert len(calls) == 1
+    np.savez_compressed(tmp_path / "a.npz", features=tiles(seed=4).features)
+    assert np.array_equal(bag.features[:7], tiles(seed=4).features[:7])

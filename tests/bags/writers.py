@@ -194,7 +194,7 @@ def slide2vec(root: Path, slide: Tiles, ending: str = "pt", **changed: Any) -> P
         y=slide.px0[:, 1],
         tissue_fractions=np.ones(len(numbers), dtype=np.float32),
     )
-    cut = {
+    cut: dict[str, dict[str, Any]] = {
         "provenance": {"sample_id": slide.slide, "spacing_at_level_0": None},
         "slide": {"dimensions": SIZE, "base_spacing_um": MPP0, "level_downsamples": [[1.0, 1.0]]},
         "tiling": {"tile_size_lv0": SIDE, "step_px_lv0": SIDE, "overlap": 0.0, "read_level": 0},

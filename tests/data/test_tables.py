@@ -363,7 +363,7 @@ def test_columns_that_are_called_by_numbers(tmp_path):
     recipe = replace(get_recipe("folder"), table=TableSpec(path=str(path)))
     for text in ("1,0", "('1', '0')"):
         named = recipe.with_fields(**{"table.label": text}).table
-        assert named is not None
+        assert isinstance(named, TableSpec)
         assert named.label == ("1", "0")
         assert table_parts(named, None, 3)[1] == ("1", "0")
 

@@ -1,6 +1,5 @@
 """Small runs that the servers of these tests answer with, trained once."""
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,13 +72,3 @@ def process(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield started
     finally:
         started.end()
-
-
-@pytest.fixture(scope="session")
-def tiny_jpeg() -> bytes:
-    """A JPEG of one pixel."""
-    return base64.b64decode(
-        "/9j/4AAQSkZJRgABAQEASABIAAD/2wBDAP//////////////////////////////////////////////////////////"
-        "////////////////////////////wAALCAABAAEBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAAA//EABQQAQAAAAAAAAAA"
-        "AAAAAAAAAAD/2gAIAQEAAD8AN//Z"
-    )

@@ -1,4 +1,4 @@
-"""A server of a small run, in this process or in one of its own, and clients that speak plain bytes."""
+"""A server of a small run, in this process or in its own, and clients that speak plain bytes."""
 
 import contextlib
 import http.client

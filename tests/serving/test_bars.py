@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import socket
 import struct
 import threading
@@ -215,7 +216,7 @@ def test_bombs(process: Process, content: bytes):
     reply = send(process.port, content)
     assert reply.status in {413, 422}
     assert reply.seconds < 1.0  # on a busy machine; 0.1 s on an idle one
-    assert len(reply.json["error"].splitlines()) == 1
+    assert re.search(r"\d+ (x \d+ pixels|scans|packed texts)", reply.json["error"])
     # beside the file itself, which the request holds
     assert process.memory("VmHWM") - before - len(content) < 20 * MIB
 
@@ -256,8 +257,8 @@ def test_odd_files(server: Server, kind: str):
 
 
 @pytest.mark.bar("F4", "one pixel, and a wrong kind of content")
-def test_wrong_kinds(server: Server, tiny_jpeg: bytes):
-    assert send(port_of(server), tiny_jpeg).status == 422
+def test_wrong_kinds(server: Server):
+    assert send(port_of(server), saved("JPEG", (1, 1))).status == 422
     assert send(port_of(server), picture(), kind="text/html").status == 415
     assert send(port_of(server), picture(), kind="application/octet-stream").status == 200
     assert send(port_of(server), picture(), kind=None).status == 200
@@ -295,7 +296,8 @@ def test_malformed_requests(server: Server):
     for body in (deep, b'{"image": NaN}', b"{}"):
         assert ask(port, "/predict", body, Content_Type="application/json").status == 400
     large = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * MIB + b"\r\n\r\n"
-    assert status_of(raw(port, large)) == 400
+    assert status_of(raw(port, large)) in {400, 431}
+    assert ask(port, "/", X="x" * 40_000).status == 431
     for line in (
         b"GET\r\n\r\n",
         b"\0\1\2\3\r\n\r\n",
@@ -464,7 +466,8 @@ def test_the_end_waits_for_work_within_a_bound(digits: Path, gate: Gate):
             start = time.monotonic()
         assert time.monotonic() - start < 8
         assert gate.ended.is_set()
-        assert isinstance(waiting.exception(20), OSError | http.client.HTTPException)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            assert waiting.result(20).status == 503
 
 
 # F12
@@ -563,9 +566,13 @@ def test_answers_are_those_of_predict(digits: Path, server: Server, tmp_path: Pa
     rows: dict[int, dict[str, list[str]]] = {}
     for batch in (1, 64):
         out = softless.predict(
-            digits, tmp_path / "images", tmp_path / f"out-{batch}", overlays=False,
-            batch_size=batch, device="cpu",
-        )  # fmt: skip
+            digits,
+            tmp_path / "images",
+            tmp_path / f"out-{batch}",
+            overlays=False,
+            batch_size=batch,
+            device="cpu",
+        )
         lines = [line.split(",") for line in out.csv.read_text().splitlines()[1:]]
         rows[batch] = {line[0]: line[1:] for line in lines}
     with ThreadPoolExecutor(6) as pool:
@@ -623,8 +630,18 @@ def test_answers_tell_nothing_of_the_machine(digits: Path, server: Server, gate:
         ask(port, "/samples/x"),
         ask(port, "/predict", b"x", Content_Type="text/plain"),
     ]
-    secrets = [str(digits), str(Path.home()), "Traceback", "uvicorn", "fastapi", "starlette", "/proc/",
-               torch.__version__, "alert(1)", 'File "']  # fmt: skip
+    secrets = [
+        str(digits),
+        str(Path.home()),
+        "Traceback",
+        "uvicorn",
+        "fastapi",
+        "starlette",
+        "/proc/",
+        torch.__version__,
+        "alert(1)",
+        'File "',
+    ]
     for reply in replies:
         text = reply.body.decode() + json.dumps(dict(reply.headers))
         assert [word for word in secrets if word.lower() in text.lower()] == []

@@ -15,43 +15,10 @@ from softless.serving.server import Server
 from tests.serving.browser import Browser, browser_path, browsing
 from tests.serving.served import picture, port_of, serving
 
+HERE = Path(__file__).parent
 # what a reader's eye and a screen reader need, by the rules of WCAG 2.1 AA
-CONTRAST = """
-(() => {
-  const parse = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-  const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const behind = (element) => { for (let e = element; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] === 1) return c; } return [255, 255, 255]; };
-  const bad = [];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  let seen = 0;
-  while (walk.nextNode()) {
-    const element = walk.currentNode.parentElement;
-    if (!walk.currentNode.textContent.trim() || !element.checkVisibility() || element.closest("script, style, noscript, option")) continue;
-    seen++;
-    const style = getComputedStyle(element), a = light(parse(style.color).slice(0, 3)), b = light(behind(element).slice(0, 3));
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && Number(style.fontWeight) >= 700);
-    if (ratio < (large ? 3 : 4.5)) bad.push(`${walk.currentNode.textContent.trim().slice(0, 40)}: ${ratio.toFixed(2)}`);
-  }
-  return { seen, bad };
-})()
-"""
-NAMES = """
-(() => {
-  const bad = [], name = (e) => (e.getAttribute("aria-label") || (e.getAttribute("aria-labelledby") && document.getElementById(e.getAttribute("aria-labelledby"))?.textContent) || e.labels?.[0]?.textContent || e.textContent || "").trim();
-  for (const e of document.querySelectorAll("button, a[href], input, select, progress, canvas, [role=region], summary")) if (!name(e)) bad.push(`no name: ${e.outerHTML.slice(0, 80)}`);
-  for (const e of document.querySelectorAll("img")) if (!e.hasAttribute("alt")) bad.push(`no alt: ${e.src.slice(0, 40)}`);
-  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
-  for (const id of new Set(ids)) if (ids.filter((other) => other === id).length > 1) bad.push(`twice: ${id}`);
-  const levels = [...document.querySelectorAll("h1, h2, h3, h4")].map((e) => Number(e.tagName[1]));
-  levels.forEach((level, i) => { if (i && level > levels[i - 1] + 1) bad.push(`heading ${level} behind ${levels[i - 1]}`); });
-  if (document.querySelectorAll("h1").length !== 1 || document.querySelectorAll("main").length !== 1) bad.push("h1 or main");
-  if (!document.documentElement.lang || !document.title) bad.push("lang or title");
-  for (const th of document.querySelectorAll("th")) if (!th.scope || !th.textContent.trim()) bad.push(`th: ${th.outerHTML}`);
-  for (const e of document.querySelectorAll("button, select, input[type=range], .drop")) { const box = e.getBoundingClientRect(); if (e.checkVisibility() && (box.height < 24 || box.width < 24)) bad.push(`small: ${e.outerHTML.slice(0, 60)}`); }
-  return bad;
-})()
-"""
+CONTRAST = (HERE / "contrast.js").read_text(encoding="utf-8")
+NAMES = (HERE / "names.js").read_text(encoding="utf-8")
 VIEWS = [(1200, False), (1200, True), (380, False), (380, True)]
 
 

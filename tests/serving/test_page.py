@@ -1,4 +1,4 @@
-"""What the page and /predict say, task by task; slides; what is refused at the start; how it ends."""
+"""What the page and /predict say of each task and of slides; what is refused; how it ends."""
 
 import base64
 import io

@@ -3,7 +3,7 @@
 from softless.bags.files import Source
 from softless.bags.layouts import clam, gigapath, mopadi, plain, slide2vec, stamp, trident
 from softless.bags.layouts.layout import Layout
-from softless.errors import unknown
+from softless.errors import DataError, unknown
 
 LAYOUTS = {
     layout.name: layout
@@ -18,6 +18,8 @@ LAYOUTS = {
         plain.LAYOUT,
     )
 }
+# whose files say of themselves what they are, units included
+CERTAIN = frozenset({trident.LAYOUT.name, slide2vec.LAYOUT.name, stamp.LAYOUT.name})
 
 
 def layout_of(source: Source, name: str | None) -> Layout:
@@ -25,9 +27,16 @@ def layout_of(source: Source, name: str | None) -> Layout:
 
     Raises:
         UsageError: no layout has the name.
+        DataError: the file says of itself that another tool wrote it.
     """
+    by_itself = next(layout for layout in LAYOUTS.values() if layout.recognises(source))
     if name is None:
-        return next(layout for layout in LAYOUTS.values() if layout.recognises(source))
+        return by_itself
     if name not in LAYOUTS:
         raise unknown("layout of features", name, tuple(LAYOUTS))
+    if by_itself.name in CERTAIN and name != by_itself.name:
+        raise DataError(
+            f"{source.called} says by its attributes that {by_itself.tool} wrote it, and "
+            f"layout='{name}' says another tool: leave layout= out"
+        )
     return LAYOUTS[name]

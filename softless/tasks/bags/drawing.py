@@ -22,7 +22,7 @@ Rows = Sequence[tuple[str, Any]]
 
 
 class Answered(NamedTuple):
-    """A model's answers to patients, and how it is shown."""
+    """A model's answers to patients, and how it is drawn."""
 
     label: str
     colour: str  # CSS class s0, s1, …
@@ -34,9 +34,9 @@ def warning() -> Html:
     return tag("p", NO_DEVICE, class_="warning", role="note")
 
 
-def sentence(shown: Answered) -> str:
+def sentence(model_answers: Answered) -> str:
     """What came out, in words."""
-    label, _, outcome = shown
+    label, _, outcome = model_answers
     unit = outcome.units.unit
     if isinstance(outcome, SurvivalEvaluation):
         value = outcome.concordance.value
@@ -64,9 +64,9 @@ def _main(outcome: PatientEvaluation | SurvivalEvaluation) -> tuple[str, Estimat
     return f"AUC of {outcome.classes[1]}" if single else "mean AUC", outcome.area.bootstrap
 
 
-def card(shown: Answered, facts: Rows, identifier: str) -> Html:
+def card(model_answers: Answered, facts: Rows, identifier: str) -> Html:
     """The main number with its interval, and facts in two columns."""
-    label, colour, outcome = shown
+    label, colour, outcome = model_answers
     name, estimated = _main(outcome)
     under, strip = f"{name} over test {outcome.units.unit}s", None
     if estimated.value is not None and estimated.low is not None and estimated.high is not None:
@@ -103,13 +103,13 @@ def plain_card(
 
 def numbers(measured: Sequence[Answered], chosen: str) -> Html:
     """The section of measures and curves; `chosen` says how thresholds came about."""
-    columns = [_column(shown.outcome) for shown in measured]
+    columns = [_column(model_answers.outcome) for model_answers in measured]
     names = list(dict.fromkeys(name for column in columns for name in column))
     head: list[Any] = [
         "",
         *(
-            tag("span", tag("span", class_=f"swatch {shown.colour}"), shown.label)
-            for shown in measured
+            tag("span", tag("span", class_=f"swatch {model_answers.colour}"), model_answers.label)
+            for model_answers in measured
         ),
     ]
     rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
@@ -185,7 +185,9 @@ def _charts(measured: Sequence[Answered]) -> list[Html]:
     first = measured[0].outcome
     drawn = []
     curves = [
-        curve for number, shown in enumerate(measured) for curve in _roc(shown, banded=number == 0)
+        curve
+        for number, model_answers in enumerate(measured)
+        for curve in _roc(model_answers, banded=number == 0)
     ]
     if curves:
         note = f"The band holds 95{THIN}% of the curves of patients drawn again, place by place."
@@ -200,15 +202,15 @@ def _charts(measured: Sequence[Answered]) -> list[Html]:
         if first.columns == (1,)
         else ("how sure the answer is", "share that is right")
     )
-    calibrations = [_calibration(shown) for shown in measured]
+    calibrations = [_calibration(model_answers) for model_answers in measured]
     note = "Ten bins of one width; on the dashed line probabilities are what happens."
     drawn.append(square("Calibration", *title, calibrations, "calibration", note=note))
     return drawn
 
 
-def _roc(shown: Answered, *, banded: bool) -> list[Curve]:
+def _roc(model_answers: Answered, *, banded: bool) -> list[Curve]:
     """A curve for each class that has one; the first of them with its band."""
-    label, colour, outcome = shown
+    label, colour, outcome = model_answers
     assert isinstance(outcome, PatientEvaluation)
     curves = []
     for k in outcome.columns:
@@ -230,8 +232,8 @@ def _roc(shown: Answered, *, banded: bool) -> list[Curve]:
     return curves
 
 
-def _calibration(shown: Answered) -> Curve:
-    label, colour, outcome = shown
+def _calibration(model_answers: Answered) -> Curve:
+    label, colour, outcome = model_answers
     assert isinstance(outcome, PatientEvaluation)
     curve = outcome.calibration
     points = [

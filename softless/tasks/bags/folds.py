@@ -60,8 +60,8 @@ def together(folder: Path, runs: Sequence[Path]) -> dict[str, Any]:
     lines = [f"all folds together\n{per_patient}"]
     lines += [f"  {name} at each fold's own threshold  {value}" for name, value in at.items()]
     name = read_stored(runs[0] / RECIPE).recipe.model.name
-    shown = Answered(name, "s0", per_patient)
-    write_text(folder / REPORT, _page(folder, shown, results, points, at))
+    model_answers = Answered(name, "s0", per_patient)
+    write_text(folder / REPORT, _page(folder, model_answers, results, points, at))
     return {
         **per_patient.to_dict(),
         **{name: value.value for name, value in at.items()},
@@ -93,22 +93,22 @@ def _counts(results: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
 
 def _at_thresholds(counts: np.ndarray) -> dict[str, Estimate]:
     """Sensitivity and specificity over all patients."""
-    (passed, called), (missed, found) = counts.tolist()
+    (passed, called), (missed, hits) = counts.tolist()
     return {
-        "sensitivity": share(found, found + missed, "nobody has the class"),
+        "sensitivity": share(hits, hits + missed, "nobody has the class"),
         "specificity": share(passed, passed + called, "everybody has the class"),
     }
 
 
 def _page(
     folder: Path,
-    shown: Answered,
+    model_answers: Answered,
     results: Sequence[Mapping[str, Any]],
     points: np.ndarray | None,
     at: Mapping[str, Estimate],
 ) -> str:
     """The page of all folds together."""
-    outcome = shown.outcome
+    outcome = model_answers.outcome
     unit = f"{outcome.units.unit}s"
     facts = [("folds", str(len(results))), *((name, _percent(value)) for name, value in at.items())]
     chosen = (
@@ -118,12 +118,14 @@ def _page(
     head = tag(
         "div",
         warning(),
-        tag("p", sentence(shown), class_="verdict-line"),
-        tag("div", card(shown, facts, "strip-0"), class_="cards"),
+        tag("p", sentence(model_answers), class_="verdict-line"),
+        tag("div", card(model_answers, facts, "strip-0"), class_="cards"),
     )
-    sections = [section("result", "Result", head), numbers([shown], chosen)]
+    sections = [section("result", "Result", head), numbers([model_answers], chosen)]
     if points is not None and isinstance(outcome, PatientEvaluation):
-        matrix = draw_counts(shown.label, shown.colour, outcome.classes, points, unit)
+        matrix = draw_counts(
+            model_answers.label, model_answers.colour, outcome.classes, points, unit
+        )
         lead = "At the threshold of each fold, which its validation patients chose."
         body = tag("div", matrix, class_="matrices")
         sections.append(section("confusion", "Confusion", body, lead=lead))
@@ -132,7 +134,7 @@ def _page(
         section("method", "Method", _method()),
     ]
     subtitle = f"{len(results)} folds · {len(outcome.units.names)} {unit}"
-    title = f"{shown.label}, all folds of {folder.resolve().name}"
+    title = f"{model_answers.label}, all folds of {folder.resolve().name}"
     return document("Softless report", title, subtitle, sections, LINKS)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,9 +69,9 @@ class BagEvaluation:
         """(n, K) float64; of survival the risks as they are."""
         logits = torch.as_tensor(self.logits).double()
         if self.kind == "survival":
-            return cast("np.ndarray", logits.numpy())
+            return logits.numpy()
         chances = logits.softmax(1) if self.kind == "class" else logits.sigmoid()
-        return cast("np.ndarray", chances.numpy())
+        return chances.numpy()
 
     @cached_property
     def per_patient(self) -> PatientEvaluation | SurvivalEvaluation:
@@ -99,10 +99,10 @@ class BagEvaluation:
     def summary(self) -> dict[str, Any]:
         """What a log keeps of an epoch; with the thresholds that these patients would choose."""
         per_patient = self.per_patient
-        seen = {"seen": len(self.names), "expected": self.expected, "unit": "bags"}
+        counts = {"seen": len(self.names), "expected": self.expected, "unit": "bags"}
         if isinstance(per_patient, SurvivalEvaluation):
             value = per_patient.concordance_value
-            return {"loss": self.loss, "concordance": value, **seen}
+            return {"loss": self.loss, "concordance": value, **counts}
         chosen = per_patient.choose()
         single = {} if self.kind == "several" else _single(per_patient)
         two = {"threshold": chosen[1]} if self.kind == "class" and len(self.classes) == 2 else {}
@@ -112,7 +112,7 @@ class BagEvaluation:
             **single,
             **two,
             "thresholds": list(chosen),
-            **seen,
+            **counts,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,8 +137,8 @@ class BagEvaluation:
         """predictions.csv; and tiles.csv of a model that weighs tiles."""
         write_text(folder / PREDICTIONS, self.table())
         if self.tiles is not None and len(self.names) == len(self.tiles.dataset):
-            rows = [(place, *self._said(place)) for place in self._telling()]
-            whose = [self._patient(place) for place in self._telling()]
+            rows = [(index, *self._said(index)) for index in self._telling()]
+            whose = [self._patient(index) for index in self._telling()]
             write_tiles(folder, self.tiles, rows, whose)
 
     def _patient(self, row: int) -> str:
@@ -386,7 +386,7 @@ def read_predictions(path: Path) -> ReadPredictions:
         raise DataError(
             f"{path} cannot be read as the answers of a run ({error}): train the run again"
         ) from error
-    names, patients, folds = (tuple(row[place] for row in rows) for place in range(3))
+    names, patients, folds = (tuple(row[index] for row in rows) for index in range(3))
     if kind == "survival":
         classes = ("risk",)
     return ReadPredictions(names, patients, folds, answers, targets, classes, kind)

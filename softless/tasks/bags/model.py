@@ -64,7 +64,7 @@ def bag_model(
         scaled.load_state_dict(embed.state_dict(), strict=False)
         model.embed = scaled
     model.kind = kind
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 WITH_HEAD = bag_model

@@ -1,5 +1,5 @@
-"""What the page of bags shows: numbers of patients with their intervals, the ROC curve with its band,
-who is taken for what at the chosen threshold, calibration, and the tiles that weigh most and least.
+"""What the page of bags shows: numbers of patients with their intervals, ROC curve and calibration,
+the confusion at the chosen threshold, and tiles that weigh most and least.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def _answered(groups: Sequence[Group]) -> list[Answered]:
 
 def headline(groups: Sequence[Group]) -> Html:
     """What the software is not, a sentence, and a card for each model."""
-    said = " ".join(sentence(shown) for shown in _answered(groups)) or (
+    verdict = " ".join(sentence(model_answers) for model_answers in _answered(groups)) or (
         "There are no test slides: what follows was measured on validation slides, which also "
         "chose the best epoch."
     )
@@ -64,7 +64,7 @@ def headline(groups: Sequence[Group]) -> Html:
     return tag(
         "div",
         warning(),
-        tag("p", said, class_="verdict-line"),
+        tag("p", verdict, class_="verdict-line"),
         tag("div", cards, class_="cards"),
     )
 
@@ -92,9 +92,9 @@ def _facts(group: Group) -> list[tuple[str, Any]]:
 
 def numbers(groups: Sequence[Group]) -> Html | None:
     """A table of measures and the curves."""
-    shown = _answered(groups)
+    model_answers = _answered(groups)
     chosen = "Thresholds were chosen on validation patients, never on these."
-    return drawn_numbers(shown, chosen) if shown else None
+    return drawn_numbers(model_answers, chosen) if model_answers else None
 
 
 def samples(groups: Sequence[Group]) -> Html:
@@ -122,8 +122,8 @@ def _slide(rows: Sequence[dict[str, str]]) -> Html:
         for name in (f"{end}: tile", "weight", *([f"x, y in {unit}"] if unit else []))
     ]
     body = [
-        [cell for row in pair for cell in _cells(row, keys)]
-        for pair in zip(*ends.values(), strict=True)
+        [cell for row in level for cell in _cells(row, keys)]
+        for level in zip(*ends.values(), strict=True)
     ]
     caption = f"{rows[0]['slide']}: {rows[0]['label']}, answered {rows[0]['class']}"
     return table(head, body, caption=caption, class_="plain")

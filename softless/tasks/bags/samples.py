@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class OpenedBags:
     @property
     def kind(self) -> Kind:
         """Of the labels."""
-        return cast("Kind", self.table.kind)
+        return self.table.kind
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -84,25 +84,26 @@ def open_whole(recipe: Recipe) -> OpenedBags:
     for remark in remarks:
         notice(f"{root}: {remark}")
     digests: dict[str, str] = {}
-    whole: list[int] = []
-    for place in track(range(0 if samples is None else len(samples)), None, "reading bags"):
+    usable: list[int] = []
+    count = 0 if samples is None else len(samples)
+    for index in track(range(count), count, "reading bags"):
         assert samples is not None
-        fault = _looked_into(samples, place, digests, positions=positions_of(recipe))
+        fault = _looked_into(samples, index, digests, positions=positions_of(recipe))
         if fault is None:
-            whole.append(place)
+            usable.append(index)
         else:
             faults.append(fault)
-    if samples is None or not whole or (faults and data.faults != "skip"):
+    if samples is None or not usable or (faults and data.faults != "skip"):
         if not faults:
             raise DataError(f"{root} holds no bags of the slides in {table.path}")
         raise refusal(root, faults, "mend them, take them out of the table, or data.faults=skip")
     if faults:
-        whole = _of_one_width(samples, whole)
+        usable = _of_one_width(samples, usable)
         notice(
-            f"{root}: {counted(len(table) - len(whole), 'slide')} of {len(table):,} cannot be used "
-            f"and {'is' if len(table) - len(whole) == 1 else 'are'} left out"
+            f"{root}: {counted(len(table) - len(usable), 'slide')} of {len(table):,} cannot be "
+            f"used and {'is' if len(table) - len(usable) == 1 else 'are'} left out"
         )
-        samples = samples.take(whole)
+        samples = samples.take(usable)
         samples.left_out = tuple(faults)
         names = {samples.name(index) for index in range(len(samples))}
         table = table.take([row for row, slide in enumerate(table.slides) if slide in names])
@@ -117,16 +118,16 @@ def positions_of(recipe: Recipe) -> bool:
 
 def _of_one_width(samples: BagSamples, places: Sequence[int]) -> list[int]:
     """Those whose tiles have as many features as most have."""
-    widths = [samples.image(place).features.shape[1] for place in places]
+    widths = [samples.image(index).features.shape[1] for index in places]
     usual = Counter(widths).most_common(1)[0][0]
-    return [place for place, width in zip(places, widths, strict=True) if width == usual]
+    return [index for index, width in zip(places, widths, strict=True) if width == usual]
 
 
 def _looked_into(
-    samples: BagSamples, place: int, digests: dict[str, str], *, positions: bool
+    samples: BagSamples, index: int, digests: dict[str, str], *, positions: bool
 ) -> Fault | None:
     """What is wrong with the tiles of a bag, every one read; their digest is noted."""
-    bag, name = samples.image(place), samples.name(place)
+    bag, name = samples.image(index), samples.name(index)
     if not len(bag):
         return Fault(name, "it has no tiles: leave it out of the table", "no tiles")
     digest = hashlib.blake2b(digest_size=16)
@@ -216,8 +217,8 @@ def _cut(opened: OpenedBags, spec: DataSpec, seed: int) -> dict[str, Samples]:
 
 def _parts(samples: BagSamples, table: BagTable) -> dict[str, Samples]:
     """The bags of each part that the table declares."""
-    where = dict(zip(table.slides, table.parts, strict=True))
-    parts = np.array([where.get(samples.name(index), "") for index in range(len(samples))])
+    part_of_slide = dict(zip(table.slides, table.parts, strict=True))
+    parts = np.array([part_of_slide.get(samples.name(index), "") for index in range(len(samples))])
     return {
         part: samples.take(np.flatnonzero(parts == part))
         for part in ("train", "val", "test")
@@ -244,8 +245,7 @@ def _of_file(
     parts = _parts(opened.samples, table.of_split(spec.fold or 0))
     if "train" not in parts:
         raise DataError(f"{table.path}: no slide of the table is in the training part")
-    whole = DataSpec(val_fraction=spec.val_fraction)
-    return cut_parts(parts, classes, whole, seed)
+    return cut_parts(parts, classes, DataSpec(val_fraction=spec.val_fraction), seed)
 
 
 def _check_folds(places: np.ndarray, folds: int, table: BagTable) -> None:

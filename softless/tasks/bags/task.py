@@ -4,8 +4,8 @@
     several labels  loss = - 1/(B K) sum_b sum_k [ w_k y_bk log s(z_bk) + (1 - y_bk) log(1 - s(z_bk)) ]
     survival        loss = Cox's partial likelihood over the batch, Efron's ties
 
-Bags of several lengths are one batch by padding, with a mask: masked tiles are gone, so a bag's loss
-has nothing to do with its batch mates, but for survival, where they are whom it is compared with.
+Bags of several lengths are one batch by padding, with a mask. Masked tiles are gone, so a bag's loss
+has nothing to do with its batch mates. Survival compares it with them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -119,19 +119,19 @@ class Bags(Task):
 
     def _weights(self) -> Tensor | None:
         """(K,) of the classes, or of the labels."""
-        asked, targets = self.recipe.class_weights, self.splits.train.targets
+        weights, targets = self.recipe.class_weights, self.splits.train.targets
         classes = self.splits.classes
-        if asked == "none":
+        if weights == "none":
             return None
         if self.kind == "survival":
             raise UsageError(
-                f"class_weights={asked} is for classes, and these bags have survival times: leave "
+                f"class_weights={weights} is for classes, and these bags have survival times: leave "
                 "it out"
             )
         if self.kind == "several":
-            return asked_weights(asked, classes, lambda: label_weights(targets, classes))
+            return asked_weights(weights, classes, lambda: label_weights(targets, classes))
         counts = np.bincount(targets, minlength=len(classes))
-        return asked_weights(asked, classes, lambda: class_weights(counts))
+        return asked_weights(weights, classes, lambda: class_weights(counts))
 
     def with_classes(self, classes: Sequence[str], owner: str) -> "Bags":
         splits = self.splits
@@ -186,8 +186,8 @@ class Bags(Task):
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
         """(D,) both; of several processes those that the first measured."""
-        both = feature_scale(self.splits.train) if ranks.rank() == 0 else None
-        mean, deviation = ranks.gather(both)[0]
+        measured: Any = feature_scale(self.splits.train) if ranks.rank() == 0 else None
+        mean, deviation = ranks.gather(measured)[0]
         return torch.as_tensor(mean), torch.as_tensor(deviation)
 
     def learner(self, model: nn.Module) -> nn.Module:
@@ -239,10 +239,10 @@ class Bags(Task):
     def evaluate(
         self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str
     ) -> BagEvaluation:
-        said = getattr(model, "kind", self.kind)
-        if said != self.kind:
+        answered = getattr(model, "kind", self.kind)
+        if answered != self.kind:
             raise UsageError(
-                f"the model answers {WORDS[said]}, and the table {self.data_location} has "
+                f"the model answers {WORDS[answered]}, and the table {self.data_location} has "
                 f"{WORDS[self.kind]}: name the columns with --set table.label=… when it is trained"
             )
         classes = self.splits.classes or ("risk",)
@@ -285,10 +285,10 @@ def _check(recipe: Recipe, kind: Kind) -> None:
     """
     metric = recipe.metric
     if (kind == "survival") != (metric == "concordance") and metric != "loss":
-        other = "concordance" if kind == "survival" else "auc"
+        usual = "concordance" if kind == "survival" else "auc"
         raise UsageError(
             f"metric={metric}: the table has {'survival times' if kind == 'survival' else 'labels'}"
-            f", so set metric={other} or metric=loss"
+            f", so set metric={usual} or metric=loss"
         )
     if kind == "several" and metric in {"top1", "balanced_accuracy"}:
         raise UsageError(
@@ -305,11 +305,6 @@ def _check(recipe: Recipe, kind: Kind) -> None:
             "Cox's loss compares all bags of a batch, and several processes see a part each: "
             "train survival in one process"
         )
-
-
-def for_survival(recipe: Recipe) -> Recipe:
-    """The recipe with the measure that survival has, where it has that of classes."""
-    return replace(recipe, metric="concordance") if recipe.metric == "auc" else recipe
 
 
 TASK = Bags

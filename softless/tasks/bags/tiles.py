@@ -1,8 +1,8 @@
 """The tiles that weigh most and least in some slides, noted when a run is tested: `tiles.csv`.
 
-A row is a tile: slide, patient, what is true and what is answered, whether the tile is among the
-highest or the lowest, its number, its weight times the number of tiles (1 is the even share), and its
-corner in micrometres and in pixels of level 0, where these are known.
+A row is a tile: slide, patient, what is true and what is answered, and the tile's number. `end` says
+whether it is among the highest or the lowest. `weight` is times the number of tiles: 1 is the even
+share. Its corner is in micrometres and in pixels of level 0, where these are known.
 """
 
 import csv

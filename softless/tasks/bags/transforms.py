@@ -31,8 +31,8 @@ class Read:
     def __init__(self, *, positions: bool) -> None:
         self.positions = positions
 
-    def __call__(self, pair: tuple[Any, Any]) -> tuple[Tiles, Any]:
-        bag, target = pair
+    def __call__(self, sample: tuple[Any, Any]) -> tuple[Tiles, Any]:
+        bag, target = sample
         features = torch.from_numpy(np.ascontiguousarray(bag.features[0 : len(bag)]))
         coords = bag.coords_um if self.positions else None
         placed = (
@@ -54,13 +54,13 @@ class DrawTiles:
     def __init__(self, count: int | None, share: float = 1.0) -> None:
         self.count, self.share = count, share
 
-    def __call__(self, pair: tuple[Tiles, Any]) -> tuple[Tiles, Any]:
-        tiles, target = pair
+    def __call__(self, sample: tuple[Tiles, Any]) -> tuple[Tiles, Any]:
+        tiles, target = sample
         total = len(tiles.features)
         count = max(round(self.share * total), 1)
         count = count if self.count is None else min(count, self.count)
         if count >= total:
-            return pair
+            return sample
         chosen = torch.randperm(total)[:count].sort().values
         return Tiles(tiles.features[chosen], tiles.coords[chosen]), target
 

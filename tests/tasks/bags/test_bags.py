@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from tests.tasks.bags.making import SMALL, WIDTH, bags, read, table
 from tests.training.test_loop import same, state, untimed
 
 
-def recipe_of(folder: Path, listed: Path, **fields):
+def recipe_of(folder: Path, listed: Path, **fields: Any):
     recipe = get_recipe("bags").with_fields(**{**dict(pair.split("=") for pair in SMALL), **fields})
     spec = recipe.table or BagTableSpec()
     return replace(
@@ -115,7 +116,9 @@ def test_eval_says_what_training_said_and_predict_what_eval(trained, made, tmp_p
     file = tmp_path / "all.csv"
     other = ["--data", str(made[0]), "--table", str(made[1]), "--predictions", str(file)]
     assert main(["eval", str(run), *other, "--device", "cpu"]) == 0
-    assert "24" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert "24" in output.out
+    assert "32 of 48 slides were in the training or validation part" in output.err
     assert main(["predict", str(run), str(made[0]), "--out", str(tmp_path / "answers")]) == 0
     answers = {row["slide"]: row for row in read(tmp_path / "answers/predictions.csv")}
     rows = read(file)
@@ -157,10 +160,30 @@ def test_a_batch_is_its_bags_by_themselves():
     assert (wrong - alone).abs().max() > 1e-2 * alone.abs().max(), "the mask has something to do"
 
 
+def test_scaled_features_by_chunks_and_streamed(tmp_path):
+    """What scales features is a part of the model wherever it is called."""
+    torch.manual_seed(0)
+    model: Any = bag_model("seqnorm_bag_tiny", {"in_dim": WIDTH, "width": 16}, standardise=True)
+    model.embed.mean.copy_(torch.arange(WIDTH) * 10.0)
+    model.embed.deviation.copy_(torch.arange(WIDTH) + 0.5)
+    model.eval()
+    features = 20 * torch.randn(40, WIDTH) + 10
+    with torch.no_grad():
+        whole = model(features[None])
+        plain = F.linear((features - model.embed.mean) / model.embed.deviation, model.embed.weight)
+        assert torch.allclose(model.embed(features), plain + model.embed.bias, atol=1e-5)
+        model.chunk = 7
+        chunked = model(features[None])
+    streamed = softless.stream(model, softless.Bag.of(features), chunk=9).logits
+    for other in (chunked, streamed):
+        assert (other - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
 def test_tiles_are_drawn_by_seed_epoch_and_index(made):
-    recipe = recipe_of(*made[:2], **{"bags.tiles": 3})
+    recipe = recipe_of(made[0], made[1], **{"bags.tiles": 3})
     task = open_task(recipe)
     loader = task.train_loader(0, 1)
+    dataset: Any = loader.dataset
 
     def drawn(epoch: int):
         loader.set_epoch(epoch)
@@ -170,7 +193,7 @@ def test_tiles_are_drawn_by_seed_epoch_and_index(made):
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert any(not torch.equal(first[k], later[k]) for k in first)
     assert all(len(tiles) == 3 for tiles in first.values())
-    alone = loader.dataset.__getitems__([2])[0][0].features
+    alone = dataset.__getitems__([2])[0][0].features
     assert torch.equal(alone, first[2]), "whatever is drawn beside it"
     whole = task.eval_loader(task.splits.val, 0, 1).dataset[0][0].features
     assert len(whole) == len(task.splits.val.image(0))
@@ -190,11 +213,11 @@ def test_scaled_features_give_the_same_model(tmp_path):
         features = np.load(folder / "s00a.npz")["features"]
         with torch.no_grad():
             logits.append(model(torch.from_numpy(features)[None]))
-    assert torch.allclose(*logits, atol=2e-3)
+    assert torch.allclose(logits[0], logits[1], atol=2e-3)
 
 
 def test_the_scale_is_numpy_s(made):
-    task = open_task(recipe_of(*made[:2]))
+    task = open_task(recipe_of(made[0], made[1]))
     train = task.splits.train
     tiles = np.concatenate([np.asarray(train.image(k).features[:]) for k in range(len(train))])
     mean, deviation = feature_scale(train)
@@ -213,7 +236,9 @@ def test_several_labels(made, tmp_path):
         ("slide", "patient", "tumour", "other"),
     )
     recipe = recipe_of(
-        folder, listed, **{"table.label": "tumour,other", "class_weights": "balanced"}
+        folder,
+        listed,
+        **{"table.label": "tumour,other", "class_weights": "balanced", "bags.smoothing": 0},
     )
     result = fit(recipe, tmp_path / "run", device="cpu", progress=False)
     assert result.test is None
@@ -291,11 +316,11 @@ def test_survival(made, tmp_path):
 
 def test_positions_are_given_in_micrometres(made, tmp_path):
     fields = {"bags.position": "fourier", "bags.unit": "um", "bags.tile": 100, "schedule.epochs": 1}
-    recipe = recipe_of(*made[:2], **fields)
+    recipe = recipe_of(made[0], made[1], **fields)
     fit(recipe, tmp_path / "run", device="cpu", progress=False)
     bare = {"bags.position": "fourier", "schedule.epochs": 1}
     with pytest.raises(DataError, match="unit"):
-        fit(recipe_of(*made[:2], **bare), tmp_path / "other", device="cpu", progress=False)
+        fit(recipe_of(made[0], made[1], **bare), tmp_path / "other", device="cpu", progress=False)
     assert not (tmp_path / "other").exists()
     pipeline = bag_pipeline(positions=True)
     task = open_task(recipe)
@@ -397,7 +422,7 @@ def test_an_answer_table_is_read_as_it_was_written(tmp_path):
 def test_killed_for_good_it_goes_on_with_the_same_bits(made, tmp_path):
     """SIGKILL within an epoch of random tiles; resumed, every bit is that of one go."""
     fields = {"bags.tiles": 3, "schedule.epochs": 40, "ema_decay": 0.9, "ema_evaluate": True}
-    whole = recipe_of(*made[:2], **fields, **{"save.every_steps": 1})
+    whole = recipe_of(made[0], made[1], **fields, **{"save.every_steps": 1})
     fit(whole, tmp_path / "whole", device="cpu", progress=False)
     pairs = [pair for pair in SMALL if not pair.startswith(("ema", "schedule.epochs"))]
     words = ["train", "--recipe", "bags", "--data", str(made[0]), "--table", str(made[1])]
