@@ -12,6 +12,7 @@ from softless.experiment.groups import DENSE
 from softless.exporting.loaded import ExportedModel
 from softless.exporting.use import amp_for, device_for, precision_for, run_or_file
 from softless.prediction.setting import Setting
+from softless.serving.page import WAYS
 from softless.serving.subject import Served, Subject, TestImages
 from softless.tasks.labelled import check_there, samples_of, source_of
 from softless.tasks.table import TABLE, dense_samples
@@ -42,10 +43,10 @@ def _served(run: str | Path, device: str) -> Served:
             f"{loaded.path} learned features without labels, so it names nothing that a page could "
             "show: serve a run of a classifier, a detector or a segmenter"
         )
-    if TABLE[loaded.task].predict is None:
+    if TABLE[loaded.task].predict is None or loaded.task not in WAYS:
         raise UsageError(
-            f"{loaded.path} is a run of {loaded.task}, which answers no images: serve the model "
-            "that was made of it"
+            f"{loaded.path} is a run of {loaded.task}, which answers no images on a page: "
+            "serve a run of a classifier, a detector or a segmenter"
         )
     need(*TABLE[loaded.task].task.needs)
     setting = Setting(target, 1, amp_for(None, loaded))

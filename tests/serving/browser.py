@@ -110,9 +110,16 @@ class Browser:
     def until(self, condition: str) -> None:
         """Wait for a condition of the page."""
         end = time.monotonic() + PATIENCE
-        while not self.run(f"Boolean({condition})"):
+        while not self._holds(condition):
             assert time.monotonic() < end, condition
             time.sleep(0.05)
+
+    def _holds(self, condition: str) -> bool:
+        """Whether it does; between two pages nothing does."""
+        try:
+            return bool(self.run(f"Boolean({condition})"))
+        except AssertionError:
+            return False
 
     def choose(self, selector: str, file: Path) -> None:
         """A file for an input, as if the user had chosen it."""

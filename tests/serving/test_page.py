@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,9 +23,12 @@ import softless
 from softless.data import progress
 from softless.errors import DataError, Interrupted, UsageError
 from softless.recipes import get_recipe
+from softless.serving import opening
+from softless.serving.page import WAYS
 from softless.serving.server import bound
 from softless.serving.worker import Turn, Worker
 from softless.tasks.loaded import load_run
+from softless.tasks.table import TABLE
 from softless.training import fit
 from tests.serving.served import (
     Process,
@@ -345,6 +349,16 @@ def test_runs_that_answer_no_images(digits: Path, tmp_path: Path):
     )
     with pytest.raises(UsageError, match="learned features without labels"):
         softless.serve(tmp_path / "dino", port=0)
+
+
+@pytest.mark.parametrize("task", sorted(set(TABLE) - set(WAYS) - {"dino"}))
+def test_runs_of_other_tasks(task: str, digits: Path, monkeypatch: pytest.MonkeyPatch):
+    """A task that the page knows nothing of is refused by name."""
+    loaded = load_run(digits)
+    other = replace(loaded, best={**loaded.best, "task": task})
+    monkeypatch.setattr(opening, "run_or_file", lambda *_: other)
+    with pytest.raises(UsageError, match=f"is a run of {task}, which answers no images on a page"):
+        softless.serve(digits, port=0)
 
 
 def test_a_twin_of_others_is_refused(digits: Path, colour: Path, areas: Path):
