@@ -73,7 +73,9 @@ def _judged(
 
 def _option(model: ModelSpec, name: str, value: Any) -> Any:
     """An option of the operator, which its record judges."""
-    record = get(model.op or own_operator(model.name))
+    operator = model.op or own_operator(model.name)
+    assert operator is not None, "a control has no operator, and so no options of one"
+    record = get(operator)
     candidates = readings(value, str | None)
     fitting = next(
         (candidate for candidate in candidates if record.options[name].takes(candidate)),

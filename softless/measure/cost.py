@@ -280,8 +280,8 @@ def input_size_of(model: nn.Module, size: int | tuple[int, ...] | None) -> tuple
     Raises:
         UsageError: neither a side nor two or three sizes, or one that is not in 1..`LONGEST`.
     """
-    if hasattr(model, "bag_size"):
-        of_bag: tuple[int, int, int] = model.bag_size(size)
+    if callable(bag_size := getattr(model, "bag_size", None)):
+        of_bag: tuple[int, int, int] = bag_size(size)
         return of_bag
     own = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     embed = getattr(model, "patch_embed", None)

@@ -307,4 +307,4 @@ def test_what_else_a_mask_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="mask= and tissue=otsu both"):
         stream(vit(depth=1), pixels(SIZE), mask=by_pixels(drawn()), tissue="otsu")
     with pytest.raises(UsageError, match="tissue=all: give otsu"):
-        stream(vit(depth=1), pixels(SIZE), tissue="all")  # type: ignore[arg-type]
+        stream(vit(depth=1), pixels(SIZE), tissue="all")

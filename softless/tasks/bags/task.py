@@ -126,8 +126,8 @@ class Bags(Task):
             return None
         if self.kind == "survival":
             raise UsageError(
-                f"class_weights={weights} is for classes, and these bags have survival times: leave "
-                "it out"
+                f"class_weights={weights} is for classes, and these bags have survival times: "
+                "leave it out"
             )
         if self.kind == "several":
             return asked_weights(weights, classes, lambda: label_weights(targets, classes))
