@@ -40,7 +40,8 @@ OPERATORS = ("sima", "seqnorm", "relu_linear", "soft")
 IMAGES = 256
 AT_ONCE = 40  # images of a pass
 PENALTY = 0.1  # of the probe: scikit-learn's C
-EPOCHS, RATE = 3, 1e-4  # of the distillation
+# of the distillation, by the agreement on held-out images: 36 steps at 1e-4 lower it
+EPOCHS, RATE, BATCH = 8, 3e-5, 25
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,7 @@ class Bench:
                     out=Path(folder) / "run",
                     epochs=self.epochs,
                     lr=RATE,
+                    batch_size=BATCH,
                     min_steps=None,
                     progress=False,
                 )

@@ -85,7 +85,9 @@ def _costs(model: nn.Module) -> str:
         counts, findings = cost(model), audit(model)
     except SoftlessError as error:
         return f"It is not counted: {error}."
-    channels, height, width = counts.input_size
+    of_bag = callable(getattr(model, "bag_size", None))
+    size = " x ".join(map(str, counts.input_size[of_bag:]))
+    what = f"a bag of {size} features" if of_bag else f"one image of {size}"
     rows = {
         "multiply-adds": f"{counts.macs:,}",
         "exponentials of attention": f"{counts.exps:,}",
@@ -96,7 +98,7 @@ def _costs(model: nn.Module) -> str:
     kinds = sorted({str(finding.kind) for finding in findings.findings})
     verdict = f"It evaluates {_listed(kinds)}." if kinds else "It is free of exponentials."
     return "\n".join([
-        f"Of one image of {channels} x {height} x {width}, counted by `softless cost`:",
+        f"Of {what}, counted by `softless cost`:",
         "",
         *_table(rows),
         "",

@@ -18,6 +18,7 @@ from softless.data.datasets import Splits
 from softless.data.loader import EpochLoader, eval_loader, train_loader
 from softless.data.samples import Samples
 from softless.data.transforms import Pipeline
+from softless.experiment.groups import CLASSIFIES
 from softless.experiment.recipe import Recipe
 from softless.models.kept import operators_of
 from softless.models.scale import scale_of
@@ -220,6 +221,21 @@ class Task(ABC):
         no place for it.
         """
         return None
+
+    def preparation(self) -> dict[str, Any] | None:
+        """How the published model's images are prepared, as `save_weights` takes it; None where
+        there are none.
+        """
+        data, labelled = self.recipe.data, self.recipe.task in CLASSIFIES
+        return {
+            "input_size": (self.splits.in_chans, *sides(data.image_size)),
+            "mean": tuple(self.splits.mean),
+            "std": tuple(self.splits.std),
+            "crop_pct": data.crop_pct,
+            "interpolation": data.interpolation,
+            "range": data.range,
+            **({"task": self.recipe.task} if labelled else {}),
+        }
 
     def baselines(self, samples: Samples) -> Mapping[str, Mapping[str, Any]]:  # noqa: ARG002
         """Measures on these samples that need no training (the commonest class, another human), by

@@ -86,7 +86,7 @@ class Folds:
     def __str__(self) -> str:
         lines = [
             (
-                f"{len(self.results)} folds, each image tested once: mean, 95 % interval, values "
+                f"{len(self.results)} folds, each tested on another part: mean, 95 % interval, values "
                 "of "
                 "the folds"
             )

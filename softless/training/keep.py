@@ -19,7 +19,6 @@ from softless.experiment.groups import CLASSIFIES
 from softless.experiment.measures import describe
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
-from softless.models.sides import sides
 from softless.tasks.task import Outcome
 from softless.training import checkpoint
 from softless.training.batch_norm import alone
@@ -183,25 +182,24 @@ def _trained(run: Run, reached: Result) -> dict[str, str]:
 
 def publish(run: Run, card: Mapping[str, str]) -> None:
     """The best weights, which the model holds now, as a folder for timm's `local-dir:`."""
-    folder, data = run.folder.path / MODEL, run.recipe.data
+    folder = run.folder.path / MODEL
     model = run.task.published(run.task.evaluated(run.model))
     if model is None:
         return
     alone(model)
     delete_folder(folder)
-    image_facts = {
-        "input_size": (run.splits.in_chans, *sides(data.image_size)),
-        "mean": tuple(run.splits.mean),
-        "std": tuple(run.splits.std),
-        "crop_pct": data.crop_pct,
-        "interpolation": data.interpolation,
-        "range": data.range,
-    }
-    labelled = run.recipe.task in CLASSIFIES
-    image_facts |= {"task": run.recipe.task} if labelled else {}
-    classes = run.splits.classes if labelled else None
+    classes, prepared = run.splits.classes, run.task.preparation()
+    named = (run.recipe.task in CLASSIFIES or prepared is None) and len(classes) == getattr(
+        model, "num_classes", None
+    )
     try:
-        save_weights(model, folder, data=image_facts, classes=classes, card=card)
+        save_weights(
+            model,
+            folder,
+            data=prepared,
+            classes=classes if named else None,
+            card=card,
+        )
     except StorageError:
         raise
     except UsageError as error:  # the run itself is whole

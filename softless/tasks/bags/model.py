@@ -67,4 +67,25 @@ def bag_model(
     return model
 
 
+def folded(model: nn.Module, architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """The same model as `create_model` builds it, the scale of its features in its first layer:
+    W (x - m) / s + b = (W / s) x + (b - W m / s), in float64.
+
+    Args:
+        model: of `bag_model`.
+        architecture: its name.
+        model_args: its arguments.
+    """
+    plain: Any = create_model(architecture, **model_args)
+    state = dict(model.state_dict())
+    mean, deviation = (state.pop(f"embed.{name}", None) for name in ("mean", "deviation"))
+    if mean is not None and deviation is not None:
+        weight, bias = (state[f"embed.{name}"] for name in ("weight", "bias"))
+        scaled = weight.double() / deviation.double()
+        state["embed.weight"] = scaled.to(weight.dtype)
+        state["embed.bias"] = (bias.double() - scaled @ mean.double()).to(bias.dtype)
+    plain.load_state_dict(state)
+    return plain.eval()
+
+
 WITH_HEAD = bag_model

@@ -28,7 +28,7 @@ from softless.experiment.recipe import Recipe
 from softless.models.arguments import takes
 from softless.tasks.bags import folds
 from softless.tasks.bags.measure import BagEvaluation, Kind, evaluate_bags, with_thresholds
-from softless.tasks.bags.model import StandardisedLinear
+from softless.tasks.bags.model import StandardisedLinear, folded
 from softless.tasks.bags.samples import (
     BagSplits,
     all_of,
@@ -183,6 +183,14 @@ class Bags(Task):
             embed.mean.copy_(mean)
             embed.deviation.copy_(deviation)
         return model
+
+    def published(self, model: nn.Module) -> nn.Module:
+        """The model with the scale of its features in its first layer."""
+        construction = self.construction()
+        return folded(model, construction["architecture"], construction["model_args"])
+
+    def preparation(self) -> None:
+        """Features are taken as they are."""
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:

@@ -216,6 +216,24 @@ def test_scaled_features_give_the_same_model(tmp_path):
     assert torch.allclose(logits[0], logits[1], atol=2e-3)
 
 
+def test_the_published_model_takes_raw_features(trained, made):
+    """The scale of features is in its first layer, and `create_model` knows no other."""
+    run = trained / "fold0"
+    own, plain = (
+        load_run(run).model,
+        softless.create_model(f"local-dir:{run / 'model'}", pretrained=True),
+    )
+    assert type(plain.embed) is torch.nn.Linear
+    assert tuple(plain.pretrained_cfg["label_names"]) == ("benign", "malignant")
+    features = torch.from_numpy(np.load(next(made[0].glob("*.npz")))["features"])[None]
+    with torch.no_grad():
+        answer, expected = plain.eval()(features.float()), own.eval()(features.float())
+    assert (answer - expected).abs().max() <= 1e-5 * expected.abs().max()
+    card = (run / "model/README.md").read_text()
+    assert "`bags`" in card
+    assert str(trained.parent) not in card
+
+
 def test_the_scale_is_numpy_s(made):
     task = open_task(recipe_of(made[0], made[1]))
     train = task.splits.train
