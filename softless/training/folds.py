@@ -85,11 +85,8 @@ class Folds:
 
     def __str__(self) -> str:
         lines = [
-            (
-                f"{len(self.results)} folds, each tested on another part: mean, 95 % interval, values "
-                "of "
-                "the folds"
-            )
+            f"{len(self.results)} folds, each tested on another part: mean, 95 % interval, values "
+            "of the folds"
         ]
         for name, estimate in self.estimates.items():
             measure = MEASURES[name]

@@ -84,7 +84,7 @@ def test_means_and_intervals(trained):
         assert [one["low"], one["high"]] == pytest.approx(np.clip(ends, 0, 1) if shared else ends)
     assert {"top1", "balanced_accuracy", "auc", "loss"} <= told["estimates"].keys()
     said = str(reached)
-    assert said.startswith("3 folds, each image tested once")
+    assert said.startswith("3 folds, each tested on another part")
     assert "  top-1 " in said
     assert all((reached.folder / f"fold{fold}/report.html").is_file() for fold in range(3))
 
