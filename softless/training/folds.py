@@ -84,10 +84,8 @@ class Folds:
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.results)} folds, each tested on another part: mean, 95 % interval, values "
-            "of the folds"
-        ]
+        head = "each tested on another part: mean, 95 % interval, values of the folds"
+        lines = [f"{len(self.results)} folds, {head}"]
         for name, estimate in self.estimates.items():
             measure = MEASURES[name]
             low, high = measure.write(estimate.low), measure.write(estimate.high)
