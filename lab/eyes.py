@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lab.kept import answer_in
+from lab.kept import Recorded, answer_in
 from softless.bags.bag import Bag
 from softless.cli.tiles import tiles
 from softless.cli.train import train
@@ -29,7 +29,6 @@ from softless.evaluation.patients import PatientEvaluation, averaged
 from softless.histology.encoder import encoder_of
 from softless.models.durable import make_folder, write_text
 from softless.tasks.bags.measure import PREDICTIONS, read_predictions
-from softless.words import table
 
 MODELS = ("seqnorm_bag_tiny", "sima_bag_tiny", "softmax_bag_tiny", "abmil_bag", "max_bag")
 # of the recipe `bags`; that few tiles are drawn keeps 29 eyes from being learnt by heart. They were
@@ -66,22 +65,6 @@ class Way:
     balanced_accuracy: float  # of these
 
 
-@dataclass(frozen=True)
-class Eyes:
-    """All of them."""
-
-    rows: tuple[Way, ...]
-    recorded: Path | None = None
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        return [asdict(row) for row in self.rows]
-
-    def __str__(self) -> str:
-        rows = self.to_dict()
-        footer = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
-        return table(list(rows[0]), [list(row.values()) for row in rows]) + footer
-
-
 def eyes(
     *,
     data: str | Path,
@@ -92,7 +75,7 @@ def eyes(
     out: str | Path = "runs/eyes",
     resume: bool = False,
     record: bool = False,
-) -> Eyes:
+) -> Recorded:
     """Cut photographs of eyes into bags, train five folds of models of bags, and compare.
 
     Args:
@@ -129,7 +112,7 @@ def eyes(
     )
     if target is not None:
         write_csv(target, [asdict(row) for row in rows])
-    return Eyes(rows, target)
+    return Recorded(rows, target)
 
 
 class Bench:

@@ -1,13 +1,16 @@
-"""Answers that took long, each in a file: what is there is read, what is not is measured."""
+"""Answers that took long, each in a file: what is there is read, what is not is measured. And tables
+of them.
+"""
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from softless.errors import UsageError
 from softless.models.durable import make_folder, write_text
+from softless.words import table
 
 Answer = TypeVar("Answer")
 
@@ -34,3 +37,19 @@ def answer_in(
     make_folder(path.parent)
     write_text(path, json.dumps(asdict(answer)))  # type: ignore[call-overload]
     return answer
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Rows of one kind, and where they were recorded."""
+
+    rows: tuple[Any, ...]
+    recorded: Path | None = None
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        rows = self.to_dict()
+        footer = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
+        return table(list(rows[0]), [list(row.values()) for row in rows]) + footer

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.kept import answer_in
+from lab.kept import Recorded, answer_in
 from lab.recover import OPTIONS, agreement, cosine, divergence
 from softless.attention.registry import registered
 from softless.compare.record import record_path, write_csv
@@ -33,7 +33,6 @@ from softless.experiment.groups import DataSpec
 from softless.exporting.source import tensors
 from softless.models.create import create_model
 from softless.recovery.distil import distil
-from softless.words import table
 
 STEPS = ("bare", "refit", "distil")
 OPERATORS = ("sima", "seqnorm", "relu_linear", "soft")
@@ -65,22 +64,6 @@ class Probed:
     cpu_seconds: float
 
 
-@dataclass(frozen=True)
-class Probes:
-    """All of them."""
-
-    rows: tuple[Probed, ...]
-    recorded: Path | None = None
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        return [asdict(row) for row in self.rows]
-
-    def __str__(self) -> str:
-        rows = self.to_dict()
-        footer = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
-        return table(list(rows[0]), [list(row.values()) for row in rows]) + footer
-
-
 def probes(
     backbone: str,
     *,
@@ -93,7 +76,7 @@ def probes(
     resume: bool = False,
     record: bool = False,
     threads: int = 1,
-) -> Probes:
+) -> Recorded:
     """Exchange the attention of a pretrained backbone, recover it, and probe its features.
 
     Args:
@@ -127,7 +110,7 @@ def probes(
         rows.append(answer_in(path, Probed, partial(bench.measured, op, step), resume=resume))
     if target is not None:
         write_csv(target, [asdict(row) for row in rows])
-    return Probes(tuple(rows), target)
+    return Recorded(tuple(rows), target)
 
 
 class Probe(nn.Module):

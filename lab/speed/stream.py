@@ -9,14 +9,11 @@ before. That is the bytes of the image, the weights, and what a small image left
 # N tokens, D width
 
 import copy
-import ctypes
-import gc
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +29,7 @@ from lab.speed.optimized import Linear, enliven
 from lab.speed.pace import paced
 from lab.speed.rivals import Published, share_weights
 from lab.speed.work import DTYPES, Case, Work
+from softless.compare.resident import forget, peak
 from softless.compare.steps import peak_bytes
 from softless.compare.timing import Timings
 from softless.errors import SoftlessError
@@ -52,7 +50,6 @@ WHOLE = 8192  # pixels above which a model that holds all activations takes more
 # tokens at which a layer is compared with float64, pixels up to which a model is: 512
 CHECKED = 4096
 ROUNDS, FEW = 5, 2048  # how often a model of up to so many pixels is timed; larger ones once
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_layer(work: Work, seconds: float) -> Case:
@@ -219,7 +216,7 @@ def alone(
 
     call = streamed if rival == "streamed" else at_once
     call(image[:224, :224].copy())
-    before = _forget()
+    before = forget()
     seconds = []
     for number in range(rounds + (rounds > 1)):
         start = time.perf_counter()
@@ -230,7 +227,7 @@ def alone(
     # less than a MiB is not told from what the allocator kept of the small image
     return {
         "seconds": seconds,
-        "peak": max(2**20, _peak() - before),
+        "peak": max(2**20, peak() - before),
         "logits": logits[0].double().tolist(),
     }
 
@@ -243,31 +240,6 @@ def _model(rival: str, host: str) -> nn.Module:
     published = timm.create_model(host, attn_layer=Published, dynamic_img_size=True)
     share_weights(own, published)
     return published
-
-
-def _forget() -> int:
-    """Bytes that the process holds now; the system's count of its peak begins anew."""
-    if not FORGET.exists():
-        return _peak()
-    gc.collect()
-    # else what set-up freed is held still, and hides as much of the work
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-    FORGET.write_text("5")
-    return _told("VmRSS")
-
-
-def _peak() -> int:
-    if FORGET.exists():
-        return _told("VmHWM")
-    import resource  # Windows has none
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _told(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from softless.bags.bag import Bag
 from softless.bags.files import source_of
 from softless.bags.folder import BagSamples, bag_files, gathered_bags, reason_of
 from softless.bags.many import holds_many
-from softless.bags.table import ALONE, BagTable, gathered_table
+from softless.bags.table import BagTable, gathered_table
+from softless.data.csv_tables import ALONE
 from softless.data.findings import Fault, Gathering
 from softless.data.images import IMAGE_TYPES
 from softless.data.progress import track

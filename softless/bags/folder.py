@@ -19,7 +19,8 @@ from softless.bags.bag import Bag
 from softless.bags.files import ENDINGS
 from softless.bags.many import bag_in, holds_many, names_in
 from softless.bags.names import bare
-from softless.bags.table import ALONE, BagTable
+from softless.bags.table import BagTable
+from softless.data.csv_tables import ALONE
 from softless.data.findings import Fault, refusal
 from softless.data.notices import notice
 from softless.data.progress import track

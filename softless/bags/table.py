@@ -19,10 +19,12 @@ import numpy as np
 from softless.bags.names import bare
 from softless.bags.splits import Split, read_splits
 from softless.data.csv_tables import (
+    ALONE,
     NO_LABEL,
     TRUTH,
     class_names,
     column_of,
+    declared_part,
     has_columns,
     like,
     read_rows,
@@ -30,17 +32,14 @@ from softless.data.csv_tables import (
 from softless.data.findings import Fault, refusal
 from softless.data.groups import in_two_parts
 from softless.data.notices import notice
-from softless.data.places import PARTS, part_of
 from softless.errors import DataError, located
 from softless.experiment.bag_table import BagTableSpec
 from softless.words import clipped, composed, counted, few
 
 Kind = Literal["class", "several", "survival"]
-ALONE = "all"  # the part of rows whose table declares none
 # columns by which tables of other tools are known: slide, patient
 KNOWN = {"CLAM": ("slide_id", "case_id"), "prov-gigapath": ("slide_id", "pat_id")}
 STAMP_PATIENT, STAMP_FILE = "PATIENT", "FILENAME"
-PART_NAMES = ", ".join(PARTS)
 EVENTS = {**TRUTH, "alive": 0, "dead": 1, "living": 0, "deceased": 1, "censored": 0}
 
 
@@ -378,13 +377,9 @@ def _row(
             "patients",
             f"the column '{header[columns.patient]}' is empty: it tells whose the slide is",
         )
-    part = ALONE if columns.split is None else part_of(cells[columns.split])
-    if columns.split is not None and part is None:
-        text = clipped(cells[columns.split])
-        return (
-            "split",
-            f"the column '{header[columns.split]}' says '{text}': it must be {PART_NAMES}",
-        )
+    part, wrong = declared_part(cells, columns.split, header)
+    if wrong:
+        return "split", wrong
     mpp, fold = math.nan, -1
     if columns.mpp is not None and not _is_positive(cells[columns.mpp]):
         return "mpp", f"the column '{header[columns.mpp]}' is no number above 0"
@@ -395,7 +390,7 @@ def _row(
             return "fold", f"the column '{header[columns.fold]}' is no number of a fold: 0, 1, …"
         fold = int(cells[columns.fold])
     if columns.kind == "survival":
-        return _survival(number, cells, columns, header, slide, patient, part or ALONE, mpp, fold)
+        return _survival(number, cells, columns, header, slide, patient, part, mpp, fold)
     labels = [cells[index] for index in columns.labels]
     if wrong := _no_labels(labels, columns):
         return "labels", wrong
@@ -407,7 +402,7 @@ def _row(
         "" if several else composed(labels[0]),
         tuple(TRUTH[label.lower()] for label in labels) if several else (),
         (0.0, 0),
-        part or ALONE,
+        part,
         mpp,
         fold,
     )

@@ -4,8 +4,6 @@ Each peak is that of a process of its own; times are processor time of one threa
 they are compared.
 """
 
-import ctypes
-import gc
 import json
 import subprocess
 import sys
@@ -23,13 +21,13 @@ from torch import nn
 
 from softless.bags.bag import Bag
 from softless.compare.record import processor, record_path, write_csv
+from softless.compare.resident import forget, peak
 from softless.data.progress import track
 from softless.errors import UsageError
 from softless.models.bag import create_bag_model, is_bag_name, operator_of
 from softless.slides.bags import stream_bag
 from softless.words import table
 
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 WRITTEN = 20_000  # tiles of the store that are drawn at once
 SHARE = 10  # a tenth of the tiles goes through the bare linear layers, before and after
 CHUNK = 2048
@@ -229,9 +227,9 @@ def measured(request: Mapping[str, Any]) -> dict[str, Any]:
     if request["run"] == "peak":
         call = _step(request["model"], request["way"], tiles, features)
         call(min(tiles, 300))
-        before = _forget()
+        before = forget()
         call(tiles)
-        return {"peak_mib": (_peak() - before) / 2**20}
+        return {"peak_mib": (peak() - before) / 2**20}
     calls = [_step(name, way, tiles, features) for name, way in request["ways"]]
     times = [[_seconds(partial(call, tiles)) for call in calls] for _ in range(request["rounds"])]
     return {"cpu_s": [min(column) for column in zip(*times, strict=True)]}
@@ -268,43 +266,18 @@ def _over_a_store(name: str, store: Path) -> dict[str, Any]:
             for layer in linear:
                 layer(inputs[layer.in_features])
 
-    before = _forget()
+    before = forget()
     first = _seconds(bare)
     taken = _seconds(lambda: stream_bag(model, bag, quiet=True))
-    peak = _peak() - before
+    most = peak() - before
     linear_s = (first + _seconds(bare)) / 2 * tiles / (chunks * CHUNK)
-    return {"cpu_s": taken, "linear_s": linear_s, "peak_mib": peak / 2**20}
+    return {"cpu_s": taken, "linear_s": linear_s, "peak_mib": most / 2**20}
 
 
 def _seconds(call: Callable[[], Any]) -> float:
     start = time.process_time()
     call()
     return time.process_time() - start
-
-
-def _forget() -> int:
-    """Bytes that the process holds now; the system's count of its peak begins anew."""
-    if not FORGET.exists():
-        return _peak()
-    gc.collect()
-    # else what set-up freed is held still, and hides as much of the work
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-    FORGET.write_text("5")
-    return _told("VmRSS")
-
-
-def _peak() -> int:
-    if FORGET.exists():
-        return _told("VmHWM")
-    import resource  # Windows has none
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _told(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

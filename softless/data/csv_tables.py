@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
+from softless.data.places import PARTS, part_of
 from softless.errors import DataError, nearest
 from softless.words import ALIKE, POINTED, POINTER, clipped, counted, few, twins_of
 
@@ -20,6 +21,9 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 # what tools write for a missing one
 NO_LABEL = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})
+
+ALONE = "all"  # the part of rows whose table declares none
+PART_NAMES = ", ".join(PARTS)
 
 
 def read_rows(
@@ -184,4 +188,20 @@ def class_names(
         )
     return tuple(
         sorted(names, key=numbers.__getitem__) if len(numbers) == len(names) else sorted(names)
+    )
+
+
+def declared_part(
+    cells: Sequence[str], column: int | None, header: Sequence[str]
+) -> tuple[str, str]:
+    """The part that a row declares, "all" where there is no such column; and what is wrong with it,
+    or nothing.
+    """
+    if column is None:
+        return ALONE, ""
+    part = part_of(cells[column])
+    if part is not None:
+        return part, ""
+    return ALONE, (
+        f"the column '{header[column]}' says '{clipped(cells[column])}': it must be {PART_NAMES}"
     )

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from softless.data.csv_tables import (
+    ALONE,
     NO_LABEL,
     TRUTH,
     class_names,
     column_of,
+    declared_part,
     has_columns,
     like,
     read_rows,
@@ -28,15 +30,12 @@ from softless.data.csv_tables import (
 from softless.data.findings import Fault, refusal
 from softless.data.groups import shared_groups
 from softless.data.notices import notice
-from softless.data.places import PARTS, part_of
+from softless.data.places import PARTS
 from softless.data.samples import FileSamples
 from softless.errors import DataError, located
 from softless.experiment.groups import TableSpec
 from softless.experiment.ranges import Range
 from softless.words import clipped, composed, few
-
-PART_NAMES = ", ".join(PARTS)
-ALONE = "all"  # the part of rows whose table declares none
 
 
 @dataclass(frozen=True)
@@ -266,21 +265,15 @@ def _row(
             "groups",
             f"the column '{header[columns.group]}' is empty: it tells whose the image is",
         )
-    part = ALONE if columns.split is None else part_of(cells[columns.split])
-    if columns.split is not None and part is None:
-        split_name = clipped(cells[columns.split])
-        return (
-            "split",
-            f"the column '{header[columns.split]}' says '{split_name}': it must be {PART_NAMES}",
-        )
+    part, wrong = declared_part(cells, columns.split, header)
+    if wrong:
+        return "split", wrong
     labels = [cells[at] for at in columns.labels]
     if wrong := _no_labels(labels, columns):
         return "labels", wrong
     several = len(labels) > 1
     values = tuple(TRUTH[label.lower()] for label in labels) if several else ()
-    return ImageRow(
-        number, *stored, "" if several else composed(labels[0]), values, group, part or ALONE
-    )
+    return ImageRow(number, *stored, "" if several else composed(labels[0]), values, group, part)
 
 
 def _stored(root: Path, file_name: str) -> tuple[str, tuple[int, int]] | None:

@@ -33,6 +33,7 @@ DUMPS = "diverged-*.json"
 RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"
 PREDICTIONS = ("predictions.npz", "predictions.json")  # of classification and of detection
 LABELS = "predictions"  # of segmentation, a label image each
+BAG_TABLES = ("predictions.csv", "tiles.csv")  # of bags: each slide, and tiles of some
 STATE, LOCK = "state.json", "lock"
 LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
 CSV_LOG = "log.csv"  # log.jsonl as a table, where the recipe asks for it
@@ -49,6 +50,7 @@ FILES = (
     BEST,
     RESULT,
     *PREDICTIONS,
+    *BAG_TABLES,
     REPORT,
     STATE,
     LEFT_OUT,
@@ -57,6 +59,8 @@ FILES = (
     EXPORTS,
     RECOVERED,
 )
+FOLDS = "folds.json"  # of a folder of folds, which are runs
+TOGETHER = (REPORT, *BAG_TABLES)  # what a task may write beside it, of all folds
 MODEL = "model"  # the best weights as `save_weights` writes them
 RANKS = "ranks"  # the last words of each of several ranks
 FOLDERS = (CHECKPOINTS, SCALARS, MODEL, LABELS, RANKS)
@@ -116,9 +120,11 @@ class RunFolder:
     def holds_run(self) -> bool:
         """Whether anything of a run lies in the folder.
 
-        How a start ended that left nothing else (state.json) is no run.
+        How a start ended that left nothing else (state.json) is no run, and what is written of all
+        folds together is none.
         """
-        return any(self.has(name) for name in (*FILES, CHECKPOINTS) if name != STATE)
+        together = TOGETHER if self.has(FOLDS) else ()
+        return any(self.has(name) for name in {*FILES, CHECKPOINTS} - {STATE, *together})
 
     def check_unfinished(self) -> None:
         """A run without a checkpoint starts at its first epoch, and says so, if nothing that it

@@ -23,10 +23,10 @@ from typing import Any
 
 from softless.errors import DataError, Interrupted, ResumeMismatch, UsageError, need
 from softless.experiment.claim import holder
-from softless.experiment.folder import REPORT, RunFolder, differences
+from softless.experiment.folder import FOLDS, REPORT, TOGETHER, RunFolder, differences
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe, as_json, restored
-from softless.models.durable import make_folder, write_text
+from softless.models.durable import delete, make_folder, write_text
 from softless.models.records import TABLE, check, read_json, whole
 from softless.tasks.table import TASKS
 from softless.training.loop import fit
@@ -34,7 +34,6 @@ from softless.training.result import Result
 from softless.training.settle import located
 from softless.words import few
 
-FOLDS = "folds.json"
 LEVEL = 0.95  # of the intervals
 MEND = "bring it back from a backup, or start anew with --overwrite"
 
@@ -140,6 +139,8 @@ def fit_folds(
     make_folder(folder)
     if overwrite:
         _clear_beyond(folder, count)
+        for name in TOGETHER:
+            delete(folder / name)
     _write(folder, {"folds": count, "recipe": as_json(recipe)})
     results = []
     for fold, fold_recipe in enumerate(each):

@@ -19,7 +19,7 @@ from softless.data import open_splits
 from softless.errors import DivergedError, UsageError
 from softless.evaluation import wilson
 from softless.experiment.checkpoints import Checkpoints
-from softless.experiment.folder import CHECKPOINTS, FILES, MODEL, REPORT
+from softless.experiment.folder import BAG_TABLES, CHECKPOINTS, FILES, MODEL, REPORT
 from softless.tasks.classification.task import Classification
 from softless.tasks.loaded import load_run
 from softless.training import Recipe, fit
@@ -75,6 +75,7 @@ def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
         "recovered.json",
         "log.csv",
         "loggers.json",
+        *BAG_TABLES,
     }
     log = lines(out)
     assert [line["epoch"] for line in log] == [1, 2, 3]

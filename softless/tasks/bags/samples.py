@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from softless.bags.folder import BagSamples, gathered_bags
-from softless.bags.table import ALONE, BagTable, read_bag_table
+from softless.bags.table import BagTable, read_bag_table
+from softless.data.csv_tables import ALONE
 from softless.data.datasets import PIXELS, Splits, cut_parts, fingerprint, left_out_of, thinned
 from softless.data.findings import Fault, refusal
 from softless.data.notices import notice

@@ -3,6 +3,7 @@ before the first step.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,21 @@ def test_every_slide_is_tested_once_and_patients_stay_whole(trained, made):
         for row in read(trained / f"fold{fold}/splits.csv"):
             parts.setdefault(row["group"], set()).add(row["part"])
         assert all(len(part) == 1 for part in parts.values())
+
+
+def test_finished_folds_are_taken_up_again_and_replaced(trained, made, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    page = (folder / "report.html").read_bytes()
+    assert main(["train", "--resume", "--out", str(folder)]) == 0
+    assert (folder / "predictions.csv").read_bytes() == (trained / "predictions.csv").read_bytes()
+    assert len((folder / "report.html").read_bytes()) == len(page)
+    again = ["train", "--recipe", "bags", "--data", str(made[0]), "--table", str(made[1])]
+    assert main([*again, "--folds", "3", "--out", str(folder)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*again, "--folds", "2", "--out", str(folder), "--overwrite", "--set", *SMALL]) == 0
+    assert {row["fold"] for row in read(folder / "predictions.csv")} == {"0", "1"}
+    assert not (folder / "fold2").exists()
 
 
 def test_the_numbers_of_all_folds_are_those_of_their_table(trained):
