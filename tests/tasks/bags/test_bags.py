@@ -23,6 +23,7 @@ from softless.cli.main import main
 from softless.errors import DataError, UsageError
 from softless.evaluation.survival import cox_loss
 from softless.experiment.bag_table import BagTableSpec
+from softless.experiment.folder import RunFolder
 from softless.recipes import get_recipe
 from softless.tasks.bags.measure import BagEvaluation, read_predictions
 from softless.tasks.bags.model import StandardisedLinear, bag_model
@@ -91,7 +92,7 @@ def test_finished_folds_are_taken_up_again_and_replaced(trained, made, tmp_path,
     assert "--overwrite" in capsys.readouterr().err
     assert main([*again, "--folds", "2", "--out", str(folder), "--overwrite", "--set", *SMALL]) == 0
     assert {row["fold"] for row in read(folder / "predictions.csv")} == {"0", "1"}
-    assert not (folder / "fold2").exists()
+    assert not RunFolder(folder / "fold2").holds_run()
 
 
 def test_the_numbers_of_all_folds_are_those_of_their_table(trained):
@@ -235,10 +236,8 @@ def test_scaled_features_give_the_same_model(tmp_path):
 def test_the_published_model_takes_raw_features(trained, made):
     """The scale of features is in its first layer, and `create_model` knows no other."""
     run = trained / "fold0"
-    own, plain = (
-        load_run(run).model,
-        softless.create_model(f"local-dir:{run / 'model'}", pretrained=True),
-    )
+    own = load_run(run).model
+    plain: Any = softless.create_model(f"local-dir:{run / 'model'}", pretrained=True)
     assert type(plain.embed) is torch.nn.Linear
     assert tuple(plain.pretrained_cfg["label_names"]) == ("benign", "malignant")
     features = torch.from_numpy(np.load(next(made[0].glob("*.npz")))["features"])[None]
