@@ -124,7 +124,11 @@ def heat(
         MissingExtra: h5py, shapely or what reads slides is not installed.
 
     Examples:
-        >>> heat = softless.heat("runs/bags", "slide.svs", features="slide.h5", out="heat")
+        >>> _ = softless.tiles("photos", encoder="runs/digits", tile=32, out="tiles", quiet=True)
+        >>> model = softless.create_model("abmil_bag", in_dim=96)
+        >>> heat = softless.heat(model, "photos/1.png", features="tiles/features/1.h5", out="heat")
+        >>> sorted(path.name for path in Path("heat").iterdir())
+        ['heat.geojson', 'overlay.png', 'scores.h5']
     """
     need("h5py", "shapely")
     if isinstance(run, str | Path):

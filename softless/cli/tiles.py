@@ -153,7 +153,9 @@ def tiles(
         MissingExtra: h5py, shapely or what reads slides is not installed.
 
     Examples:
-        >>> softless.tiles("photos", encoder="runs/digits", tile=32, out="bags", quiet=True)
+        >>> bags = softless.tiles("photos", encoder="runs/digits", tile=32, out="cut", quiet=True)
+        >>> [slide.tiles for slide in bags.slides]
+        [1, 1]
     """
     need("h5py", "shapely")
     if not slides:

@@ -216,7 +216,7 @@ class GatedPool(Pool):
         return scores
 
     def summarise(self, x: Tensor, mask: Tensor | None) -> Summary:
-        """The largest score, the sum of weights and that of weighted tiles."""
+        """Of tiles (B,n,W) the largest score, the sum of weights and that of weighted tiles."""
         h = self.norm(x)
         return self.weighed(h, self.scores(h), mask)
 
@@ -235,7 +235,7 @@ class MeanPool(Pool):
     """The mean of the tiles."""
 
     def summarise(self, x: Tensor, mask: Tensor | None) -> Summary:
-        """Their sum and number."""
+        """Sum and number of tiles (B,n,W)."""
         h = self.norm(x)[:, None]
         h = h if h.dtype == torch.float64 else h.float()
         number = (
@@ -257,7 +257,7 @@ class MaxPool(Pool):
         return {"top": torch.maximum(a["top"], b["top"])}
 
     def summarise(self, x: Tensor, mask: Tensor | None) -> Summary:
-        """The largest of some tiles."""
+        """The largest of some tiles (B,n,W)."""
         h = self.norm(x)
         if mask is not None:
             h = h.masked_fill(~mask[..., None], -math.inf)
@@ -276,5 +276,5 @@ class ClassPool(Pool):
         return self.norm(x[:, 0])
 
     def in_chunks(self, x: Tensor, mask: Tensor | None, spans: Sequence[slice]) -> Tensor:  # noqa: ARG002
-        """`forward`: one token is no chunk."""
+        """`forward` of tokens x (B,N,W): one token is no chunk."""
         return self.norm(x[:, 0])

@@ -232,6 +232,9 @@ def test_a_detector_or_segmenter_is_measured_by_its_own_task(world, monkeypatch)
             seen.update(model=model, images=len(loader), recipe=self.recipe)
             return Outcome()
 
+        def decided(self, outcome, _):
+            return outcome
+
     dense = replace(loaded, best={**loaded.best, "task": "segmentation"})
     monkeypatch.setattr("softless.cli.eval.run_or_file", lambda *_: dense)
     monkeypatch.setattr("softless.tasks.table.open_task", Stand)

@@ -41,6 +41,7 @@ HOLDERS = {
     "detection": "cards",
     "segmentation": "aerial",
     "dino": "dino",
+    "bags": "bags",
 }
 
 

@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # What each optional distribution is imported as. An extra that is not here fails
 # test_every_extra_is_blocked.
 IMPORTED_AS = {
+    "wandb": "wandb",
+    "shtab": "shtab",
+    "mlflow-skinny": "mlflow",
+    "httpx": "httpx",
+    "h5py": "h5py",
     "build": "build",
     "cmake": "cmake",
     "coremltools": "coremltools",
