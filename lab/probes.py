@@ -74,6 +74,7 @@ def probes(
     epochs: int = EPOCHS,
     out: str | Path = "runs/probes",
     resume: bool = False,
+    kept: bool = False,
     record: bool = False,
     threads: int = 1,
 ) -> Recorded:
@@ -88,6 +89,7 @@ def probes(
         epochs: of the distillation.
         out: a folder for the answers.
         resume: keep the answers that are there.
+        kept: tell those alone, and measure nothing.
         record: also write benchmarks/recover_backbone.csv of the repository.
         threads: of the processor, whose seconds are counted.
 
@@ -107,7 +109,12 @@ def probes(
     rows = []
     for op, step in track(planned, len(planned), "probing"):
         path = folder / f"{bench.name}-{op}-{step}-{images}.json"
-        rows.append(answer_in(path, Probed, partial(bench.measured, op, step), resume=resume))
+        if kept and not path.exists():
+            continue
+        measure = partial(bench.measured, op, step)
+        rows.append(answer_in(path, Probed, measure, resume=resume or kept))
+    if not rows:
+        raise UsageError(f"no answers in {out}: leave --kept out to measure")
     if target is not None:
         write_csv(target, [asdict(row) for row in rows])
     return Recorded(tuple(rows), target)
