@@ -167,7 +167,7 @@ class Browser:
         ]
 
     def complaints(self) -> list[str]:
-        """What the browser's console was told, but for its advice on tests that read pixels often."""
+        """What the browser's console was told, but for advice on reading pixels often."""
         self.run("1")
         entries = [
             json.dumps(event["params"])
