@@ -259,7 +259,17 @@ def _measured(
     device = device_for(run, device)
     with sharing(device, arguments | {"batch_size": batch_size}) as world:
         job = world.together(
-            lambda: _job(run, world.device, data, table, knn=knn, linear=linear, set=set, amp=amp)
+            lambda: _job(
+                run,
+                world.device,
+                data,
+                table,
+                knn=knn,
+                linear=linear,
+                set=set,
+                amp=amp,
+                tabled=predictions is not None,
+            )
         )
         loaded, source = job.loaded, job.source
         origin = str(loaded.path), source.where, f"the {split} split"
@@ -273,7 +283,8 @@ def _measured(
             job, world, None if data is None else str(data), split, batch_size, workers
         )
         if predictions is not None:
-            world.first(lambda: _write_answers(outcome, loaded, predictions))
+            answers: Any = outcome
+            world.first(lambda: write_text(located(predictions), answers.table()))
         return DenseEvaluation(*origin, outcome, precision_for(job.amp, loaded))
 
 
@@ -298,6 +309,7 @@ def _job(
     linear: bool,
     set: Sequence[str],
     amp: str | None,
+    tabled: bool = False,
 ) -> EvaluationJob:
     """The run and what is asked of it, which go together.
 
@@ -325,6 +337,11 @@ def _job(
         raise UsageError(
             f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: "
             "leave it out"
+        )
+    if tabled and loaded.task not in LISTED - CLASSIFIES:
+        raise UsageError(
+            f"--predictions is a table of slides, and {loaded.path} is a run of {loaded.task}: "
+            "leave it out; `softless predict` answers images"
         )
     if loaded.task == "multilabel" and features:
         raise UsageError(
@@ -447,21 +464,6 @@ def _say_learnt(loaded: LoadedRun, samples: Samples) -> None:
             f"{known:,} of {counted(len(samples), 'slide')} were in the training or validation "
             f"part of {loaded.path}: numbers of them say nothing of new ones"
         )
-
-
-def _write_answers(outcome: Outcome, loaded: LoadedRun, path: str | Path) -> None:
-    """The table of answers, where the task has one.
-
-    Raises:
-        UsageError: it has none.
-    """
-    table = getattr(outcome, "table", None)
-    if table is None:
-        raise UsageError(
-            f"--predictions is a table of slides, and {loaded.path} is a run of {loaded.task}: "
-            "leave it out; `softless predict` answers images"
-        )
-    write_text(located(path), table())
 
 
 def _probes(job: EvaluationJob, split: str, batch: int, workers: int) -> tuple[Probe, ...]:

@@ -6,6 +6,7 @@ import logging
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,7 @@ def _trained(run: Run, reached: Result) -> dict[str, str]:
     interval = "" if low is None else f", 95 % interval {low:.3f} to {high:.3f}"
     return {
         "recipe": f"`{recipe.name}`, {recipe.summary}",
+        "data": Path(run.task.data_location).name,
         run.task.counted: ", ".join(counts),
         "epochs": f"{reached.epochs}, of which {reached.best_epoch} is the best on validation",
         "seed": str(recipe.seed),

@@ -88,7 +88,16 @@ class WeightsAndBiases:
             resume="allow",
             dir=str(run.folder.path),
             config=_settings(run),
-            settings=wandb.Settings(silent=True, console="off", disable_git=True),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                host="",
+            ),
         )
 
     def write(self, line: Mapping[str, Any]) -> None:

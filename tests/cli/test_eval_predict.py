@@ -280,6 +280,11 @@ def test_predict_writes_a_table(world):
     assert "9 images, computed in float32: " in str(outcome)
 
 
+def test_a_table_of_slides_is_refused_of_a_run_of_images(world, tmp_path):
+    with pytest.raises(UsageError, match="--predictions is a table of slides"):
+        eval_run(world / "run", predictions=tmp_path / "answers.csv", device="cpu")
+
+
 def test_predictions_are_those_of_eval(world):
     e = eval_run(world / "run", device="cpu").evaluation
     outcome = predict(

@@ -102,6 +102,9 @@ def test_wandb_offline_goes_on_in_the_same_run(
     fit(quick("wandb", epochs=3), out, resume=True, progress=False)
     files = sorted((out / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb"))
     assert len(files) == 2
+    for file in files:
+        content = file.read_bytes()
+        assert not any(text.encode() in content for text in (str(tmp_path), sys.executable))
     assert [len(steps(file)) for file in files] == [2, 1]
     assert steps(files[1])[0]["train_loss"] == logged(out)[2]["train_loss"]
 
