@@ -21,6 +21,8 @@ class Hub:
         self.commits: dict[str, str] = {}
         self.private: set[str] = set()
         self.messages: list[str] = []
+        self.branches: set[str] = set()
+        self.written: list[str] = []  # the branch of each commit
         self.tokens: set[str | None] = set()
         self.refuse = 0  # status that every writing request gets
 
@@ -105,7 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
                 for file in files
             ]
             self._answer({"files": modes})
-        elif match := re.fullmatch(r"/api/models/(.+?)/commit/[^?]+(?:\?.*)?", self.path):
+        elif match := re.fullmatch(r"/api/models/(.+?)/branch/([^?]+)", self.path):
+            self.hub.branches.add(match[2])
+            self._answer({})
+        elif match := re.fullmatch(r"/api/models/(.+?)/commit/([^?]+)(?:\?.*)?", self.path):
+            self.hub.written.append(match[2])
             lines = [json.loads(line) for line in body.decode().splitlines()]
             head = next(line["value"] for line in lines if line["key"] == "header")
             sent = {

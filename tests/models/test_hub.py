@@ -77,6 +77,13 @@ def test_a_model_goes_and_comes_back(hub: Hub, model: Any, tmp_path: Path) -> No
     assert hub.messages[-1] == "again"
 
 
+def test_a_branch_is_made_and_written(hub: Hub, model: Any) -> None:
+    softless.push_to_hub(model, "lab/tiny")
+    softless.push_to_hub(model, "lab/tiny", revision="v2")
+    assert hub.branches == {"v2"}
+    assert hub.written == ["main", "v2"]
+
+
 def test_without_weights_the_model_is_new(hub: Hub, model: Any) -> None:
     softless.push_to_hub(model, "lab/tiny")
     del hub.repositories["lab/tiny"][FILE]
