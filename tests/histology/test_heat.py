@@ -19,7 +19,7 @@ from softless.histology.heatmap import STRENGTH, HeatMap
 from softless.histology.regions import collection, polygons, region_of_mask
 from softless.histology.scores import Scores, scores_of
 from softless.saliency.colours import colourise
-from softless.slides import Lattice, files
+from softless.slides import Lattice
 from softless.tasks.bags.model import StandardisedLinear
 from tests.slides.test_reader import pixels, write
 
@@ -237,20 +237,6 @@ def test_labels_and_risks_are_told_as_what_they_are(
         assert list(made.classes.values()) == pytest.approx(
             sorted(logits.sigmoid().tolist(), reverse=True)
         )
-
-
-BOUNDS = {"x": 100, "y": 40, "width": 200, "height": 300}
-
-
-@pytest.fixture
-def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are read through openslide, and say where they were scanned."""
-    told = {f"openslide.bounds-{name}": str(value) for name, value in BOUNDS.items()}
-    plain = openslide.OpenSlide.properties.fget
-    monkeypatch.setattr(
-        openslide.OpenSlide, "properties", property(lambda self: {**plain(self), **told})
-    )
-    monkeypatch.setattr(files.tiff_pages, "opened", lambda _: None)
 
 
 @pytest.mark.usefixtures("bounded")

@@ -20,7 +20,6 @@ from softless.evaluation.features import as_it_is, output
 from softless.histology import extract
 from softless.histology.encoder import encoder_of
 from softless.histology.tiling import Cut, tiling_of
-from softless.slides import files
 from softless.slides.masks import mask_of
 from softless.slides.pixels import Bytes
 from softless.slides.thumbnails import thumbnail
@@ -251,20 +250,6 @@ def test_tissue_in_a_file(kind: str, overlap: int, encoder: Path, tmp_path: Path
     written = json.loads((tmp_path / "out" / tissue.name / "tissue" / "slide.geojson").read_text())
     (region,) = written["features"]
     assert shapely.from_geojson(json.dumps(region["geometry"])).bounds == (50, 80, 300, 200)
-
-
-BOUNDS = {"x": 100, "y": 40, "width": 200, "height": 300}
-
-
-@pytest.fixture
-def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are read through openslide, and say where they were scanned."""
-    told = {f"openslide.bounds-{name}": str(value) for name, value in BOUNDS.items()}
-    plain = openslide.OpenSlide.properties.fget
-    monkeypatch.setattr(
-        openslide.OpenSlide, "properties", property(lambda self: {**plain(self), **told})
-    )
-    monkeypatch.setattr(files.tiff_pages, "opened", lambda _: None)
 
 
 @pytest.mark.usefixtures("bounded")
