@@ -12,7 +12,7 @@ BOUNDS = {"x": 100, "y": 40, "width": 200, "height": 300}
 def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read through openslide, and say where they were scanned."""
     told = {f"openslide.bounds-{name}": str(value) for name, value in BOUNDS.items()}
-    plain = openslide.OpenSlide.properties.fget
+    plain = vars(openslide.OpenSlide)["properties"].fget
     monkeypatch.setattr(
         openslide.OpenSlide, "properties", property(lambda self: {**plain(self), **told})
     )
