@@ -250,14 +250,22 @@ def _about(
 
 
 def _about_bags(model: BagModel, data: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Of a model of bags: features are taken as they are."""
-    if data:
+    """Of a model of bags: features are taken as they are, and data may say that a bag has several
+    labels.
+    """
+    if data and data not in ({"task": "classification"}, {"task": "multilabel"}):
         raise UsageError(
             "data= says how images are prepared, and a model of bags takes features as they are: "
-            "leave it out"
+            "leave it out, or give {'task': 'multilabel'}"
         )
-    names = [*label_names(model)]
-    return {"num_classes": model.num_classes, **({"label_names": names} if names else {})}
+    stored = getattr(model, "pretrained_cfg", None) or {}
+    several = data == {"task": "multilabel"} if data else several_labels(stored)
+    names, notes = [*label_names(model)], noted(None, several=several)
+    return {
+        "num_classes": model.num_classes,
+        **({"label_names": names} if names else {}),
+        **({"notes": notes} if notes else {}),
+    }
 
 
 def label_names(model: Any) -> tuple[str, ...]:

@@ -12,15 +12,19 @@ from torch import nn
 from softless.data.transforms import prepared_as
 from softless.errors import UsageError
 from softless.evaluation.run import LoadedRun
+from softless.experiment.bag_table import BagTableSpec
 from softless.experiment.groups import CLASSIFICATION, DataSpec
 from softless.experiment.recipe import Recipe
 from softless.measure.cost import input_size_of
+from softless.models.bag import BagModel
 from softless.models.config import declared, label_names, several_labels
 from softless.models.kept import operators_of
 from softless.models.published import published_model
+from softless.tasks.bags.settings import BagsSpec
 from softless.tasks.multilabel.settings import MultilabelSpec
 
-FEATURES, LABELS = "dino", "multilabel"  # tasks of a model without classes, and of several labels
+# tasks of a model without classes, of several labels, and of features of tiles
+FEATURES, LABELS, BAGS = "dino", "multilabel", "bags"
 
 
 def published_run(folder: Path, device: str | torch.device = "cpu") -> LoadedRun:
@@ -33,6 +37,8 @@ def published_run(folder: Path, device: str | torch.device = "cpu") -> LoadedRun
     """
     model: Any = published_model(folder)
     best = described(model, folder.name)
+    if isinstance(model, BagModel):  # the task asks it what its logits are
+        model.kind = "several" if several_labels(model.pretrained_cfg) else "class"
     number, names = int(getattr(model, "num_classes", 0)), tuple(best["classes"])
     return LoadedRun(
         folder,
@@ -53,8 +59,10 @@ def described(model: nn.Module, name: str) -> dict[str, Any]:
     Raises:
         UsageError: its mean or deviation are of other channels than its images.
     """
-    channels, height, width = input_size_of(model, None)
     about: Any = getattr(model, "pretrained_cfg", None) or {}
+    if isinstance(model, BagModel):
+        return _of_bags(model, about, name)
+    channels, height, width = input_size_of(model, None)
     mean, std = (_per_channel(about.get(part), channels, part) for part in ("mean", "std"))
     return {
         "task": _task(model, about),
@@ -69,6 +77,33 @@ def described(model: nn.Module, name: str) -> dict[str, Any]:
         "mean": mean,
         "std": std,
         "range": declared(about),
+        "operators": operators_of(model),
+    }
+
+
+def _of_bags(model: BagModel, about: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same of a model of bags, whose features are taken as they are."""
+    built: Any = getattr(model, "construction", None)
+    arguments = {} if built is None else dict(built.arguments)
+    return {
+        "task": BAGS,
+        "architecture": name if built is None else built.name,
+        "model_args": {
+            **arguments,
+            "in_dim": model.in_dim,
+            "num_classes": model.num_classes,
+            "position": "none" if model.position is None else "fourier",
+        },
+        "classes": list(label_names(model)),
+        "image_size": [1, 1],
+        "pixels": [1, model.in_dim],
+        "in_chans": 1,
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+        "mean": [0.0],
+        "std": [1.0],
+        "range": None,
         "operators": operators_of(model),
     }
 
@@ -90,7 +125,7 @@ def _per_channel(numbers: Any, channels: int, part: str) -> list[float]:
 
 
 def recipe_of(best: Mapping[str, Any], name: str) -> Recipe:
-    """A recipe that says of a model's images what is known, and no place where some lie."""
+    """A recipe that says of a model's images or bags what is known, and no place where some lie."""
     data = DataSpec(
         image_size=(int(best["image_size"][0]), int(best["image_size"][1])),
         in_chans=best["in_chans"],
@@ -101,4 +136,7 @@ def recipe_of(best: Mapping[str, Any], name: str) -> Recipe:
         crop_pct=best["crop_pct"],
     )
     own: dict[str, Any] = {LABELS: MultilabelSpec()} if best.get("task") == LABELS else {}
+    if best.get("task") == BAGS:
+        position = best["model_args"]["position"]
+        own = {BAGS: BagsSpec(position=position), "table": BagTableSpec(), "metric": "auc"}
     return Recipe(name=name, summary="a published model", data=data, **own)

@@ -222,10 +222,8 @@ class Task(ABC):
         """
         return None
 
-    def preparation(self) -> dict[str, Any] | None:
-        """How the published model's images are prepared, as `save_weights` takes it; None where
-        there are none.
-        """
+    def preparation(self) -> dict[str, Any]:
+        """How the published model's images are prepared, as `save_weights` takes it."""
         data, labelled = self.recipe.data, self.recipe.task in CLASSIFIES
         return {
             "input_size": (self.splits.in_chans, *sides(data.image_size)),

@@ -16,7 +16,7 @@ from softless.errors import DivergedError, StorageError, UsageError
 from softless.experiment.candidates import KEYS, best_of, better, finite, gain, still_rising
 from softless.experiment.epochs import COUNTED, START, of_epoch
 from softless.experiment.folder import MODEL, RESULT
-from softless.experiment.groups import CLASSIFIES
+from softless.experiment.groups import LISTED
 from softless.experiment.measures import describe
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
@@ -190,15 +190,13 @@ def publish(run: Run, card: Mapping[str, str]) -> None:
         return
     alone(model)
     delete_folder(folder)
-    classes, prepared = run.splits.classes, run.task.preparation()
-    named = (run.recipe.task in CLASSIFIES or prepared is None) and len(classes) == getattr(
-        model, "num_classes", None
-    )
+    classes = run.splits.classes
+    named = run.recipe.task in LISTED and len(classes) == getattr(model, "num_classes", None)
     try:
         save_weights(
             model,
             folder,
-            data=prepared,
+            data=run.task.preparation(),
             classes=classes if named else None,
             card=card,
         )

@@ -182,9 +182,20 @@ def open_splits(recipe: Recipe) -> BagSplits:
 
 
 def all_of(opened: OpenedBags, split: str) -> BagSplits:
-    """Bags that a model is measured on: those of a declared part where it has that, or all."""
-    parts = _parts(opened.samples, opened.table) if opened.table.declared else {}
-    samples = parts.get(split, opened.samples)
+    """Bags that a model is measured on: those of the part where parts are declared, or all.
+
+    Raises:
+        DataError: parts are declared, and this is none of them.
+    """
+    samples: Samples = opened.samples
+    if opened.table.declared:
+        parts = _parts(opened.samples, opened.table)
+        if split not in parts:
+            raise DataError(
+                f"{opened.table.path} declares {' and '.join(parts)}, and no {split}: choose "
+                "--split, or set table.split=none to measure all"
+            )
+        samples = parts[split]
     identity = fingerprint("bags", opened.classes, {"train": None, "test": samples})
     splits = Splits(samples, samples, samples, opened.classes, 1, (0.0,), (1.0,), identity)
     return BagSplits(splits, opened.kind, opened.samples.width)

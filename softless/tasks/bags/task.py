@@ -184,13 +184,18 @@ class Bags(Task):
             embed.deviation.copy_(deviation)
         return model
 
-    def published(self, model: nn.Module) -> nn.Module:
-        """The model with the scale of its features in its first layer."""
+    def published(self, model: nn.Module) -> nn.Module | None:
+        """The model with the scale of its features in its first layer; None of survival, which no
+        config.json says.
+        """
+        if self.kind == "survival":
+            return None
         construction = self.construction()
         return folded(model, construction["architecture"], construction["model_args"])
 
-    def preparation(self) -> None:
-        """Features are taken as they are."""
+    def preparation(self) -> dict[str, Any]:
+        """Features are taken as they are; a bag has one class or several labels."""
+        return {"task": "multilabel" if self.kind == "several" else "classification"}
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:

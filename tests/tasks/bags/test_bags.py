@@ -249,6 +249,37 @@ def test_the_published_model_takes_raw_features(trained, made):
     assert str(trained.parent) not in card
 
 
+def assert_published_answers(run, folder, place, columns):
+    """The published folder of a run answers as the run does."""
+    for name, source in (("of_run", run), ("of_folder", run / "model")):
+        assert main(["predict", str(source), str(folder), "--out", str(place / name)]) == 0
+    ours, theirs = (read(place / name / "predictions.csv") for name in ("of_run", "of_folder"))
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["slide"] == b["slide"]
+        for column in columns:
+            assert float(a[column]) == pytest.approx(float(b[column]), abs=1e-5)
+
+
+def test_a_published_folder_stands_in_the_place_of_its_run(trained, made, tmp_path, capsys):
+    run, folder, listed, _ = trained / "fold0", made[0], str(made[1]), made[2]
+    assert_published_answers(run, folder, tmp_path, ("p benign", "p malignant"))
+    areas = []
+    for source in (run, run / "model"):
+        capsys.readouterr()
+        words = ["eval", str(source), str(folder), "--table", listed, "--json", "--device", "cpu"]
+        assert main(words) == 0
+        areas.append(json.loads(capsys.readouterr().out)["auc"])
+    assert areas[0] == pytest.approx(areas[1], abs=1e-6)
+
+
+def test_a_part_that_the_table_does_not_declare_is_not_measured(trained, made, tmp_path, capsys):
+    rows = [(slide, patient, label, "train") for slide, patient, label in made[2]]
+    listed = table(tmp_path / "t.csv", rows, ("slide", "patient", "label", "split"))
+    assert main(["eval", str(trained / "fold0"), str(made[0]), "--table", str(listed)]) == 2
+    assert "declares train, and no test" in capsys.readouterr().err
+
+
 def test_the_scale_is_numpy_s(made):
     task = open_task(recipe_of(made[0], made[1]))
     train = task.splits.train
@@ -299,6 +330,7 @@ def test_several_labels(made, tmp_path):
     assert stored.kind == "several"
     assert stored.classes == ("tumour", "other")
     assert stored.targets.shape == stored.answers.shape
+    assert_published_answers(tmp_path / "run", folder, tmp_path, ("p tumour", "p other"))
 
 
 def test_survival(made, tmp_path):
