@@ -37,7 +37,7 @@ def published_run(folder: Path, device: str | torch.device = "cpu") -> LoadedRun
     """
     model: Any = published_model(folder)
     best = described(model, folder.name)
-    if isinstance(model, BagModel):  # the task asks it what its logits are
+    if best["task"] == BAGS:  # the task asks the model what its logits are
         model.kind = "several" if several_labels(model.pretrained_cfg) else "class"
     number, names = int(getattr(model, "num_classes", 0)), tuple(best["classes"])
     return LoadedRun(
