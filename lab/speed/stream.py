@@ -10,7 +10,6 @@ before. That is the bytes of the image, the weights, and what a small image left
 
 import copy
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,10 +28,9 @@ from lab.speed.optimized import Linear, enliven
 from lab.speed.pace import paced
 from lab.speed.rivals import Published, share_weights
 from lab.speed.work import DTYPES, Case, Work
-from softless.compare.resident import forget, peak
+from softless.compare.resident import forget, in_own_process, peak
 from softless.compare.steps import peak_bytes
 from softless.compare.timing import Timings
-from softless.errors import SoftlessError
 from softless.inference import optimize
 from softless.layers import operator_class
 from softless.models import create_model
@@ -177,19 +175,7 @@ def in_a_process(name: str, work: Work, rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "threads": torch.get_num_threads(),
     }
-    done = subprocess.run(  # noqa: S603  # this very module
-        [sys.executable, "-m", __name__, json.dumps(request)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SoftlessError(
-            f"the process of '{name}' at {work} ended with {done.returncode}: "
-            f"{done.stderr.strip()[-300:]}"
-        )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return in_own_process("lab.speed.stream", request, f"'{name}' at {work}")
 
 
 def alone(

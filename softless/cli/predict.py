@@ -96,7 +96,7 @@ def predict(
         )
         setting = replace(setting, annotations=annotations)
         answers: Any = TABLE[loaded.task].predict
-        if hasattr(answers, "opened"):  # samples that are no images
+        if not TABLE[loaded.task].task.of_images:
             bags = world.together(lambda: answers.opened(loaded, images))
             see_one_folder(world, folder)
             with Results(folder, "predict", bags.paths()) as results:

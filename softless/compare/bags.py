@@ -5,7 +5,6 @@ they are compared.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from torch import nn
 
 from softless.bags.bag import Bag
 from softless.compare.record import processor, record_path, write_csv
-from softless.compare.resident import forget, peak
+from softless.compare.resident import forget, in_own_process, peak
 from softless.data.progress import track
 from softless.errors import UsageError
 from softless.models.bag import create_bag_model, is_bag_name, operator_of
@@ -204,17 +203,7 @@ def _write_store(path: Path, tiles: int, features: int) -> None:
 
 def _alone(request: Mapping[str, Any]) -> dict[str, Any]:
     """What a process answers that does nothing else."""
-    done = subprocess.run(  # noqa: S603  # this very module
-        [sys.executable, "-m", __name__, json.dumps(request)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise UsageError(f"a process that measured bags ended ({done.returncode}): {last}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return in_own_process("softless.compare.bags", request, f"bags, {request['run']}")
 
 
 def measured(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,17 @@
-"""The most memory that this process has held since a moment, as the system counts it."""
+"""The most memory that a process has held since a moment, as the system counts it, and a process of
+its own to ask.
+"""
 
 import ctypes
 import gc
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from softless.errors import SoftlessError
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -31,3 +40,27 @@ def peak() -> int:
 def _stated(name: str) -> int:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
+
+
+def in_own_process(module: str, request: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """What a module answers as a process that does nothing else: JSON in its last line.
+
+    Args:
+        module: its name; it takes the request as JSON in its first argument.
+        request: what it is asked.
+        what: what is measured, for the message.
+
+    Raises:
+        SoftlessError: the process ended with an error.
+    """
+    done = subprocess.run(  # noqa: S603  # a module of this package
+        [sys.executable, "-m", module, json.dumps(request)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise SoftlessError(f"the process of {what} ended with {done.returncode}: {last[-300:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer

@@ -61,7 +61,7 @@ def described(model: nn.Module, name: str) -> dict[str, Any]:
     """
     about: Any = getattr(model, "pretrained_cfg", None) or {}
     if isinstance(model, BagModel):
-        return _of_bags(model, about, name)
+        return _of_bags(model, name)
     channels, height, width = input_size_of(model, None)
     mean, std = (_per_channel(about.get(part), channels, part) for part in ("mean", "std"))
     return {
@@ -81,7 +81,7 @@ def described(model: nn.Module, name: str) -> dict[str, Any]:
     }
 
 
-def _of_bags(model: BagModel, about: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _of_bags(model: BagModel, name: str) -> dict[str, Any]:
     """The same of a model of bags, whose features are taken as they are."""
     built: Any = getattr(model, "construction", None)
     arguments = {} if built is None else dict(built.arguments)

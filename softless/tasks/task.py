@@ -149,6 +149,8 @@ class Task(ABC):
         """The summary of `evaluate` between epochs; on all ranks that of the whole."""
         return self.evaluate(model, loader, amp=amp, label="validating").summary()
 
+    # whether its samples are images; of others its `predict` opens them
+    of_images: ClassVar[bool] = True
     counted: ClassVar[str] = "images"  # what `composition` counts
 
     def composition(self, samples: Samples) -> dict[str, int]:  # noqa: ARG002

@@ -91,6 +91,7 @@ class Bags(Task):
         "concordance",
         "last",  # where validation patients are too few to pick an epoch
     )
+    of_images: ClassVar[bool] = False
     counted: ClassVar[str] = "bags"
     weighs = True
 
